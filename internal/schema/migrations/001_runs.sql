@@ -3,7 +3,7 @@
 create table {{.schema}}.instances (
     id            text collate "C" not null primary key check (octet_length(id) between 1 and 255),
     workflow      text collate "C" not null check (octet_length(workflow) between 1 and 255),
-    status        text collate "C" not null check (status in ('ready', 'running', 'waiting', 'completed', 'failed', 'cancelled', 'continued')),
+    status        text collate "C" not null check (status in ('ready', 'running', 'waiting', 'stuck', 'completed', 'failed', 'cancelled', 'continued')),
     worker        bigint,               -- running: the owner; waiting: who keeps it in memory
     token         bigint not null,      -- the fence: every change of owner adds one
     ready_at      timestamptz not null, -- since when it could run
@@ -54,6 +54,7 @@ create table {{.schema}}.attempts (
 create table {{.schema}}.mailbox (
     id         bigint generated always as identity primary key,
     channel    text collate "C" not null check (octet_length(channel) between 1 and 255),
+    mode       text collate "C" not null check (mode in ('direct', 'broadcast', 'competing')),
     receiver   text collate "C",        -- null: for whichever competing subscriber takes it
     sender     text collate "C",
     payload    json not null,
@@ -103,5 +104,6 @@ where status = 'waiting' and wake_at is not null;
 
 create view {{.schema}}.pending_channel_message as
 select created_at as at, id::text collate "C" as item, 0::bigint as version,
-       json_strip_nulls(json_build_object('channel_name', channel, 'message_id', id, 'target_instance_id', receiver))::text as payload
+       json_strip_nulls(json_build_object('channel_name', channel, 'message_id', id,
+                                          'target_instance_id', case when mode = 'direct' then receiver end))::text as payload
 from {{.schema}}.mailbox;

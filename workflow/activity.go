@@ -1,0 +1,144 @@
+package workflow
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/romancy-go/romancy/workflow/internal/journal"
+)
+
+// Activity is a step with side effects. Its result is recorded: a run executes it until it has been recorded once, then
+// answers from history. Its body may run more than once if a worker crashes before the result is recorded; use
+// [Info.IdempotencyKey] towards other systems, or WithTransaction for work in the same database.
+type Activity[In, Out any] struct {
+	name       string
+	fn         func(ctx context.Context, in In) (Out, error)
+	compensate func(ctx context.Context, in In, out Out) error
+	options    activityOptions
+}
+
+type activityOptions struct {
+	retry       RetryPolicy
+	timeout     time.Duration
+	transaction bool
+	err         error
+}
+
+// ActivityOption sets how an activity is executed.
+type ActivityOption func(*activityOptions)
+
+// WithRetry attempts the activity again when it fails; without it, one failed attempt is final. Zero fields of policy take
+// their defaults.
+func WithRetry(policy RetryPolicy) ActivityOption {
+	return func(o *activityOptions) {
+		o.retry = policy.withDefaults()
+		o.err = errors.Join(o.err, o.retry.validate())
+	}
+}
+
+// WithActivityTimeout bounds each attempt: its context ends after d. Without it an attempt may take any time; it is not
+// taken over while its worker lives.
+func WithActivityTimeout(d time.Duration) ActivityOption {
+	return func(o *activityOptions) {
+		o.timeout = d
+		if d <= 0 {
+			o.err = errors.Join(o.err, fmt.Errorf("WithActivityTimeout(%s): use a positive duration", d))
+		}
+	}
+}
+
+// WithTransaction executes each attempt in a transaction of its own on the engine's pool. What the body writes through
+// [Tx], the recorded result and the events it emits there commit together, exactly once. The body must not commit or roll
+// back that transaction, and should be short: it holds a connection of the pool.
+func WithTransaction() ActivityOption {
+	return func(o *activityOptions) { o.transaction = true }
+}
+
+// DefineActivity makes an activity of fn. name is stored in history and must stay the same across deploys.
+func DefineActivity[In, Out any](name string, fn func(ctx context.Context, in In) (Out, error), options ...ActivityOption) *Activity[In, Out] {
+	activity := &Activity[In, Out]{name: name, fn: fn, options: activityOptions{retry: once}}
+	for _, option := range options {
+		option(&activity.options)
+	}
+	return activity
+}
+
+// WithCompensation returns a copy of the activity that is undone by compensate when the workflow fails later. The
+// compensations of all activities that succeeded run in reverse order, each as a durable step with the activity's options
+// (ten attempts if it has no retry policy).
+func (a *Activity[In, Out]) WithCompensation(compensate func(ctx context.Context, in In, out Out) error) *Activity[In, Out] {
+	compensated := *a
+	compensated.compensate = compensate
+	return &compensated
+}
+
+// Name returns the activity's name.
+func (a *Activity[In, Out]) Name() string { return a.name }
+
+// Execute carries the activity out, or answers from history if it has been. A failure is an *ActivityError.
+func (a *Activity[In, Out]) Execute(ctx *Context, in In) (Out, error) {
+	var out Out
+	if err := errors.Join(checkName("activity name", a.name), a.options.err); err != nil {
+		return out, fmt.Errorf("activity %q: %w", a.name, err)
+	}
+	output, err := ctx.run.step(step{kind: journal.Activity, name: a.name, options: a.options}, func(ctx context.Context) ([]byte, error) {
+		result, err := a.fn(ctx, in)
+		if err != nil {
+			return nil, err
+		}
+		text, err := json.Marshal(result)
+		if err != nil {
+			return nil, Terminal(fmt.Errorf("encode the result of activity %q (%T): %w", a.name, result, err))
+		}
+		return text, nil
+	})
+	if err != nil {
+		return out, err
+	}
+	if err := decodeValue(output, &out); err != nil {
+		return out, fmt.Errorf("decode the recorded result of activity %q into %T: %w", a.name, out, err)
+	}
+	if a.compensate != nil {
+		ctx.run.compensations = append(ctx.run.compensations, compensation{
+			name: a.name, options: a.options,
+			undo: func(ctx context.Context) error { return a.compensate(ctx, in, out) },
+		})
+	}
+	return out, nil
+}
+
+// Info describes the attempt that an activity's body is executing.
+type Info struct {
+	InstanceID   string
+	WorkflowName string
+	Activity     string
+	Position     int32 // of the step in its run's history, from 1
+	Attempt      int   // from 1
+	// IdempotencyKey is the same for every attempt of this step and of no other: instance id, position and, for a
+	// compensation, its kind.
+	IdempotencyKey string
+}
+
+type infoKey struct{}
+
+type txKey struct{}
+
+// ActivityInfo returns what is being executed. Outside an activity it is the zero Info.
+func ActivityInfo(ctx context.Context) Info {
+	info, _ := ctx.Value(infoKey{}).(Info)
+	return info
+}
+
+// Tx returns the transaction of an activity defined WithTransaction. Anywhere else there is none, and Tx panics.
+func Tx(ctx context.Context) pgx.Tx {
+	tx, ok := ctx.Value(txKey{}).(pgx.Tx)
+	if !ok {
+		panic("workflow.Tx: not inside an activity defined WithTransaction")
+	}
+	return tx
+}

@@ -1,0 +1,175 @@
+package workflow
+
+import (
+	"container/list"
+	"time"
+
+	"github.com/romancy-go/romancy/workflow/internal/commit"
+	"github.com/romancy-go/romancy/workflow/internal/deadline"
+	"github.com/romancy-go/romancy/workflow/internal/store"
+)
+
+// cache holds the runs of this worker: those executing, and the parked ones whose goroutines are kept so that they resume
+// without a replay. The engine's mutex guards it and the fields of runs marked as its.
+type cache struct {
+	runs      map[string]*run
+	executing int
+	starting  int                      // runs being created that will execute here
+	parked    *list.List               // of *run, least recently parked first
+	receiving map[string]map[*run]bool // parked runs by the channel they wait on
+	deadlines deadline.Heap            // of parked runs, evicted ones included
+
+	resumed, replayed, evicted int64
+}
+
+func newCache() cache {
+	return cache{runs: map[string]*run{}, parked: list.New(), receiving: map[string]map[*run]bool{}}
+}
+
+type phase int
+
+const (
+	executing phase = iota
+	parked
+	gone // not in the cache any more
+)
+
+// waiting is what a parked run waits for.
+type waiting struct {
+	wait      store.Wait
+	remaining time.Duration // until the deadline, when it parked; meaningful if timed
+	timed     bool
+}
+
+// resumption is what a parked run's goroutine is told.
+type resumption struct {
+	outcome string // store.GotMessage, store.Due, or claimed
+	message []byte
+	exit    bool // end the goroutine
+}
+
+// claimed: the run was made ready while it was parked, and claimed here again; it looks for itself.
+const claimed = "claimed"
+
+// addLocked makes r one of the executing runs. A run of that id that is still here lost its owner and is ended.
+func (e *Engine) addLocked(r *run) {
+	if old := e.cache.runs[r.id]; old != nil {
+		e.dropLocked(old)
+	}
+	r.phase = executing
+	e.cache.runs[r.id] = r
+	e.cache.executing++
+}
+
+// dropLocked removes r from the cache and ends its goroutine, at once if it is parked, else at its next command.
+func (e *Engine) dropLocked(r *run) {
+	switch r.phase {
+	case gone:
+		return
+	case executing:
+		e.cache.executing--
+	case parked:
+		e.unparkLocked(r)
+		r.resume <- resumption{exit: true} // never blocks: a parked run is resumed once
+	}
+	r.phase = gone
+	r.lost.Store(true)
+	r.cancel()
+	if e.cache.runs[r.id] == r {
+		delete(e.cache.runs, r.id)
+	}
+}
+
+// ended removes a run whose goroutine is over.
+func (e *Engine) ended(r *run) {
+	e.mu.Lock()
+	e.dropLocked(r)
+	e.mu.Unlock()
+	e.claims.give() // there is room for another
+}
+
+func (e *Engine) unparkLocked(r *run) {
+	e.cache.parked.Remove(r.element)
+	r.element = nil
+	if channel := r.waiting.wait.Channel; channel != "" {
+		delete(e.cache.receiving[channel], r)
+		if len(e.cache.receiving[channel]) == 0 {
+			delete(e.cache.receiving, channel)
+		}
+	}
+}
+
+// park puts r, whose row is waiting now, among the parked. It reports false if r must end instead.
+func (e *Engine) park(r *run, w waiting) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if r.phase != executing || e.draining.Load() {
+		return false
+	}
+	e.cache.executing--
+	r.phase, r.waiting, r.waking, r.wakeAgain = parked, w, false, false
+	r.element = e.cache.parked.PushBack(r)
+	if channel := w.wait.Channel; channel != "" {
+		if e.cache.receiving[channel] == nil {
+			e.cache.receiving[channel] = map[*run]bool{}
+		}
+		e.cache.receiving[channel][r] = true
+	}
+	if w.timed {
+		e.armLocked(r, w.remaining)
+	}
+	for e.cache.parked.Len() > e.config.CacheSize {
+		e.evictLocked()
+	}
+	return true
+}
+
+// armLocked has timerLoop look at r after remaining, counted by this process's monotonic clock.
+func (e *Engine) armLocked(r *run, remaining time.Duration) {
+	if e.cache.deadlines.Push(deadline.Entry{At: time.Now().Add(max(remaining, 0)), ID: r.id, Token: r.token}) {
+		e.timers.give()
+	}
+}
+
+// evictLocked drops the run that has been parked longest. Its deadline stays in the heap: it is claimed when due.
+func (e *Engine) evictLocked() {
+	front := e.cache.parked.Front()
+	if front == nil {
+		return
+	}
+	r := front.Value.(*run) //nolint:forcetypeassert // the list holds nothing else
+	fence := store.Fence{ID: r.id, Token: r.token}
+	e.dropLocked(r)
+	e.cache.evicted++
+	e.committer.LetGo(fence, func(_ struct{}, err error) {
+		if err != nil {
+			e.logger.Warn("evicted run not noted; the slow sweep will find it", "instance_id", fence.ID, "error", err)
+		}
+	})
+}
+
+// letGoOfParkedLocked ends the goroutines of all parked runs. Their rows say waiting: any worker can resume them.
+func (e *Engine) letGoOfParkedLocked() {
+	for e.cache.parked.Len() > 0 {
+		e.dropLocked(e.cache.parked.Front().Value.(*run)) //nolint:forcetypeassert // the list holds nothing else
+	}
+}
+
+// abandonAll ends every run here: this worker has lost its lease, and they belong to whoever takes them.
+func (e *Engine) abandonAll() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, r := range e.cache.runs {
+		e.dropLocked(r)
+	}
+}
+
+// resumeLocked lets a parked run go on. token is its row's now.
+func (e *Engine) resumeLocked(r *run, token int64, with resumption) {
+	e.unparkLocked(r)
+	r.phase, r.token = executing, token
+	r.stream = &commit.Stream{}
+	e.cache.executing++
+	e.cache.resumed++
+	r.resume <- with // never blocks: a parked run is resumed once
+}

@@ -1,0 +1,236 @@
+package workflow
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/romancy-go/romancy/workflow/internal/commit"
+	"github.com/romancy-go/romancy/workflow/internal/store"
+)
+
+const (
+	// claimGap is the least time between two looks for ready runs: every start in the cluster is announced to all workers.
+	claimGap = 5 * time.Millisecond
+	// orphanDelay is how long a run may be owned in the database and not be here: its claim may be under way.
+	orphanDelay = time.Second
+)
+
+// do carries out statements through the committer and waits for them.
+func (e *Engine) do(ctx context.Context, repeat bool, statements func(*pgx.Batch)) error {
+	_, err := commit.Await(ctx, func(then func(struct{}, error)) { e.committer.Do(repeat, statements, then) })
+	return err
+}
+
+// claimLoop takes ready runs while there is room.
+func (e *Engine) claimLoop(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-e.claims:
+		}
+		for e.claim(ctx) {
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(claimGap):
+		}
+	}
+}
+
+// claim takes one batch of ready runs. It reports whether there may be more that there is room for.
+func (e *Engine) claim(ctx context.Context) bool {
+	e.mu.Lock()
+	room := e.config.MaxConcurrentRuns - e.cache.executing - e.cache.starting
+	e.mu.Unlock()
+	worker := e.lease.ID()
+	if room <= 0 || worker == 0 || ctx.Err() != nil {
+		return false
+	}
+	each := max(1, min(room, e.config.MaxWorkflowsPerBatch)/len(e.names))
+	owned := new([]store.Claimed) // its own: an operation that is not waited for any more may still write to it
+	err := e.do(ctx, false, func(b *pgx.Batch) { e.store.ClaimReady(b, e.names, worker, each, owned) })
+	if err != nil {
+		e.claimFailed(ctx, err)
+		return false
+	}
+	e.launch(ctx, worker, *owned)
+	return len(*owned) >= each
+}
+
+func (e *Engine) claimFailed(ctx context.Context, err error) {
+	if ctx.Err() != nil {
+		return
+	}
+	e.logger.WarnContext(ctx, "claiming runs failed, will be tried again", "error", err)
+	e.orphans.give() // an answer may have been lost
+	select {
+	case <-ctx.Done():
+	case <-time.After(time.Second):
+	}
+	e.claims.give()
+}
+
+// launch executes runs that this worker has just become the owner of.
+func (e *Engine) launch(ctx context.Context, worker int64, owned []store.Claimed) {
+	rest := e.resumeClaimed(owned)
+	if len(rest) == 0 {
+		return
+	}
+	pasts, err := e.loadPasts(ctx, rest)
+	if err != nil {
+		e.logger.WarnContext(ctx, "loading the history of claimed runs failed, they are given back", "error", err)
+		for _, run := range rest {
+			e.release(store.Fence{ID: run.ID, Token: run.Token})
+		}
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, run := range rest {
+		if e.draining.Load() || e.lease.ID() != worker {
+			e.release(store.Fence{ID: run.ID, Token: run.Token})
+			continue
+		}
+		e.launchLocked(e.definitions[run.Workflow], run, pasts[run.ID])
+	}
+}
+
+// resumeClaimed lets those runs go on that are parked in memory here and were owned by nobody else meanwhile; it returns
+// the others.
+func (e *Engine) resumeClaimed(owned []store.Claimed) (rest []store.Claimed) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, run := range owned {
+		r := e.cache.runs[run.ID]
+		if r != nil && r.phase == parked && !r.waking && r.token+1 == run.Token {
+			e.resumeLocked(r, run.Token, resumption{outcome: claimed})
+			continue
+		}
+		rest = append(rest, run)
+	}
+	return rest
+}
+
+func (e *Engine) loadPasts(ctx context.Context, owned []store.Claimed) (map[string]*store.Past, error) {
+	pasts := map[string]*store.Past{}
+	var ids []string
+	for _, run := range owned {
+		pasts[run.ID] = &store.Past{}
+		if run.Token > 1 { // an earlier owner may have left something
+			ids = append(ids, run.ID)
+		}
+	}
+	if len(ids) == 0 {
+		return pasts, nil
+	}
+	loaded := map[string]*store.Past{}
+	if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.LoadHistory(b, ids, loaded) }); err != nil {
+		return nil, err
+	}
+	for id, past := range loaded {
+		pasts[id] = past
+	}
+	return pasts, nil
+}
+
+// release makes an owned run ready for any worker.
+func (e *Engine) release(fence store.Fence) {
+	e.committer.Release(fence, func(run store.Named, err error) {
+		switch {
+		case err == nil:
+			e.tellResumable(run.ID, run.Workflow)
+			e.claims.give()
+		case errors.Is(err, commit.ErrFenced), errors.Is(err, commit.ErrClosed):
+		default:
+			e.logger.Warn("run could not be given back yet", "instance_id", fence.ID, "error", err)
+			e.orphans.give()
+		}
+	})
+}
+
+// coldLoop takes runs that are due and were evicted from memory.
+func (e *Engine) coldLoop(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-e.cold.some:
+		}
+		counts, more := e.cold.take()
+		if more {
+			e.sweepUntilDone(ctx, "timers", e.SweepTimers, e.SweepChannelTimeouts)
+		}
+		ids := keys(counts)
+		worker := e.lease.ID()
+		if len(ids) == 0 || worker == 0 {
+			continue
+		}
+		owned := new([]store.Claimed)
+		if err := e.do(ctx, false, func(b *pgx.Batch) { e.store.ClaimWaiting(b, ids, worker, owned) }); err != nil {
+			e.claimFailed(ctx, err)
+			continue
+		}
+		e.launch(ctx, worker, *owned)
+	}
+}
+
+// orphanLoop gives back what the database says we own but is not here: the answer to a claim was lost, say.
+func (e *Engine) orphanLoop(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-e.orphans:
+		}
+		before, err := e.findOrphans(ctx)
+		if err == nil && len(before) > 0 {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(orphanDelay):
+			}
+			var after map[store.Fence]bool
+			after, err = e.findOrphans(ctx)
+			for fence := range after {
+				if before[fence] {
+					e.release(fence)
+				}
+			}
+		}
+		if err != nil && ctx.Err() == nil {
+			e.logger.WarnContext(ctx, "looking for orphaned runs failed, will be tried again", "error", err)
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(orphanDelay):
+			}
+			e.orphans.give()
+		}
+	}
+}
+
+func (e *Engine) findOrphans(ctx context.Context) (map[store.Fence]bool, error) {
+	worker := e.lease.ID()
+	if worker == 0 {
+		return nil, nil
+	}
+	rows := new([]store.Fence)
+	if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.OwnedRuns(b, worker, rows) }); err != nil {
+		return nil, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	orphans := map[store.Fence]bool{}
+	for _, fence := range *rows {
+		// A run that is waking is in memory with the token it had when it parked.
+		if r := e.cache.runs[fence.ID]; r == nil || (r.phase == executing && r.token != fence.Token) || (r.phase == parked && !r.waking) {
+			orphans[fence] = true
+		}
+	}
+	return orphans, nil
+}

@@ -1,0 +1,32 @@
+package workflow
+
+import (
+	"context"
+	"log/slog"
+)
+
+// Context is what a workflow function is given. It is a context.Context that ends when the run loses its worker or the
+// worker shuts down; it must be used by the workflow's own goroutine only.
+type Context struct {
+	context.Context
+
+	run *run
+}
+
+// InstanceID returns the id of this run.
+func (c *Context) InstanceID() string { return c.run.id }
+
+// WorkflowName returns the name of this run's workflow.
+func (c *Context) WorkflowName() string { return c.run.definition.Name() }
+
+// IsReplaying reports whether the next command is answered from history instead of being carried out.
+func (c *Context) IsReplaying() bool { return c.run.journal.Replaying() }
+
+// Logger returns the engine's logger with the run and its workflow as attributes. While history is replayed it discards,
+// so that a line is logged once.
+func (c *Context) Logger() *slog.Logger {
+	if c.IsReplaying() {
+		return slog.New(slog.DiscardHandler)
+	}
+	return c.run.logger
+}

@@ -1,0 +1,88 @@
+package workflow
+
+import (
+	"encoding/json"
+	"fmt"
+	"unicode/utf8"
+)
+
+// MaxIDLength is the longest instance id, workflow, activity or channel name, in bytes. A notification carries two of them
+// and must stay below PostgreSQL's limit of 8,000 bytes whatever characters they hold.
+const MaxIDLength = 255
+
+// Definition is a workflow of any type, as made by [Define].
+type Definition interface {
+	// Name returns the workflow's name.
+	Name() string
+	execute(ctx *Context, input []byte) ([]byte, error)
+	validate() error
+}
+
+// Workflow is a durable function from In to Out. In and Out are encoded as JSON.
+type Workflow[In, Out any] struct {
+	name string
+	fn   func(ctx *Context, in In) (Out, error)
+}
+
+// Define makes a workflow of fn. name is stored with every run and must stay the same across deploys.
+//
+// fn must be deterministic: everything with a side effect, and everything that may differ from one execution to the next
+// (time, random numbers, other systems), belongs into activities or one of the recorded values of this package. An engine
+// runs fn again from the top after a crash or an eviction and answers its commands from history.
+func Define[In, Out any](name string, fn func(ctx *Context, in In) (Out, error)) *Workflow[In, Out] {
+	return &Workflow[In, Out]{name: name, fn: fn}
+}
+
+// Name returns the workflow's name.
+func (w *Workflow[In, Out]) Name() string { return w.name }
+
+func (w *Workflow[In, Out]) validate() error {
+	if err := checkName("workflow name", w.name); err != nil {
+		return err
+	}
+	if w.fn == nil {
+		return fmt.Errorf("workflow %q has no function: pass one to Define", w.name)
+	}
+	return nil
+}
+
+func (w *Workflow[In, Out]) execute(ctx *Context, input []byte) ([]byte, error) {
+	var in In
+	if err := decodeValue(input, &in); err != nil {
+		return nil, fmt.Errorf("decode the input of workflow %q into %T: %w", w.name, in, err)
+	}
+	out, err := w.fn(ctx, in)
+	if err != nil {
+		return nil, err
+	}
+	output, err := json.Marshal(out)
+	if err != nil {
+		return nil, fmt.Errorf("encode the output of workflow %q (%T): %w", w.name, out, err)
+	}
+	return output, nil
+}
+
+func decodeValue(text []byte, into any) error {
+	if len(text) == 0 {
+		return nil
+	}
+	return json.Unmarshal(text, into)
+}
+
+// checkName reports why value cannot be stored as an id or a name; field says what it is.
+func checkName(field, value string) error {
+	switch {
+	case value == "":
+		return fmt.Errorf("%s is empty: give 1 to %d bytes", field, MaxIDLength)
+	case len(value) > MaxIDLength:
+		return fmt.Errorf("%s %.40q... is %d bytes long: use at most %d", field, value, len(value), MaxIDLength)
+	case !utf8.ValidString(value):
+		return fmt.Errorf("%s %q is not valid UTF-8", field, value)
+	}
+	for i := range len(value) {
+		if value[i] == 0 {
+			return fmt.Errorf("%s %q contains a NUL byte, which PostgreSQL cannot store", field, value)
+		}
+	}
+	return nil
+}

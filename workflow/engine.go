@@ -1,0 +1,360 @@
+package workflow
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/romancy-go/romancy/bus"
+	"github.com/romancy-go/romancy/internal/dial"
+	"github.com/romancy-go/romancy/internal/schema"
+	"github.com/romancy-go/romancy/workflow/internal/commit"
+	"github.com/romancy-go/romancy/workflow/internal/lease"
+	"github.com/romancy-go/romancy/workflow/internal/store"
+)
+
+// Config configures an Engine. Only Pool is required.
+type Config struct {
+	// Pool is the application's; transactional activities and callers' transactions run on it. The engine never closes it,
+	// and makes one connection of its own beside it, from its configuration, for everything that it writes (a second one
+	// while runs are started with ids of the caller's).
+	Pool *pgxpool.Pool
+	// Schema is where the tables are. Default "romancy".
+	Schema string
+	// Workflows are those that this process knows: the ones it may start, and, unless ClientOnly, executes.
+	Workflows []Definition
+	// ClientOnly: start and signal runs, execute none.
+	ClientOnly bool
+	// Listener brings notifications; started and closed by its owner. nil: the engine looks for itself, every second.
+	Listener *bus.Listener
+	// Notifier sends notifications; started and closed by its owner. nil: nobody is notified.
+	Notifier *bus.Notifier
+	// Channels are the names of the four channels. Default: made from Schema.
+	Channels bus.Channels
+	// Label is shown in the workers table, for people. Default: host name and process id.
+	Label string
+	// Lease is how long this worker owns its runs without a sign of life: after a crash they continue elsewhere when it
+	// has run out. Renewed three times as often. Default 15 s, at least 1 s.
+	Lease time.Duration
+	// MaxConcurrentRuns bounds the runs executing here at one time, parked ones not counted. Default 1000.
+	MaxConcurrentRuns int
+	// CacheSize bounds the parked runs kept in memory; those beyond it are resumed by replaying their history. Default 10000.
+	CacheSize int
+	// MaxWorkflowsPerBatch bounds the ready runs claimed by one statement. Default 100.
+	MaxWorkflowsPerBatch int
+	// MaxTimersPerBatch bounds the due timers handled by one statement. Default 100.
+	MaxTimersPerBatch int
+	// MaxMessagesPerBatch bounds the waiting messages looked at by one statement. Default 100.
+	MaxMessagesPerBatch int
+	// FallbackInterval is how often this process looks for what a lost notification would have said. Default 30 s. While the
+	// listener is not healthy it looks for ready runs every second.
+	FallbackInterval time.Duration
+	// Logger. Default slog.Default().
+	Logger *slog.Logger
+}
+
+func (c Config) withDefaults() Config {
+	c.Schema = cmp.Or(c.Schema, schema.Default)
+	c.Channels = cmp.Or(c.Channels, bus.ChannelsFor(c.Schema))
+	if c.Label == "" {
+		host, _ := os.Hostname() // an empty host name is only a poorer label
+		c.Label = fmt.Sprintf("%s/%d", host, os.Getpid())
+	}
+	c.Lease = cmp.Or(c.Lease, 15*time.Second)
+	c.MaxConcurrentRuns = cmp.Or(c.MaxConcurrentRuns, 1000)
+	c.CacheSize = cmp.Or(c.CacheSize, 10_000)
+	c.MaxWorkflowsPerBatch = cmp.Or(c.MaxWorkflowsPerBatch, 100)
+	c.MaxTimersPerBatch = cmp.Or(c.MaxTimersPerBatch, 100)
+	c.MaxMessagesPerBatch = cmp.Or(c.MaxMessagesPerBatch, 100)
+	c.FallbackInterval = cmp.Or(c.FallbackInterval, 30*time.Second)
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	return c
+}
+
+func (c Config) validate() error {
+	var errs []error
+	if c.Pool == nil {
+		errs = append(errs, errors.New("Config.Pool is nil: pass the application's *pgxpool.Pool"))
+	}
+	if err := c.Channels.Validate(); err != nil {
+		errs = append(errs, fmt.Errorf("Config.Channels: %w", err))
+	}
+	if c.Lease < time.Second {
+		errs = append(errs, fmt.Errorf("Config.Lease is %s: use at least 1s", c.Lease))
+	}
+	for field, value := range map[string]int{
+		"MaxConcurrentRuns": c.MaxConcurrentRuns, "CacheSize": c.CacheSize, "MaxWorkflowsPerBatch": c.MaxWorkflowsPerBatch,
+		"MaxTimersPerBatch": c.MaxTimersPerBatch, "MaxMessagesPerBatch": c.MaxMessagesPerBatch,
+	} {
+		if value < 1 {
+			errs = append(errs, fmt.Errorf("Config.%s is %d: use at least 1, or 0 for the default", field, value))
+		}
+	}
+	if c.FallbackInterval < 0 {
+		errs = append(errs, fmt.Errorf("Config.FallbackInterval is %s: use a positive duration, or 0 for the default", c.FallbackInterval))
+	}
+	return errors.Join(append(errs, validateWorkflows(c.Workflows))...)
+}
+
+func validateWorkflows(definitions []Definition) error {
+	var errs []error
+	names := map[string]bool{}
+	for i, definition := range definitions {
+		if definition == nil {
+			errs = append(errs, fmt.Errorf("Config.Workflows[%d] is nil", i))
+			continue
+		}
+		if err := definition.validate(); err != nil {
+			errs = append(errs, fmt.Errorf("Config.Workflows[%d]: %w", i, err))
+		}
+		if names[definition.Name()] {
+			errs = append(errs, fmt.Errorf("Config.Workflows[%d]: two workflows are named %q: rename one", i, definition.Name()))
+		}
+		names[definition.Name()] = true
+	}
+	return errors.Join(errs...)
+}
+
+// maxTally bounds what is remembered by name between two passes of a loop; beyond it the loop looks at everything.
+const maxTally = 1000
+
+type engineState int
+
+const (
+	stateNew engineState = iota
+	stateStarted
+	stateDraining
+	stateClosed
+)
+
+// Engine starts runs, executes them and brings them what they wait for. All methods are safe for concurrent use; those
+// that need the database return ErrNotStarted before Start and ErrClosed after Shutdown.
+type Engine struct {
+	config      Config
+	logger      *slog.Logger
+	store       *store.Store
+	definitions map[string]Definition
+	names       []string // of the workflows executed here
+	endedOn     string   // the channel on which the end of runs is told
+
+	committer *commit.Committer // for what belongs to runs of this worker
+	side      *commit.Committer // for starts with a caller's id, which another transaction may hold
+	lease     *lease.Keeper
+	watch     *watch
+	txSlots   chan struct{} // bounds transactional activities, so that they leave connections to others
+
+	stop     context.CancelFunc // ends the loops
+	loops    sync.WaitGroup
+	runs     sync.WaitGroup // the runs' goroutines
+	draining atomic.Bool
+
+	claims       signal // there may be ready runs
+	timers       signal // the earliest deadline has changed
+	takeovers    signal // a worker may have died
+	orphans      signal // the database may say that we own runs which are not here
+	published    *tally // channels on which something was published
+	mailRuns     *tally // runs not in memory here that have mail
+	mailChannels *tally // channels whose subscribers may have mail
+	cold         *tally // runs not in memory here that are due
+
+	mu    sync.Mutex // guards state and cache
+	state engineState
+	cache cache
+}
+
+// NewEngine returns an engine that Start sets to work. It returns all mistakes in config at once.
+func NewEngine(config Config) (*Engine, error) {
+	config = config.withDefaults()
+	statements, err := store.New(config.Schema)
+	if err := errors.Join(config.validate(), err); err != nil {
+		return nil, fmt.Errorf("workflow engine: %w", err)
+	}
+	e := &Engine{
+		config: config, logger: config.Logger, store: statements,
+		definitions: map[string]Definition{},
+		endedOn:     config.Schema + "_workflow_ended",
+		claims:      newSignal(), timers: newSignal(), takeovers: newSignal(), orphans: newSignal(),
+		published: newTally(maxTally), mailRuns: newTally(maxTally), mailChannels: newTally(maxTally), cold: newTally(maxTally),
+		cache:   newCache(),
+		txSlots: make(chan struct{}, max(1, int(config.Pool.Config().MaxConns)-1)),
+	}
+	for _, definition := range config.Workflows {
+		e.definitions[definition.Name()] = definition
+		if !config.ClientOnly {
+			e.names = append(e.names, definition.Name())
+		}
+	}
+	connect := func(ctx context.Context) (*pgx.Conn, error) {
+		return dial.Beside(ctx, config.Pool, " engine", nil)
+	}
+	e.committer = commit.New(commit.Config{Store: statements, Connect: connect, Sent: e.sent, Logger: e.logger})
+	e.side = commit.New(commit.Config{Store: statements, Connect: connect, Lazy: true, LockTimeout: 200 * time.Millisecond, Logger: e.logger})
+	e.lease = lease.New(lease.Config{
+		Store: statements, Committer: e.committer, Label: config.Label, Lease: config.Lease,
+		Listening: config.Listener.Healthy,
+		Lost:      e.abandonAll, Registered: e.claims.give, Expired: e.takeovers.give,
+		Logger: e.logger,
+	})
+	e.watch = newWatch(e)
+	return e, nil
+}
+
+// executes reports whether this process executes runs at all.
+func (e *Engine) executes() bool { return len(e.names) > 0 }
+
+// Start connects and begins to execute runs. It returns an error if the database cannot be reached, if the engine was
+// started before, and ErrClosed after Shutdown. Cancelling ctx afterwards stops nothing: call Shutdown.
+func (e *Engine) Start(ctx context.Context) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch e.state {
+	case stateNew:
+	case stateStarted:
+		return errors.New("engine was started before: start it once")
+	case stateDraining, stateClosed:
+		return ErrClosed
+	}
+	if err := e.committer.Open(ctx); err != nil {
+		return fmt.Errorf("start the workflow engine: %w", err)
+	}
+	if err := e.side.Open(ctx); err != nil {
+		return fmt.Errorf("start the workflow engine: %w", err)
+	}
+	if err := e.startLoops(ctx); err != nil {
+		e.committer.Close(ctx)
+		e.side.Close(ctx)
+		e.state = stateClosed
+		return fmt.Errorf("start the workflow engine: %w", err)
+	}
+	e.state = stateStarted
+	return nil
+}
+
+func (e *Engine) startLoops(ctx context.Context) error {
+	var subscription *bus.Subscription
+	if e.config.Listener != nil {
+		channels := []string{e.endedOn}
+		if e.executes() {
+			channels = append(channels, e.config.Channels.WorkflowResumable, e.config.Channels.ChannelMessage)
+		}
+		var err error
+		if subscription, err = e.config.Listener.Subscribe(0, channels...); err != nil {
+			return err
+		}
+	}
+	if e.executes() {
+		if err := e.lease.Register(ctx); err != nil {
+			if subscription != nil {
+				subscription.Close()
+			}
+			return fmt.Errorf("register this worker: %w", err)
+		}
+	}
+	loopCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	e.stop = stop
+	e.loops.Go(func() { e.watch.loop(loopCtx) })
+	if subscription != nil {
+		e.loops.Go(func() { e.listen(loopCtx, subscription) })
+	}
+	if !e.executes() {
+		return nil
+	}
+	e.loops.Go(func() { e.lease.Run(loopCtx) })
+	e.loops.Go(func() { e.claimLoop(loopCtx) })
+	e.loops.Go(func() { e.timerLoop(loopCtx) })
+	e.loops.Go(func() { e.takeoverLoop(loopCtx) })
+	e.loops.Go(func() { e.publishedLoop(loopCtx) })
+	e.loops.Go(func() { e.mailSweepLoop(loopCtx) })
+	e.loops.Go(func() { e.coldLoop(loopCtx) })
+	e.loops.Go(func() { e.orphanLoop(loopCtx) })
+	e.loops.Go(func() { e.safetyNet(loopCtx) })
+	e.claims.give()
+	return nil
+}
+
+// Shutdown stops taking runs, lets each run here finish the step it is in, and hands it over: another worker continues it
+// at once. When ctx ends first, the contexts of the steps still executing are cancelled, their runs are handed over all the
+// same, and an error says which: what those steps do from then on is not recorded. Later calls return nil.
+func (e *Engine) Shutdown(ctx context.Context) error {
+	e.mu.Lock()
+	if e.state != stateStarted {
+		if e.state == stateNew {
+			e.state = stateClosed
+		}
+		e.mu.Unlock()
+		return nil
+	}
+	e.state = stateDraining
+	e.draining.Store(true)
+	e.letGoOfParkedLocked()
+	e.mu.Unlock()
+
+	overrun := e.drain(ctx)
+	e.stop()
+	e.loops.Wait()
+
+	// What is left must be written even if ctx is over, but not for ever.
+	writeCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if err := e.lease.Deregister(writeCtx); err != nil {
+		e.logger.WarnContext(ctx, "worker could not deregister; its lease will run out instead", "error", err)
+	}
+	e.committer.Close(writeCtx)
+	e.side.Close(writeCtx)
+	e.mu.Lock()
+	e.state = stateClosed
+	e.mu.Unlock()
+	e.watch.close()
+	return overrun
+}
+
+// drain waits for the runs executing here to hand themselves over, and at the end of ctx takes the rest from them.
+func (e *Engine) drain(ctx context.Context) error {
+	drained := make(chan struct{})
+	go func() { e.runs.Wait(); close(drained) }()
+	select {
+	case <-drained:
+		return nil
+	case <-ctx.Done():
+	}
+	e.mu.Lock()
+	var left []*run
+	for _, r := range e.cache.runs {
+		left = append(left, r)
+	}
+	e.mu.Unlock()
+	ids := make([]string, 0, len(left))
+	for _, r := range left {
+		r.abandon(true)
+		ids = append(ids, r.id)
+	}
+	return fmt.Errorf("shutdown limit reached with %d run(s) in a step, handed over: %q: %w", len(ids), ids, ctx.Err())
+}
+
+// check returns why the engine cannot serve a call now, or nil.
+func (e *Engine) check() error {
+	if e == nil {
+		return ErrNotStarted
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch e.state {
+	case stateStarted:
+		return nil
+	case stateNew:
+		return ErrNotStarted
+	default:
+		return ErrClosed
+	}
+}

@@ -1,0 +1,160 @@
+package workflow
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+)
+
+var (
+	// ErrTimeout is returned by Receive when no message came within its timeout.
+	ErrTimeout = errors.New("timed out waiting for a message")
+	// ErrNotStarted is returned by calls on an engine that has not been started, or on a nil one.
+	ErrNotStarted = errors.New("engine not started: call Start first")
+	// ErrClosed is returned by calls on an engine that is shutting down or has shut down.
+	ErrClosed = errors.New("engine is shut down")
+	// ErrNotFound says that there is no run with that id.
+	ErrNotFound = errors.New("no such run")
+	// ErrUndeliverable is returned by SendTo when the receiving run does not exist or has ended.
+	ErrUndeliverable = errors.New("undeliverable: the receiving run does not exist or has ended")
+	// ErrModeConflict is returned by Subscribe when others are subscribed to the channel in another mode.
+	ErrModeConflict = errors.New("channel is in use in another mode")
+	// ErrIDConflict is returned by Start when the id belongs to a run of another workflow or with another input.
+	ErrIDConflict = errors.New("id belongs to another run")
+	// ErrOutcomeUnknown says that the connection was lost before the database confirmed: it may have been carried out or not.
+	ErrOutcomeUnknown = errors.New("outcome unknown: the connection was lost before the database confirmed")
+)
+
+// Error is an error with a type that survives being recorded: errors.Is(err, target) holds for a failure of a step, live
+// and replayed, when target is an *Error of the same Type.
+type Error struct {
+	Type    string // a stable identifier, such as "card_declined"
+	Message string // for people
+}
+
+// NewError returns an *Error.
+func NewError(errorType, message string) *Error { return &Error{Type: errorType, Message: message} }
+
+func (e *Error) Error() string { return e.Message }
+
+// ErrorType returns Type. Any error with this method is recorded with the type it returns.
+func (e *Error) ErrorType() string { return e.Type }
+
+// Is reports whether target is an *Error of the same type.
+func (e *Error) Is(target error) bool {
+	other, ok := target.(*Error)
+	return ok && other.Type == e.Type
+}
+
+// ActivityError is how an activity's failure reaches the workflow. It is made from what was recorded, so it is the same
+// live and replayed; the Go error the activity returned is not in its chain.
+type ActivityError struct {
+	Activity string // the activity's name
+	Type     string // see [Error.ErrorType]; the Go type of the error if it names none; "panic" for a panic
+	Message  string
+	Attempts int
+	Stack    string // of a panic
+}
+
+func (e *ActivityError) Error() string {
+	return fmt.Sprintf("activity %s failed after %d attempt(s): %s", e.Activity, e.Attempts, e.Message)
+}
+
+// ErrorType returns the type of the error that the activity returned.
+func (e *ActivityError) ErrorType() string { return e.Type }
+
+// Is reports whether target is an *Error of the type that the activity returned.
+func (e *ActivityError) Is(target error) bool {
+	other, ok := target.(*Error)
+	return ok && other.Type == e.Type
+}
+
+// RunError is what Result returns for a run that did not complete.
+type RunError struct {
+	ID      string
+	Status  Status
+	Type    string // see [Error.ErrorType]
+	Message string
+	Stack   string // of a panic
+	// CompensationErrors are the compensations that failed for good, one line each.
+	CompensationErrors []string
+}
+
+func (e *RunError) Error() string {
+	text := fmt.Sprintf("run %s is %s: %s", e.ID, e.Status, e.Message)
+	if len(e.CompensationErrors) > 0 {
+		text += fmt.Sprintf(" (and %d compensation(s) failed: %q)", len(e.CompensationErrors), e.CompensationErrors)
+	}
+	return text
+}
+
+// ErrorType returns the type of the error that ended the run.
+func (e *RunError) ErrorType() string { return e.Type }
+
+// Is reports whether target is an *Error of the type that ended the run.
+func (e *RunError) Is(target error) bool {
+	other, ok := target.(*Error)
+	return ok && other.Type == e.Type
+}
+
+type terminalError struct{ err error }
+
+func (e terminalError) Error() string { return e.err.Error() }
+func (e terminalError) Unwrap() error { return e.err }
+
+// Terminal marks err as not worth another attempt: the activity fails at once, whatever its retry policy. Terminal(nil) is nil.
+func Terminal(err error) error {
+	if err == nil {
+		return nil
+	}
+	return terminalError{err: err}
+}
+
+// failure is how an error is stored.
+type failure struct {
+	Type               string   `json:"type"`
+	Message            string   `json:"message"`
+	Stack              string   `json:"stack,omitempty"`
+	CompensationErrors []string `json:"compensation_errors,omitempty"`
+}
+
+type panicError struct {
+	value any
+	stack string
+}
+
+func (e *panicError) Error() string   { return fmt.Sprintf("panic: %v", e.value) }
+func (*panicError) ErrorType() string { return "panic" }
+
+func describe(err error) failure {
+	described := failure{Message: err.Error()}
+	if panicked := new(panicError); errors.As(err, &panicked) {
+		described.Stack = panicked.stack
+	}
+	var typed interface{ ErrorType() string }
+	if errors.As(err, &typed) {
+		described.Type = typed.ErrorType()
+		return described
+	}
+	if terminal := (terminalError{}); errors.As(err, &terminal) {
+		err = terminal.err
+	}
+	described.Type = fmt.Sprintf("%T", err)
+	return described
+}
+
+func (f failure) encode() []byte {
+	text, err := json.Marshal(f)
+	if err != nil {
+		panic(err) // strings only
+	}
+	return text
+}
+
+func decodeFailure(text []byte) failure {
+	var described failure
+	if err := json.Unmarshal(text, &described); err != nil {
+		return failure{Type: "unknown", Message: string(text)}
+	}
+	return described
+}

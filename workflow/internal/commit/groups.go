@@ -1,0 +1,233 @@
+package commit
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/romancy-go/romancy/workflow/internal/store"
+)
+
+// kind orders the statements of a flush: what a run did before what it does next.
+type kind int
+
+const (
+	kindStart kind = iota
+	kindAppend
+	kindDeliver
+	kindSubscribe
+	kindRetry
+	kindWait
+	kindLook
+	kindWake
+	kindFinish
+	kindRelease
+	kindLetGo
+	kindCustom
+	kinds
+)
+
+// opGroup is the operations of one kind in a flush: one statement.
+type opGroup struct {
+	kind kind
+	ops  []*operation
+	seen map[string]bool // starts: ids created
+	done map[store.Place]bool
+	sent []store.Sent
+}
+
+func group(ops []*operation) []*opGroup {
+	var byKind [kinds]*opGroup
+	for _, op := range ops {
+		if byKind[op.kind] == nil {
+			byKind[op.kind] = &opGroup{kind: op.kind}
+		}
+		byKind[op.kind].ops = append(byKind[op.kind].ops, op)
+	}
+	var groups []*opGroup
+	for _, g := range byKind {
+		if g != nil {
+			groups = append(groups, g)
+		}
+	}
+	return groups
+}
+
+func asks[T any](ops []*operation) []T {
+	rows := make([]T, len(ops))
+	for i, op := range ops {
+		rows[i] = op.ask.(T) //nolint:forcetypeassert // the kind decides the type
+	}
+	return rows
+}
+
+// fence answers every operation with ErrFenced until the statement says otherwise.
+func (g *opGroup) fence() {
+	for _, op := range g.ops {
+		op.err = ErrFenced
+	}
+}
+
+func (g *opGroup) grant(ord int, result any) {
+	g.ops[ord].result, g.ops[ord].err = result, nil
+}
+
+func (g *opGroup) queue(s *store.Store, batch *pgx.Batch) {
+	switch g.kind {
+	case kindStart:
+		g.seen = map[string]bool{}
+		s.StartRuns(batch, asks[store.Start](g.ops), func(id string) { g.seen[id] = true })
+	case kindAppend:
+		g.done = map[store.Place]bool{}
+		s.AppendHistory(batch, asks[store.Append](g.ops), func(place store.Place) { g.done[place] = true })
+	case kindDeliver:
+		g.queueDeliver(s, batch)
+	case kindSubscribe:
+		g.fence()
+		s.SubscribeRuns(batch, asks[store.Subscribe](g.ops), func(ord int, taken string) { g.grant(ord, taken) })
+	case kindRetry:
+		g.fence()
+		s.RetrySteps(batch, asks[store.Retry](g.ops), func(ord int, parked store.Waited) { g.grant(ord, parked) })
+	case kindWait:
+		g.fence()
+		s.WaitRuns(batch, asks[store.Wait](g.ops), func(ord int, waited store.Waited) { g.grant(ord, waited) })
+	case kindLook:
+		for i := range g.ops {
+			g.grant(i, false)
+		}
+		s.LookForMail(batch, asks[store.Wake](g.ops), func(ord int) { g.grant(ord, true) })
+	case kindWake:
+		g.queueWake(s, batch)
+	case kindFinish, kindRelease:
+		g.queueEnd(s, batch)
+	case kindLetGo:
+		s.LetGo(batch, asks[store.Fence](g.ops))
+	case kindCustom:
+		for _, op := range g.ops {
+			op.custom(batch)
+		}
+	case kinds:
+	}
+}
+
+// Delivered is what became of a message.
+type Delivered struct {
+	Receivers int
+}
+
+func (g *opGroup) queueDeliver(s *store.Store, batch *pgx.Batch) {
+	g.fence()
+	s.DeliverMessages(batch, asks[store.Deliver](g.ops),
+		func(ord, receivers int) { g.grant(ord, Delivered{Receivers: receivers}) },
+		func(sent store.Sent) { g.sent = append(g.sent, sent) })
+}
+
+// wakeAsk carries the worker beside the row, because the statement takes it once.
+type wakeAsk struct {
+	store.Wake
+	worker int64
+}
+
+func (g *opGroup) queueWake(s *store.Store, batch *pgx.Batch) {
+	g.fence()
+	rows := make([]store.Wake, len(g.ops))
+	for i, ask := range asks[wakeAsk](g.ops) {
+		rows[i] = ask.Wake
+	}
+	worker := g.ops[0].ask.(wakeAsk).worker //nolint:forcetypeassert // the kind decides the type
+	s.WakeRuns(batch, rows, worker, func(ord int, waited store.Waited) { g.grant(ord, waited) })
+}
+
+func (g *opGroup) queueEnd(s *store.Store, batch *pgx.Batch) {
+	g.fence()
+	byID := make(map[string]int, len(g.ops))
+	if g.kind == kindFinish {
+		rows := asks[store.Finish](g.ops)
+		for i, row := range rows {
+			byID[row.ID] = i
+		}
+		s.FinishRuns(batch, rows, func(id string) { g.grant(byID[id], nil) })
+		return
+	}
+	rows := asks[store.Fence](g.ops)
+	for i, row := range rows {
+		byID[row.ID] = i
+	}
+	s.ReleaseRuns(batch, rows, func(run store.Named) { g.grant(byID[run.ID], run) })
+}
+
+// complete answers, after the commit, what the statement itself could not: whether a start found an earlier run, and
+// whether a row of history that was there already is this owner's, written before a reply was lost.
+func (g *opGroup) complete(ctx context.Context, s *store.Store, conn *pgx.Conn) error {
+	switch g.kind {
+	case kindStart:
+		return g.completeStart(ctx, s, conn)
+	case kindAppend:
+		return g.completeAppend(ctx, s, conn)
+	default:
+		return nil
+	}
+}
+
+// Started is what became of a start.
+type Started struct {
+	Created bool
+	Run     store.Run // the run of that id, unless this call created it
+}
+
+func (g *opGroup) completeStart(ctx context.Context, s *store.Store, conn *pgx.Conn) error {
+	var missing []string
+	pending := map[string][]*operation{}
+	for _, op := range g.ops {
+		id := op.ask.(store.Start).ID //nolint:forcetypeassert // the kind decides the type
+		if g.seen[id] {
+			op.result = Started{Created: true}
+			delete(g.seen, id) // the first of two starts of one id made it
+			continue
+		}
+		missing = append(missing, id)
+		pending[id] = append(pending[id], op)
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	found, err := s.FindRuns(ctx, conn, missing)
+	if err != nil {
+		return err
+	}
+	for _, run := range found {
+		for _, op := range pending[run.ID] {
+			op.result = Started{Run: run}
+		}
+		delete(pending, run.ID)
+	}
+	for id, ops := range pending {
+		for _, op := range ops {
+			op.err = fmt.Errorf("start run %q: the id was taken, but its run is gone: start it again", id)
+		}
+	}
+	return nil
+}
+
+func (g *opGroup) completeAppend(ctx context.Context, s *store.Store, conn *pgx.Conn) error {
+	var missing []*operation
+	for _, op := range g.ops {
+		ask := op.ask.(store.Append) //nolint:forcetypeassert // the kind decides the type
+		if !g.done[store.Place{ID: ask.ID, Position: ask.Position}] {
+			op.err = ErrFenced
+			missing = append(missing, op)
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	own, err := s.OwnRecords(ctx, conn, asks[store.Append](missing))
+	if err != nil {
+		return err
+	}
+	for _, ord := range own {
+		missing[ord].err = nil
+	}
+	return nil
+}

@@ -1,0 +1,99 @@
+package commit
+
+import (
+	"context"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/romancy-go/romancy/workflow/internal/store"
+)
+
+// Every method queues one operation and returns at once. then is called once with its outcome, from the committer's
+// goroutine: it must not block. [Await] turns any of them into a blocking call.
+
+// Start creates a run, or finds the one that has its id.
+func (c *Committer) Start(ask store.Start, then func(Started, error)) {
+	submit(c, &operation{kind: kindStart, ask: ask, repeat: true}, then)
+}
+
+// Append records a step.
+func (c *Committer) Append(stream *Stream, ask store.Append, then func(struct{}, error)) {
+	submit(c, &operation{kind: kindAppend, stream: stream, ask: ask, repeat: true}, then)
+}
+
+// Deliver sends a message, for a run (with its stream) or from outside (stream nil). Sent receives the messages of the
+// whole flush, once.
+func (c *Committer) Deliver(stream *Stream, ask store.Deliver, then func(Delivered, error)) {
+	submit(c, &operation{kind: kindDeliver, stream: stream, ask: ask}, then)
+}
+
+// Subscribe subscribes or unsubscribes a run; the result is the mode in which the channel is in use, if that is another.
+func (c *Committer) Subscribe(stream *Stream, ask store.Subscribe, then func(string, error)) {
+	submit(c, &operation{kind: kindSubscribe, stream: stream, ask: ask}, then)
+}
+
+// Retry records a failed attempt and parks the run until the next.
+func (c *Committer) Retry(stream *Stream, ask store.Retry, then func(store.Waited, error)) {
+	submit(c, &operation{kind: kindRetry, stream: stream, ask: ask}, then)
+}
+
+// Wait lets a run take its message, pass its deadline, or park.
+func (c *Committer) Wait(stream *Stream, ask store.Wait, then func(store.Waited, error)) {
+	submit(c, &operation{kind: kindWait, stream: stream, ask: ask}, then)
+}
+
+// Look reports whether a parked run has mail.
+func (c *Committer) Look(ask store.Wake, then func(bool, error)) {
+	submit(c, &operation{kind: kindLook, ask: ask, repeat: true}, then)
+}
+
+// Wake lets a parked run go on under worker if its message or deadline is there. ErrFenced: it is not parked under that
+// token, or somebody is busy with it.
+func (c *Committer) Wake(worker int64, ask store.Wake, then func(store.Waited, error)) {
+	submit(c, &operation{kind: kindWake, ask: wakeAsk{Wake: ask, worker: worker}}, then)
+}
+
+// Finish ends a run.
+func (c *Committer) Finish(stream *Stream, ask store.Finish, then func(struct{}, error)) {
+	submit(c, &operation{kind: kindFinish, stream: stream, ask: ask}, then)
+}
+
+// Release makes an owned run ready for anyone.
+func (c *Committer) Release(ask store.Fence, then func(store.Named, error)) {
+	submit(c, &operation{kind: kindRelease, ask: ask, repeat: true}, then)
+}
+
+// LetGo notes that a parked run is not in this worker's memory any more.
+func (c *Committer) LetGo(ask store.Fence, then func(struct{}, error)) {
+	submit(c, &operation{kind: kindLetGo, ask: ask, repeat: true}, then)
+}
+
+// Do adds statements of the caller's to a flush. repeat: they may be sent again although they may have been committed.
+func (c *Committer) Do(repeat bool, statements func(*pgx.Batch), then func(struct{}, error)) {
+	submit(c, &operation{kind: kindCustom, custom: statements, repeat: repeat}, then)
+}
+
+func submit[T any](c *Committer, op *operation, then func(T, error)) {
+	op.answer = func(result any, err error) {
+		value, _ := result.(T) // nil for an operation that failed, or has no result
+		then(value, err)
+	}
+	c.submit(op)
+}
+
+// Await queues an operation and waits for its outcome, or for ctx: then the operation may still be carried out.
+func Await[T any](ctx context.Context, queue func(then func(T, error))) (T, error) {
+	type outcome struct {
+		value T
+		err   error
+	}
+	answered := make(chan outcome, 1)
+	queue(func(value T, err error) { answered <- outcome{value, err} })
+	select {
+	case got := <-answered:
+		return got.value, got.err
+	case <-ctx.Done():
+		var zero T
+		return zero, ctx.Err()
+	}
+}

@@ -1,0 +1,164 @@
+// Package lease keeps this worker's row alive. A worker owns runs for as long as its lease; one that cannot renew it stops
+// its runs before others may take them.
+package lease
+
+import (
+	"context"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/romancy-go/romancy/workflow/internal/commit"
+	"github.com/romancy-go/romancy/workflow/internal/store"
+)
+
+// Config configures a Keeper.
+type Config struct {
+	Store     *store.Store
+	Committer *commit.Committer
+	Label     string
+	Lease     time.Duration // renewed three times as often
+	Listening func() bool   // shown in the worker's row
+	// Lost is called when the lease has run out, or is about to and cannot be renewed: stop everything. It must not block.
+	Lost func()
+	// Registered is called when the worker has a new id after that.
+	Registered func()
+	// Expired is called when the lease of another worker has ended. It must not block.
+	Expired func()
+	Logger  *slog.Logger
+}
+
+// Keeper holds one worker id at a time. Ids are never reused.
+type Keeper struct {
+	config     Config
+	id         atomic.Int64
+	validUntil time.Time // by the monotonic clock; Run's
+}
+
+// New returns a keeper without an id.
+func New(config Config) *Keeper { return &Keeper{config: config} }
+
+// ID returns the worker's id; 0 while it has none.
+func (k *Keeper) ID() int64 { return k.id.Load() }
+
+// Register obtains an id and a lease.
+func (k *Keeper) Register(ctx context.Context) error {
+	asked := time.Now()
+	var id int64
+	if _, err := commit.Await(ctx, func(then func(struct{}, error)) {
+		k.config.Committer.Do(false, func(b *pgx.Batch) {
+			k.config.Store.RegisterWorker(b, k.config.Label, k.config.Listening(), k.config.Lease, &id)
+		}, then)
+	}); err != nil {
+		return err
+	}
+	k.validUntil = asked.Add(k.config.Lease)
+	k.id.Store(id)
+	return nil
+}
+
+// Deregister gives the id up. The worker must own nothing any more.
+func (k *Keeper) Deregister(ctx context.Context) error {
+	id := k.id.Swap(0)
+	if id == 0 {
+		return nil
+	}
+	_, err := commit.Await(ctx, func(then func(struct{}, error)) {
+		k.config.Committer.Do(true, func(b *pgx.Batch) { k.config.Store.DeregisterWorker(b, id) }, then)
+	})
+	return err
+}
+
+// Run renews the lease until ctx ends.
+func (k *Keeper) Run(ctx context.Context) {
+	interval := k.config.Lease / 3
+	beat := time.NewTimer(interval)
+	defer beat.Stop()
+	var expiry <-chan time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-expiry:
+			expiry = nil
+			k.config.Expired()
+			continue
+		case <-beat.C:
+		}
+		beat.Reset(interval)
+		next, ok := k.renew(ctx)
+		if !ok {
+			if ctx.Err() != nil {
+				return
+			}
+			k.replace(ctx)
+			continue
+		}
+		switch {
+		case next == nil || *next > interval:
+			expiry = nil
+		default:
+			expiry = time.After(max(*next, 0) + 50*time.Millisecond)
+		}
+	}
+}
+
+// renew reports false when the lease is lost.
+func (k *Keeper) renew(ctx context.Context) (nextExpiry *time.Duration, ok bool) {
+	// Stop with a tenth to spare: the runs must have ended before the lease does.
+	deadline := k.validUntil.Add(-k.config.Lease / 10)
+	ctx, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
+	for {
+		asked := time.Now()
+		answer := new(beatAnswer) // its own: an unanswered attempt may still be carried out
+		_, err := commit.Await(ctx, func(then func(struct{}, error)) {
+			k.config.Committer.Do(true, func(b *pgx.Batch) {
+				k.config.Store.Heartbeat(b, k.ID(), k.config.Listening(), k.config.Lease, &answer.alive, &answer.nextExpiry)
+			}, then)
+		})
+		switch {
+		case err == nil && answer.alive:
+			k.validUntil = asked.Add(k.config.Lease)
+			return answer.nextExpiry, true
+		case err == nil:
+			k.config.Logger.WarnContext(ctx, "worker lease has run out: its runs are abandoned to others", "worker", k.ID())
+			return nil, false
+		case ctx.Err() != nil:
+			k.config.Logger.WarnContext(ctx, "worker lease cannot be renewed: its runs are abandoned to others", "worker", k.ID(), "error", err)
+			return nil, false
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+		}
+	}
+}
+
+type beatAnswer struct {
+	alive      bool
+	nextExpiry *time.Duration
+}
+
+// replace gives up the lost id and obtains a new one, however long it takes.
+func (k *Keeper) replace(ctx context.Context) {
+	k.id.Store(0)
+	k.config.Lost()
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+		attempt, cancel := context.WithTimeout(ctx, k.config.Lease)
+		err := k.Register(attempt)
+		cancel()
+		if err == nil {
+			k.config.Logger.InfoContext(ctx, "worker registered again", "worker", k.ID())
+			k.config.Registered()
+			return
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return
+		}
+	}
+}

@@ -1,0 +1,137 @@
+package store
+
+import (
+	"context"
+	"errors"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/romancy-go/romancy/workflow/internal/journal"
+)
+
+// Append is a row of history, written by the run's owner.
+type Append struct {
+	Fence
+	Position int32
+	Kind     journal.Kind
+	Name     string
+	Payload  []byte
+}
+
+// Place names a row of history.
+type Place struct {
+	ID       string
+	Position int32
+}
+
+// AppendHistory adds rows of history; written is called with each that was added. The others belong to runs that are not
+// owned any more, or are there already.
+func (s *Store) AppendHistory(b *pgx.Batch, rows []Append, written func(Place)) {
+	b.Queue(s.queries.Get("AppendHistory"),
+		column(rows, func(r Append) string { return r.ID }),
+		column(rows, func(r Append) int64 { return r.Token }),
+		column(rows, func(r Append) int32 { return r.Position }),
+		column(rows, func(r Append) string { return string(r.Kind) }),
+		column(rows, func(r Append) string { return r.Name }),
+		column(rows, func(r Append) *string { return text(r.Payload) }),
+	).Query(func(found pgx.Rows) error {
+		var place Place
+		_, err := pgx.ForEachRow(found, []any{&place.ID, &place.Position}, func() error { written(place); return nil })
+		return err
+	})
+}
+
+// AppendInTransaction adds one row of history in a transactional activity's transaction. It reports false if the run is
+// not owned any more, and a unique violation if the step has been recorded.
+func (s *Store) AppendInTransaction(ctx context.Context, tx pgx.Tx, row Append) (bool, error) {
+	tag, err := tx.Exec(ctx, s.queries.Get("AppendInTransaction"), row.ID, row.Token, row.Position, string(row.Kind), row.Name, text(row.Payload))
+	return tag.RowsAffected() == 1, err
+}
+
+// OwnRecords returns the indexes of those rows that are in history under this very token.
+func (s *Store) OwnRecords(ctx context.Context, db Querier, rows []Append) ([]int, error) {
+	found, err := db.Query(ctx, s.queries.Get("OwnRecords"),
+		column(rows, func(r Append) string { return r.ID }),
+		column(rows, func(r Append) int64 { return r.Token }),
+		column(rows, func(r Append) int32 { return r.Position }))
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(found, func(row pgx.CollectableRow) (int, error) {
+		var ord int
+		err := row.Scan(&ord)
+		return ord - 1, err
+	})
+}
+
+// Past is what history holds of a run.
+type Past struct {
+	Records  []journal.Record
+	Attempts map[int32]int // failed attempts by position
+}
+
+// LoadHistory fetches the past of runs, by id.
+func (s *Store) LoadHistory(b *pgx.Batch, ids []string, into map[string]*Past) {
+	b.Queue(s.queries.Get("LoadHistory"), ids).Query(func(rows pgx.Rows) error {
+		for _, id := range ids {
+			into[id] = &Past{Attempts: map[int32]int{}}
+		}
+		var id, kind string
+		var record journal.Record
+		var payload *string
+		_, err := pgx.ForEachRow(rows, []any{&id, &record.Position, &kind, &record.Name, &payload}, func() error {
+			record.Kind, record.Payload = journal.Kind(kind), bytes(payload)
+			into[id].Records = append(into[id].Records, record)
+			return nil
+		})
+		return err
+	})
+	b.Queue(s.queries.Get("LoadAttempts"), ids).Query(func(rows pgx.Rows) error {
+		var id string
+		var position int32
+		var attempt int
+		_, err := pgx.ForEachRow(rows, []any{&id, &position, &attempt}, func() error {
+			into[id].Attempts[position] = max(into[id].Attempts[position], attempt)
+			return nil
+		})
+		return err
+	})
+}
+
+// Retry is a failed attempt and the wait for the next.
+type Retry struct {
+	Fence
+	Position    int32
+	Attempt     int
+	Error       []byte
+	DelayMicros int64
+}
+
+// RetrySteps records failed attempts and parks their runs.
+func (s *Store) RetrySteps(b *pgx.Batch, rows []Retry, parked func(ord int, result Waited)) {
+	b.Queue(s.queries.Get("RetrySteps"),
+		column(rows, func(r Retry) string { return r.ID }),
+		column(rows, func(r Retry) int64 { return r.Token }),
+		column(rows, func(r Retry) int32 { return r.Position }),
+		column(rows, func(r Retry) int32 { return int32(r.Attempt) }),
+		column(rows, func(r Retry) *string { return text(r.Error) }),
+		column(rows, func(r Retry) int64 { return r.DelayMicros }),
+	).Query(func(found pgx.Rows) error {
+		var ord int
+		result := Waited{Outcome: Parked}
+		var fires, remaining int64
+		_, err := pgx.ForEachRow(found, []any{&ord, &fires, &remaining}, func() error {
+			result.FiresAtMicros, result.RemainingMicros = &fires, &remaining
+			parked(ord-1, result.clone())
+			return nil
+		})
+		return err
+	})
+}
+
+// IsUniqueViolation reports whether err is PostgreSQL's 23505.
+func IsUniqueViolation(err error) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && pgErr.Code == "23505"
+}

@@ -1,0 +1,109 @@
+package store
+
+import (
+	"context"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Deliver is a message on its way.
+type Deliver struct {
+	Fence           // the sending run; the zero Fence: sent from outside
+	Position int32  // of the command in the sender's history; 0: sent from outside
+	Target   string // the receiving run; empty: published
+	Channel  string
+	Payload  []byte
+	Metadata []byte
+}
+
+// Sent is a message in a mailbox.
+type Sent struct {
+	ID       int64
+	Channel  string
+	Receiver string // empty: for whoever competes first
+	Direct   bool   // sent to Receiver alone
+}
+
+// DeliverMessages puts messages into mailboxes. done is called for every operation that was carried out, with the number
+// of receivers found; sent for every message.
+func (s *Store) DeliverMessages(b *pgx.Batch, rows []Deliver, done func(ord, receivers int), sent func(Sent)) {
+	b.Queue(s.queries.Get("DeliverMessages"), deliverArguments(rows)...).Query(func(found pgx.Rows) error {
+		return scanDelivered(found, done, sent)
+	})
+}
+
+// DeliverMessagesTx does the same in a caller's transaction.
+func (s *Store) DeliverMessagesTx(ctx context.Context, tx pgx.Tx, rows []Deliver, done func(ord, receivers int), sent func(Sent)) error {
+	found, err := tx.Query(ctx, s.queries.Get("DeliverMessages"), deliverArguments(rows)...)
+	if err != nil {
+		return err
+	}
+	defer found.Close()
+	return scanDelivered(found, done, sent)
+}
+
+func deliverArguments(rows []Deliver) []any {
+	return []any{
+		column(rows, func(r Deliver) *string { return orNull(r.ID) }),
+		column(rows, func(r Deliver) int64 { return r.Token }),
+		column(rows, func(r Deliver) *int32 { return orNull(r.Position) }),
+		column(rows, func(r Deliver) *string { return orNull(r.Target) }),
+		column(rows, func(r Deliver) string { return r.Channel }),
+		column(rows, func(r Deliver) *string { return text(r.Payload) }),
+		column(rows, func(r Deliver) *string { return text(r.Metadata) }),
+	}
+}
+
+func scanDelivered(rows pgx.Rows, done func(ord, receivers int), sent func(Sent)) error {
+	for rows.Next() {
+		var what string
+		var ord, number *int64
+		var channel, mode, receiver *string
+		if err := rows.Scan(&what, &ord, &number, &channel, &mode, &receiver); err != nil {
+			return err
+		}
+		if what == "done" {
+			done(int(*ord)-1, int(*number))
+			continue
+		}
+		message := Sent{ID: *number, Channel: *channel, Direct: *mode == "direct"}
+		if receiver != nil {
+			message.Receiver = *receiver
+		}
+		sent(message)
+	}
+	return rows.Err()
+}
+
+// Subscribe is a run that subscribes to a channel, or, with no mode, unsubscribes.
+type Subscribe struct {
+	Fence
+	Position int32
+	Channel  string
+	Mode     string
+}
+
+// SubscribeRuns records and carries out subscriptions; done is called for each run still owned, with the mode in which the
+// channel is in use if that is another.
+func (s *Store) SubscribeRuns(b *pgx.Batch, rows []Subscribe, done func(ord int, taken string)) {
+	b.Queue(s.queries.Get("SubscribeRuns"),
+		column(rows, func(r Subscribe) string { return r.ID }),
+		column(rows, func(r Subscribe) int64 { return r.Token }),
+		column(rows, func(r Subscribe) int32 { return r.Position }),
+		column(rows, func(r Subscribe) string { return r.Channel }),
+		column(rows, func(r Subscribe) *string { return orNull(r.Mode) }),
+	).Query(func(found pgx.Rows) error {
+		for found.Next() {
+			var ord int
+			var taken *string
+			if err := found.Scan(&ord, &taken); err != nil {
+				return err
+			}
+			if taken == nil {
+				taken = new(string)
+			}
+			done(ord-1, *taken)
+		}
+		return found.Err()
+	})
+}

@@ -1,0 +1,99 @@
+-- name: Guard
+-- Every statement of a flush finds its rows by key. These settings hold until its commit: no plan may read a whole table,
+-- however stale the statistics are, and no lock is waited for longer than this.
+select set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
+       set_config('enable_mergejoin', 'off', true), set_config('jit', 'off', true),
+       set_config('lock_timeout', $1::text, true);
+
+-- name: StartRuns
+-- A worker given: the run starts out owned by it, else it is ready for anyone.
+insert into romancy.instances (id, workflow, status, worker, token, ready_at, input)
+select a.id, a.workflow, case when a.worker is null then 'ready' else 'running' end, a.worker,
+       case when a.worker is null then 0 else 1 end, clock_timestamp(), a.input::json
+from unnest($1::text[], $2::text[], $3::text[], $4::bigint[]) with ordinality as a(id, workflow, input, worker, ord)
+order by a.ord
+on conflict (id) do nothing
+returning id;
+
+-- name: FindRuns
+select i.id, i.workflow, i.status, i.worker, i.token, i.input::text, i.output::text, i.error::text
+from unnest($1::text[]) as a(id) cross join lateral (
+    select * from romancy.instances i where i.id = a.id offset 0
+) i;
+
+-- name: ClaimReady
+-- One index range a workflow, so that a flood of one workflow, or of one nobody here knows, hides no other.
+with found as materialized (
+    select r.id
+    from unnest($1::text[]) as w(name) cross join lateral (
+        select i.id
+        from romancy.instances i
+        where i.status = 'ready' and i.workflow = w.name
+        order by i.ready_at
+        limit $3::bigint
+        for no key update skip locked
+    ) r
+)
+update romancy.instances i
+set status = 'running', worker = $2::bigint, token = i.token + 1
+from found f
+where i.id = f.id
+returning i.id, i.workflow, i.token, i.input::text;
+
+-- name: ClaimWaiting
+-- A named run that is due although nobody here holds it in memory any more.
+with found as materialized (
+    select r.id
+    from unnest($1::text[]) as a(id) cross join lateral (
+        select i.id
+        from romancy.instances i
+        where i.id = a.id and i.status = 'waiting' and i.wake_at <= clock_timestamp()
+        for no key update skip locked
+    ) r
+)
+update romancy.instances i
+set status = 'running', worker = $2::bigint, token = i.token + 1
+from found f
+where i.id = f.id
+returning i.id, i.workflow, i.token, i.input::text;
+
+-- name: LoadHistory
+select h.instance_id, h.position, h.kind, h.name, h.payload::text
+from unnest($1::text[]) as a(id) cross join lateral (
+    select * from romancy.history h where h.instance_id = a.id order by h.position offset 0
+) h;
+
+-- name: LoadAttempts
+select t.instance_id, t.position, t.attempt
+from unnest($1::text[]) as a(id) cross join lateral (
+    select * from romancy.attempts t where t.instance_id = a.id offset 0
+) t;
+
+-- name: ReleaseRuns
+update romancy.instances i
+set status = 'ready', ready_at = clock_timestamp(), worker = null
+from unnest($1::text[], $2::bigint[]) as a(id, token)
+where i.id = a.id and i.token = a.token and i.status = 'running'
+returning i.id, i.workflow;
+
+-- name: FinishRuns
+-- A terminal state takes the run's subscriptions and mail with it. A stuck run keeps both: it will be resumed.
+with ask as materialized (
+    select * from unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::text[]) as a(id, token, status, output, error)
+), ended as (
+    update romancy.instances i
+    set status = a.status, output = a.output::json, error = a.error::json, worker = null,
+        wake_at = null, wake_position = null, wake_channels = null,
+        ended_at = case when a.status <> 'stuck' then clock_timestamp() end
+    from ask a
+    where i.id = a.id and i.token = a.token and i.status = 'running'
+    returning i.id, i.status
+), unsubscribed as (
+    delete from romancy.subscriptions s using ended e where s.instance_id = e.id and e.status <> 'stuck'
+), discarded as (
+    delete from romancy.mailbox m using ended e where m.receiver = e.id and e.status <> 'stuck'
+)
+select id from ended;
+
+-- name: OwnedRuns
+select i.id, i.token from romancy.instances i where i.status = 'running' and i.worker = $1::bigint;

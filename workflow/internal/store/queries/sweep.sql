@@ -1,0 +1,120 @@
+-- name: SweepMail
+-- Parked runs with mail become ready. Driven by the mailbox, page by page after $1. A run that a live, listening worker holds
+-- in memory is left to that worker for $3 microseconds: it needs help only if the notification was lost.
+with page as materialized (
+    select m.id, m.channel, m.receiver, m.created_at
+    from romancy.mailbox m
+    where m.id > $1::bigint
+    order by m.id
+    limit $2::bigint
+), shared as materialized (
+    select p.channel, min(p.created_at) as created_at, count(*) as messages
+    from page p where p.receiver is null group by p.channel
+), candidates as materialized (
+    select p.receiver as id, p.channel, p.created_at from page p where p.receiver is not null
+    union all
+    select s.instance_id, h.channel, h.created_at
+    from shared h cross join lateral (
+        select s.instance_id
+        from romancy.subscriptions s cross join lateral (
+            select 1 from romancy.instances i
+            where i.id = s.instance_id and i.status = 'waiting' and h.channel = any (i.wake_channels) offset 0
+        ) waiting
+        where s.channel = h.channel and s.mode = 'competing'
+        limit h.messages
+    ) s
+), found as materialized (
+    select i.id
+    from (select c.id, c.channel, min(c.created_at) as created_at from candidates c group by c.id, c.channel) c
+    cross join lateral (
+        select i.id from romancy.instances i
+        where i.id = c.id and i.status = 'waiting' and c.channel = any (i.wake_channels)
+          and (c.created_at <= clock_timestamp() - $3::bigint * interval '1 microsecond'
+               or not exists (select 1 from romancy.workers w
+                              where w.id = i.worker and w.listening and w.lease_until > clock_timestamp()))
+        for no key update of i skip locked
+    ) i
+), woken as (
+    update romancy.instances i
+    set status = 'ready', ready_at = clock_timestamp(), worker = null
+    from found f
+    where i.id = f.id
+    returning i.id, i.workflow
+)
+select (select max(id) from page), (select count(*) from page), w.id, w.workflow
+from (select 1) as one left join woken w on true;
+
+-- name: SweepMailFor
+-- The same for runs ($1) and for the subscribers of channels ($2) that a message was announced for, unless a live, listening
+-- worker holds them in memory.
+with candidates as materialized (
+    select a.id from unnest($1::text[]) as a(id)
+    union
+    select s.instance_id
+    from unnest($2::text[]) as c(name) cross join lateral (
+        select s.instance_id from romancy.subscriptions s where s.channel = c.name offset 0
+    ) s
+), found as materialized (
+    select i.id
+    from candidates c cross join lateral (
+        select i.id from romancy.instances i
+        where i.id = c.id and i.status = 'waiting' and i.wake_channels is not null
+          and not exists (select 1 from romancy.workers w
+                          where w.id = i.worker and w.listening and w.lease_until > clock_timestamp())
+          and exists (
+              select 1 from unnest(i.wake_channels) as on_channel(name)
+              where exists (select 1 from romancy.mailbox m where m.receiver = i.id and m.channel = on_channel.name)
+                 or exists (select 1 from romancy.mailbox m, romancy.subscriptions s
+                            where m.receiver is null and m.channel = on_channel.name
+                              and s.instance_id = i.id and s.channel = on_channel.name and s.mode = 'competing'))
+        for no key update of i skip locked
+    ) i
+)
+update romancy.instances i
+set status = 'ready', ready_at = clock_timestamp(), worker = null
+from found f
+where i.id = f.id
+returning i.id, i.workflow;
+
+-- name: SweepDeadlines
+-- Parked runs whose deadline has passed become ready: those waiting for messages ($1 true) or for time alone ($1 false). A
+-- run that a live worker holds in memory is left to that worker for $3 microseconds.
+with found as materialized (
+    select i.id
+    from romancy.instances i
+    where i.status = 'waiting' and i.wake_at <= clock_timestamp()
+      and (i.wake_channels is not null) = $1::boolean
+      and (i.wake_at <= clock_timestamp() - $3::bigint * interval '1 microsecond'
+           or not exists (select 1 from romancy.workers w where w.id = i.worker and w.lease_until > clock_timestamp()))
+    order by i.wake_at
+    limit $2::bigint
+    for no key update skip locked
+)
+update romancy.instances i
+set status = 'ready', ready_at = clock_timestamp(), worker = null
+from found f
+where i.id = f.id
+returning i.id, i.workflow;
+
+-- name: NextDeadline
+-- Microseconds until the earliest deadline of any parked run; no row when none has one.
+select (extract(epoch from i.wake_at - clock_timestamp()) * 1000000)::bigint
+from romancy.instances i
+where i.status = 'waiting' and i.wake_at is not null
+order by i.wake_at
+limit 1;
+
+-- name: DiscardOrphanedMail
+-- Mail that reached a run while it ended. Undelivered mail of a live run is never touched.
+with page as materialized (
+    select m.id, m.receiver from romancy.mailbox m where m.receiver is not null and m.id > $1::bigint order by m.id limit $2::bigint
+), ended as materialized (
+    select p.id
+    from page p cross join lateral (
+        select 1 from romancy.instances i
+        where i.id = p.receiver and i.status in ('completed', 'failed', 'cancelled', 'continued') offset 0
+    ) i
+), gone as (
+    delete from romancy.mailbox m using ended e where m.id = e.id returning m.id
+)
+select (select max(id) from page), (select count(*) from page), (select count(*) from gone);

@@ -1,0 +1,155 @@
+-- name: WaitRuns
+-- A run that waits takes a message that is there, else notes that its deadline has passed, else parks. timer_position: the
+-- deadline is new and is recorded there. position: where the outcome of a receive is recorded; null for a sleep.
+with ask as materialized (
+    select a.*, case when a.at_us is not null then to_timestamp(0) + a.at_us * interval '1 microsecond'
+                     else clock_timestamp() + a.delay_us * interval '1 microsecond' end as fires_at
+    from unnest($1::text[], $2::bigint[], $3::integer[], $4::text[], $5::boolean[], $6::integer[], $7::text[], $8::bigint[], $9::bigint[])
+        with ordinality as a(id, token, position, channel, competing, timer_position, timer_name, delay_us, at_us, ord)
+), owned as materialized (
+    select a.*
+    from ask a cross join lateral (
+        select 1 from romancy.instances i
+        where i.id = a.id and i.token = a.token and i.status = 'running'
+        for no key update
+    ) i
+), ranked as materialized (
+    select o.*, row_number() over (partition by o.channel, o.competing order by o.ord) - 1 as rank from owned o
+), direct as materialized (
+    select r.ord, m.*
+    from ranked r cross join lateral (
+        select m.id as message_id, m.channel as message_channel, m.sender, m.payload, m.metadata, m.created_at
+        from romancy.mailbox m
+        where m.receiver = r.id and m.channel = r.channel
+        order by m.id
+        limit 1
+        for update skip locked
+    ) m
+), claimed as materialized (
+    select distinct on (m.message_id) r.ord, m.*
+    from ranked r cross join lateral (
+        select m.id as message_id, m.channel as message_channel, m.sender, m.payload, m.metadata, m.created_at
+        from romancy.mailbox m
+        where m.receiver is null and m.channel = r.channel
+        order by m.id
+        limit 1 offset r.rank
+        for update skip locked
+    ) m
+    where r.competing and not exists (select 1 from direct d where d.ord = r.ord)
+    order by m.message_id, r.ord
+), letter as materialized (
+    select * from direct union all select * from claimed
+), gone as (
+    delete from romancy.mailbox m using letter l where m.id = l.message_id
+), outcome as materialized (
+    select o.*, l.message_id,
+           json_build_object('id', l.message_id, 'channel', l.message_channel, 'sender', l.sender, 'sent_at', l.created_at,
+                             'metadata', l.metadata, 'body', l.payload) as message,
+           case when l.message_id is not null then 'message'
+                when o.fires_at <= clock_timestamp() then 'due'
+                else 'parked' end as outcome
+    from owned o left join letter l on l.ord = o.ord
+), timers as (
+    insert into romancy.history (instance_id, position, token, kind, name, payload)
+    select o.id, o.timer_position, o.token, 'timer', o.timer_name,
+           json_build_object('fires_at_us', (extract(epoch from o.fires_at) * 1000000)::bigint)
+    from outcome o
+    where o.timer_position is not null
+), recorded as (
+    insert into romancy.history (instance_id, position, token, kind, name, payload)
+    select o.id, o.position, o.token, 'receive', o.channel,
+           case when o.outcome = 'message' then o.message else '{"timeout":true}'::json end
+    from outcome o
+    where o.position is not null and o.outcome <> 'parked'
+), parked as (
+    update romancy.instances i
+    set status = 'waiting', wake_at = o.fires_at, wake_position = coalesce(o.timer_position, o.position),
+        wake_channels = case when o.channel is not null then array[o.channel] end
+    from outcome o
+    where i.id = o.id and o.outcome = 'parked'
+)
+select o.ord, o.outcome, case when o.outcome = 'message' then o.message::text end,
+       (extract(epoch from o.fires_at) * 1000000)::bigint,
+       (extract(epoch from o.fires_at - clock_timestamp()) * 1000000)::bigint
+from outcome o;
+
+-- name: WakeRuns
+-- A parked run held in memory here: the message or the deadline it waits for, its outcome and the change of owner are one
+-- statement. Rows that somebody else is busy with are left alone.
+with ask as materialized (
+    select *
+    from unnest($1::text[], $2::bigint[], $3::integer[], $4::text[], $5::boolean[])
+        with ordinality as a(id, token, position, channel, competing, ord)
+), owned as materialized (
+    select a.*, i.wake_at
+    from ask a cross join lateral (
+        select i.wake_at from romancy.instances i
+        where i.id = a.id and i.token = a.token and i.status = 'waiting'
+        for no key update skip locked
+    ) i
+), ranked as materialized (
+    select o.*, row_number() over (partition by o.channel, o.competing order by o.ord) - 1 as rank from owned o
+), direct as materialized (
+    select r.ord, m.*
+    from ranked r cross join lateral (
+        select m.id as message_id, m.channel as message_channel, m.sender, m.payload, m.metadata, m.created_at
+        from romancy.mailbox m
+        where m.receiver = r.id and m.channel = r.channel
+        order by m.id
+        limit 1
+        for update skip locked
+    ) m
+), claimed as materialized (
+    select distinct on (m.message_id) r.ord, m.*
+    from ranked r cross join lateral (
+        select m.id as message_id, m.channel as message_channel, m.sender, m.payload, m.metadata, m.created_at
+        from romancy.mailbox m
+        where m.receiver is null and m.channel = r.channel
+        order by m.id
+        limit 1 offset r.rank
+        for update skip locked
+    ) m
+    where r.competing and not exists (select 1 from direct d where d.ord = r.ord)
+    order by m.message_id, r.ord
+), letter as materialized (
+    select * from direct union all select * from claimed
+), gone as (
+    delete from romancy.mailbox m using letter l where m.id = l.message_id
+), outcome as materialized (
+    select o.*, l.message_id,
+           json_build_object('id', l.message_id, 'channel', l.message_channel, 'sender', l.sender, 'sent_at', l.created_at,
+                             'metadata', l.metadata, 'body', l.payload) as message,
+           case when l.message_id is not null then 'message'
+                when o.wake_at <= clock_timestamp() then 'due'
+                else 'parked' end as outcome
+    from owned o left join letter l on l.ord = o.ord
+), recorded as (
+    insert into romancy.history (instance_id, position, token, kind, name, payload)
+    select o.id, o.position, o.token + 1, 'receive', o.channel,
+           case when o.outcome = 'message' then o.message else '{"timeout":true}'::json end
+    from outcome o
+    where o.position is not null and o.outcome <> 'parked'
+), resumed as (
+    update romancy.instances i
+    set status = 'running', worker = $6::bigint, token = i.token + 1
+    from outcome o
+    where i.id = o.id and o.outcome <> 'parked'
+)
+select o.ord, o.outcome, case when o.outcome = 'message' then o.message::text end,
+       (extract(epoch from o.wake_at) * 1000000)::bigint,
+       (extract(epoch from o.wake_at - clock_timestamp()) * 1000000)::bigint
+from outcome o;
+
+-- name: LookForMail
+-- The look after a park has committed: which of these runs have mail that came in between?
+select a.ord
+from unnest($1::text[], $2::text[], $3::boolean[]) with ordinality as a(id, channel, competing, ord)
+where exists (select 1 from romancy.mailbox m where m.receiver = a.id and m.channel = a.channel)
+   or (a.competing and exists (select 1 from romancy.mailbox m where m.receiver is null and m.channel = a.channel));
+
+-- name: LetGo
+-- Parked runs that this worker no longer holds in memory.
+update romancy.instances i
+set worker = null
+from unnest($1::text[], $2::bigint[]) as a(id, token)
+where i.id = a.id and i.token = a.token and i.status = 'waiting';

@@ -1,0 +1,44 @@
+-- name: RegisterWorker
+insert into romancy.workers (label, listening, lease_until)
+values ($1::text, $2::boolean, clock_timestamp() + $3::bigint * interval '1 microsecond')
+returning id;
+
+-- name: Heartbeat
+-- A lease that has run out is never revived. Also: in how many microseconds does the first lease of another worker end?
+with beat as (
+    update romancy.workers
+    set lease_until = clock_timestamp() + $2::bigint * interval '1 microsecond', listening = $3::boolean
+    where id = $1::bigint and lease_until > clock_timestamp()
+    returning id
+)
+select (select count(*) from beat),
+       (select (extract(epoch from min(w.lease_until) - clock_timestamp()) * 1000000)::bigint
+        from romancy.workers w where w.id <> $1::bigint);
+
+-- name: DeregisterWorker
+delete from romancy.workers where id = $1::bigint;
+
+-- name: TakeOver
+-- The runs of workers whose lease has run out become ready again.
+with dead as materialized (
+    select w.id from romancy.workers w where w.lease_until <= clock_timestamp() order by w.id
+), found as materialized (
+    select r.id
+    from dead d cross join lateral (
+        select i.id from romancy.instances i
+        where i.status = 'running' and i.worker = d.id
+        limit $1::bigint
+        for no key update skip locked
+    ) r
+)
+update romancy.instances i
+set status = 'ready', ready_at = clock_timestamp(), worker = null
+from found f
+where i.id = f.id
+returning i.id, i.workflow;
+
+-- name: BuryWorkers
+-- Dead workers that own nothing any more.
+delete from romancy.workers w
+where w.lease_until <= clock_timestamp()
+  and not exists (select 1 from romancy.instances i where i.status = 'running' and i.worker = w.id);

@@ -1,0 +1,197 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Guard adds the settings that hold for the rest of the batch's transaction: index lookups only, and no wait for a lock
+// longer than lockTimeout.
+func (s *Store) Guard(b *pgx.Batch, lockTimeout time.Duration) {
+	b.Queue(s.queries.Get("Guard"), fmt.Sprintf("%dms", lockTimeout.Milliseconds()))
+}
+
+// Start is a new run.
+type Start struct {
+	ID       string
+	Workflow string
+	Input    []byte
+	Worker   int64 // its owner from the start; 0: ready for anyone
+}
+
+// StartRuns adds the runs whose ids are free; created is called with each of those.
+func (s *Store) StartRuns(b *pgx.Batch, rows []Start, created func(id string)) {
+	b.Queue(s.queries.Get("StartRuns"), startArguments(rows)...).Query(func(found pgx.Rows) error {
+		var id string
+		_, err := pgx.ForEachRow(found, []any{&id}, func() error { created(id); return nil })
+		return err
+	})
+}
+
+// StartRunTx adds one run in a caller's transaction. It reports whether the id was free.
+func (s *Store) StartRunTx(ctx context.Context, tx pgx.Tx, row Start) (bool, error) {
+	tag, err := tx.Exec(ctx, s.queries.Get("StartRuns"), startArguments([]Start{row})...)
+	return tag.RowsAffected() == 1, err
+}
+
+func startArguments(rows []Start) []any {
+	return []any{
+		column(rows, func(r Start) string { return r.ID }),
+		column(rows, func(r Start) string { return r.Workflow }),
+		column(rows, func(r Start) *string { return text(r.Input) }),
+		column(rows, func(r Start) *int64 { return orNull(r.Worker) }),
+	}
+}
+
+// Run is the state of an instance.
+type Run struct {
+	ID       string
+	Workflow string
+	Status   string
+	Worker   int64 // 0: none
+	Token    int64
+	Input    []byte
+	Output   []byte
+	Error    []byte
+}
+
+// Querier is a pool, a connection or a transaction.
+type Querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
+// FindRuns returns the runs with these ids that exist, in no particular order.
+func (s *Store) FindRuns(ctx context.Context, db Querier, ids []string) ([]Run, error) {
+	rows, err := db.Query(ctx, s.queries.Get("FindRuns"), ids)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, scanRun)
+}
+
+// QueueFindRuns does the same in a batch.
+func (s *Store) QueueFindRuns(b *pgx.Batch, ids []string, into *[]Run) {
+	b.Queue(s.queries.Get("FindRuns"), ids).Query(func(rows pgx.Rows) error {
+		found, err := pgx.CollectRows(rows, scanRun)
+		*into = found
+		return err
+	})
+}
+
+func scanRun(row pgx.CollectableRow) (Run, error) {
+	var run Run
+	var worker *int64
+	var input, output, failure *string
+	err := row.Scan(&run.ID, &run.Workflow, &run.Status, &worker, &run.Token, &input, &output, &failure)
+	if worker != nil {
+		run.Worker = *worker
+	}
+	run.Input, run.Output, run.Error = bytes(input), bytes(output), bytes(failure)
+	return run, err
+}
+
+// Claimed is a run that this worker has just become the owner of.
+type Claimed struct {
+	ID       string
+	Workflow string
+	Token    int64
+	Input    []byte
+}
+
+// ClaimReady makes worker the owner of up to limit ready runs of each of the workflows, oldest first.
+func (s *Store) ClaimReady(b *pgx.Batch, workflows []string, worker int64, limit int, into *[]Claimed) {
+	b.Queue(s.queries.Get("ClaimReady"), workflows, worker, limit).Query(collectClaimed(into))
+}
+
+// ClaimWaiting makes worker the owner of those of the runs that are parked and due.
+func (s *Store) ClaimWaiting(b *pgx.Batch, ids []string, worker int64, into *[]Claimed) {
+	b.Queue(s.queries.Get("ClaimWaiting"), ids, worker).Query(collectClaimed(into))
+}
+
+func collectClaimed(into *[]Claimed) func(pgx.Rows) error {
+	return func(rows pgx.Rows) error {
+		*into = (*into)[:0]
+		var run Claimed
+		var input *string
+		_, err := pgx.ForEachRow(rows, []any{&run.ID, &run.Workflow, &run.Token, &input}, func() error {
+			run.Input = bytes(input)
+			*into = append(*into, run)
+			return nil
+		})
+		return err
+	}
+}
+
+// Fence names a run as its owner knows it.
+type Fence struct {
+	ID    string
+	Token int64
+}
+
+// Named is a run and its workflow.
+type Named struct {
+	ID       string
+	Workflow string
+}
+
+// ReleaseRuns gives owned runs back: they are ready for anyone. released is called with each that was still owned.
+func (s *Store) ReleaseRuns(b *pgx.Batch, rows []Fence, released func(Named)) {
+	b.Queue(s.queries.Get("ReleaseRuns"),
+		column(rows, func(r Fence) string { return r.ID }),
+		column(rows, func(r Fence) int64 { return r.Token }),
+	).Query(eachNamed(released))
+}
+
+// LetGo notes that this worker no longer holds these parked runs in memory.
+func (s *Store) LetGo(b *pgx.Batch, rows []Fence) {
+	b.Queue(s.queries.Get("LetGo"),
+		column(rows, func(r Fence) string { return r.ID }),
+		column(rows, func(r Fence) int64 { return r.Token }))
+}
+
+func eachNamed(do func(Named)) func(pgx.Rows) error {
+	return func(rows pgx.Rows) error {
+		var run Named
+		_, err := pgx.ForEachRow(rows, []any{&run.ID, &run.Workflow}, func() error { do(run); return nil })
+		return err
+	}
+}
+
+// Finish is the end of a run.
+type Finish struct {
+	Fence
+	Status string
+	Output []byte
+	Error  []byte
+}
+
+// FinishRuns ends owned runs; ended is called with the id of each that was still owned.
+func (s *Store) FinishRuns(b *pgx.Batch, rows []Finish, ended func(id string)) {
+	b.Queue(s.queries.Get("FinishRuns"),
+		column(rows, func(r Finish) string { return r.ID }),
+		column(rows, func(r Finish) int64 { return r.Token }),
+		column(rows, func(r Finish) string { return r.Status }),
+		column(rows, func(r Finish) *string { return text(r.Output) }),
+		column(rows, func(r Finish) *string { return text(r.Error) }),
+	).Query(func(found pgx.Rows) error {
+		var id string
+		_, err := pgx.ForEachRow(found, []any{&id}, func() error { ended(id); return nil })
+		return err
+	})
+}
+
+// OwnedRuns lists the runs that the database says worker owns.
+func (s *Store) OwnedRuns(b *pgx.Batch, worker int64, into *[]Fence) {
+	b.Queue(s.queries.Get("OwnedRuns"), worker).Query(func(rows pgx.Rows) error {
+		*into = (*into)[:0]
+		var fence Fence
+		_, err := pgx.ForEachRow(rows, []any{&fence.ID, &fence.Token}, func() error {
+			*into = append(*into, fence)
+			return nil
+		})
+		return err
+	})
+}

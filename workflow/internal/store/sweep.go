@@ -1,0 +1,121 @@
+package store
+
+import (
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// RegisterWorker adds a worker with a lease and stores its id.
+func (s *Store) RegisterWorker(b *pgx.Batch, label string, listening bool, lease time.Duration, id *int64) {
+	b.Queue(s.queries.Get("RegisterWorker"), label, listening, lease.Microseconds()).QueryRow(func(row pgx.Row) error {
+		return row.Scan(id)
+	})
+}
+
+// Heartbeat renews a lease. alive: it had not run out. nextExpiry: until the first lease of another worker ends (it may
+// have ended); nil when there is no other.
+func (s *Store) Heartbeat(b *pgx.Batch, worker int64, listening bool, lease time.Duration, alive *bool, nextExpiry **time.Duration) {
+	b.Queue(s.queries.Get("Heartbeat"), worker, lease.Microseconds(), listening).QueryRow(func(row pgx.Row) error {
+		var beaten int64
+		var micros *int64
+		if err := row.Scan(&beaten, &micros); err != nil {
+			return err
+		}
+		*alive, *nextExpiry = beaten == 1, nil
+		if micros != nil {
+			expiry := time.Duration(*micros) * time.Microsecond
+			*nextExpiry = &expiry
+		}
+		return nil
+	})
+}
+
+// DeregisterWorker removes a worker that owns nothing any more.
+func (s *Store) DeregisterWorker(b *pgx.Batch, worker int64) {
+	b.Queue(s.queries.Get("DeregisterWorker"), worker)
+}
+
+// TakeOver makes up to limit runs of each dead worker ready and removes dead workers that own nothing.
+func (s *Store) TakeOver(b *pgx.Batch, limit int, into *[]Named) {
+	b.Queue(s.queries.Get("TakeOver"), limit).Query(collectNamed(into))
+	b.Queue(s.queries.Get("BuryWorkers"))
+}
+
+func collectNamed(into *[]Named) func(pgx.Rows) error {
+	return func(rows pgx.Rows) error {
+		*into = (*into)[:0]
+		return eachNamed(func(run Named) { *into = append(*into, run) })(rows)
+	}
+}
+
+// Page is where a sweep through the mailbox has come to.
+type Page struct {
+	Last int64 // the last message looked at
+	Full bool  // there may be more
+}
+
+// SweepMail makes parked runs with mail ready, looking at limit messages after page.Last.
+func (s *Store) SweepMail(b *pgx.Batch, page *Page, limit int, grace time.Duration, into *[]Named) {
+	b.Queue(s.queries.Get("SweepMail"), page.Last, limit, grace.Microseconds()).Query(func(rows pgx.Rows) error {
+		*into = (*into)[:0]
+		for rows.Next() {
+			var last *int64
+			var count int64
+			var id, workflow *string
+			if err := rows.Scan(&last, &count, &id, &workflow); err != nil {
+				return err
+			}
+			if last != nil {
+				page.Last = *last
+			}
+			page.Full = count == int64(limit)
+			if id != nil {
+				*into = append(*into, Named{ID: *id, Workflow: *workflow})
+			}
+		}
+		return rows.Err()
+	})
+}
+
+// SweepMailFor does the same for these runs and the subscribers of these channels, those in a listening worker's memory
+// left out.
+func (s *Store) SweepMailFor(b *pgx.Batch, runs, channels []string, into *[]Named) {
+	b.Queue(s.queries.Get("SweepMailFor"), runs, channels).Query(collectNamed(into))
+}
+
+// SweepDeadlines makes up to limit parked runs ready whose deadline has passed: those that wait for messages, or those that
+// wait for time alone.
+func (s *Store) SweepDeadlines(b *pgx.Batch, receiving bool, limit int, grace time.Duration, into *[]Named) {
+	b.Queue(s.queries.Get("SweepDeadlines"), receiving, limit, grace.Microseconds()).Query(collectNamed(into))
+}
+
+// NextDeadline stores the time until the earliest deadline of any parked run; nil when none has one.
+func (s *Store) NextDeadline(b *pgx.Batch, into **time.Duration) {
+	b.Queue(s.queries.Get("NextDeadline")).Query(func(rows pgx.Rows) error {
+		*into = nil
+		var micros int64
+		_, err := pgx.ForEachRow(rows, []any{&micros}, func() error {
+			until := time.Duration(micros) * time.Microsecond
+			*into = &until
+			return nil
+		})
+		return err
+	})
+}
+
+// DiscardOrphanedMail removes mail of runs that have ended, looking at limit messages after page.Last.
+func (s *Store) DiscardOrphanedMail(b *pgx.Batch, page *Page, limit int, removed *int) {
+	b.Queue(s.queries.Get("DiscardOrphanedMail"), page.Last, limit).QueryRow(func(row pgx.Row) error {
+		var last *int64
+		var count int64
+		if err := row.Scan(&last, &count, removed); err != nil {
+			return err
+		}
+		if last != nil {
+			page.Last = *last
+		}
+		page.Full = count == int64(limit)
+		return nil
+	})
+}

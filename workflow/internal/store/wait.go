@@ -1,0 +1,105 @@
+package store
+
+import (
+	"github.com/jackc/pgx/v5"
+)
+
+// What becomes of a run that waits, or of an attempt to wake it.
+const (
+	GotMessage = "message" // it has the message and goes on
+	Due        = "due"     // its deadline has passed and it goes on
+	Parked     = "parked"  // it waits
+)
+
+// Wait is a run that has come to a wait.
+type Wait struct {
+	Fence
+	Position      int32  // where the outcome is recorded; 0: a sleep, which has none
+	Channel       string // empty: waits for time alone
+	Competing     bool   // subscribed to Channel in competing mode
+	TimerPosition int32  // where the new deadline is recorded; 0: it is not new, or there is none
+	TimerName     string
+	DelayMicros   *int64 // the deadline, from now
+	AtMicros      *int64 // the deadline, since 1970
+}
+
+// Waited is what came of it.
+type Waited struct {
+	Outcome         string
+	Message         []byte // the receive record
+	FiresAtMicros   *int64 // the deadline, since 1970; nil: none
+	RemainingMicros *int64 // until the deadline
+}
+
+func (w Waited) clone() Waited {
+	if w.FiresAtMicros != nil {
+		fires, remaining := *w.FiresAtMicros, *w.RemainingMicros
+		w.FiresAtMicros, w.RemainingMicros = &fires, &remaining
+	}
+	return w
+}
+
+// WaitRuns lets owned runs take their message, pass their deadline, or park. waited is called for each still owned.
+func (s *Store) WaitRuns(b *pgx.Batch, rows []Wait, waited func(ord int, result Waited)) {
+	b.Queue(s.queries.Get("WaitRuns"),
+		column(rows, func(r Wait) string { return r.ID }),
+		column(rows, func(r Wait) int64 { return r.Token }),
+		column(rows, func(r Wait) *int32 { return orNull(r.Position) }),
+		column(rows, func(r Wait) *string { return orNull(r.Channel) }),
+		column(rows, func(r Wait) bool { return r.Competing }),
+		column(rows, func(r Wait) *int32 { return orNull(r.TimerPosition) }),
+		column(rows, func(r Wait) *string { return orNull(r.TimerName) }),
+		column(rows, func(r Wait) *int64 { return r.DelayMicros }),
+		column(rows, func(r Wait) *int64 { return r.AtMicros }),
+	).Query(eachWaited(waited))
+}
+
+// Wake is a parked run in memory that may go on.
+type Wake struct {
+	Fence
+	Position  int32
+	Channel   string
+	Competing bool
+}
+
+// WakeRuns makes worker the owner of those parked runs whose message or deadline is there; woken is called for each that
+// is still parked, also when neither is.
+func (s *Store) WakeRuns(b *pgx.Batch, rows []Wake, worker int64, woken func(ord int, result Waited)) {
+	b.Queue(s.queries.Get("WakeRuns"),
+		column(rows, func(r Wake) string { return r.ID }),
+		column(rows, func(r Wake) int64 { return r.Token }),
+		column(rows, func(r Wake) *int32 { return orNull(r.Position) }),
+		column(rows, func(r Wake) *string { return orNull(r.Channel) }),
+		column(rows, func(r Wake) bool { return r.Competing }),
+		worker,
+	).Query(eachWaited(woken))
+}
+
+func eachWaited(do func(ord int, result Waited)) func(pgx.Rows) error {
+	return func(rows pgx.Rows) error {
+		for rows.Next() {
+			var ord int
+			var result Waited
+			var message *string
+			if err := rows.Scan(&ord, &result.Outcome, &message, &result.FiresAtMicros, &result.RemainingMicros); err != nil {
+				return err
+			}
+			result.Message = bytes(message)
+			do(ord-1, result)
+		}
+		return rows.Err()
+	}
+}
+
+// LookForMail calls found with the index of each of the parked runs that has mail.
+func (s *Store) LookForMail(b *pgx.Batch, rows []Wake, found func(ord int)) {
+	b.Queue(s.queries.Get("LookForMail"),
+		column(rows, func(r Wake) string { return r.ID }),
+		column(rows, func(r Wake) string { return r.Channel }),
+		column(rows, func(r Wake) bool { return r.Competing }),
+	).Query(func(rows pgx.Rows) error {
+		var ord int
+		_, err := pgx.ForEachRow(rows, []any{&ord}, func() error { found(ord - 1); return nil })
+		return err
+	})
+}

@@ -1,0 +1,68 @@
+package workflow
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"time"
+)
+
+// RetryPolicy says when a failed activity is attempted again. Its state is stored: attempts are counted across crashes.
+type RetryPolicy struct {
+	// MaxAttempts is how often the activity is attempted in all. Default 10.
+	MaxAttempts int
+	// InitialInterval is the wait before the second attempt. Default 100 ms.
+	InitialInterval time.Duration
+	// MaxInterval is the longest wait between two attempts. Default 1 minute.
+	MaxInterval time.Duration
+	// Multiplier is the factor from one wait to the next, at least 1. Default 2.
+	Multiplier float64
+	// Jitter is the share of a wait, 0 to 1, by which it is shortened at random. Default 0.
+	Jitter float64
+}
+
+// once is the policy of an activity without WithRetry.
+var once = RetryPolicy{MaxAttempts: 1}
+
+// compensationRetry is the policy of a compensation whose activity has none: undoing is worth more patience than doing.
+var compensationRetry = RetryPolicy{MaxAttempts: 10}.withDefaults()
+
+func (p RetryPolicy) withDefaults() RetryPolicy {
+	if p.MaxAttempts == 0 {
+		p.MaxAttempts = 10
+	}
+	if p.InitialInterval == 0 {
+		p.InitialInterval = 100 * time.Millisecond
+	}
+	if p.MaxInterval == 0 {
+		p.MaxInterval = max(time.Minute, p.InitialInterval)
+	}
+	if p.Multiplier == 0 {
+		p.Multiplier = 2
+	}
+	return p
+}
+
+func (p RetryPolicy) validate() error {
+	var errs []error
+	if p.MaxAttempts < 1 {
+		errs = append(errs, fmt.Errorf("RetryPolicy.MaxAttempts is %d: use at least 1", p.MaxAttempts))
+	}
+	if p.InitialInterval < 0 || p.MaxInterval < p.InitialInterval {
+		errs = append(errs, fmt.Errorf("RetryPolicy: InitialInterval %s must be positive and at most MaxInterval %s", p.InitialInterval, p.MaxInterval))
+	}
+	if p.Multiplier < 1 && p.MaxAttempts > 1 {
+		errs = append(errs, fmt.Errorf("RetryPolicy.Multiplier is %g: use at least 1", p.Multiplier))
+	}
+	if p.Jitter < 0 || p.Jitter > 1 {
+		errs = append(errs, fmt.Errorf("RetryPolicy.Jitter is %g: use 0 to 1", p.Jitter))
+	}
+	return errors.Join(errs...)
+}
+
+// delay returns the wait after the given number of failed attempts; random is in [0, 1).
+func (p RetryPolicy) delay(failed int, random float64) time.Duration {
+	wait := float64(p.InitialInterval) * math.Pow(p.Multiplier, float64(failed-1))
+	wait = min(wait, float64(p.MaxInterval))
+	return time.Duration(wait * (1 - p.Jitter*random))
+}

@@ -1,0 +1,274 @@
+package workflow
+
+import (
+	"container/list"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/romancy-go/romancy/workflow/internal/commit"
+	"github.com/romancy-go/romancy/workflow/internal/journal"
+	"github.com/romancy-go/romancy/workflow/internal/store"
+)
+
+// run is one run executing or parked here. Its goroutine executes the workflow function from the top: commands that
+// history knows are answered from it, the others are carried out and recorded. The goroutine ends with the run, or, by
+// runtime.Goexit, when the run is evicted, handed over or lost; a deferred function of the workflow runs in each case.
+type run struct {
+	engine     *Engine
+	id         string
+	definition Definition
+	input      []byte
+	logger     *slog.Logger
+
+	ctx    context.Context //nolint:containedctx // the run's lifetime, handed to activities
+	cancel context.CancelFunc
+	lost   atomic.Bool // writes of this run are refused, or will be: end
+
+	// The goroutine's own.
+	journal       *journal.Journal
+	token         int64
+	stream        *commit.Stream
+	pending       chan error // the outcome of the last append, if it has not been waited for
+	compensations []compensation
+	subscriptions map[string]Mode
+	exiting       bool // the goroutine is ending by Goexit
+
+	resume chan resumption // to the parked goroutine
+
+	// The cache's, guarded by the engine's mutex.
+	phase     phase
+	element   *list.Element
+	waiting   waiting
+	waking    bool // a wake operation is under way
+	wakeAgain bool // something happened meanwhile
+}
+
+// launch begins to execute a run that this worker owns. The caller holds the engine's mutex.
+func (e *Engine) launchLocked(definition Definition, owned store.Claimed, past *store.Past) {
+	logger := e.logger.With("instance_id", owned.ID, "workflow", owned.Workflow)
+	remembered, err := journal.New(past.Records, past.Attempts)
+	if err != nil {
+		logger.Error("run cannot be replayed", "error", err)
+		e.finishStuck(owned, err)
+		return
+	}
+	r := &run{
+		engine: e, id: owned.ID, definition: definition, input: owned.Input, logger: logger,
+		journal: remembered, token: owned.Token, stream: &commit.Stream{},
+		subscriptions: map[string]Mode{}, resume: make(chan resumption, 1),
+	}
+	r.ctx, r.cancel = context.WithCancel(context.Background())
+	e.addLocked(r)
+	if len(past.Records) > 0 {
+		e.cache.replayed++
+	}
+	e.runs.Go(func() {
+		defer e.ended(r)
+		r.main()
+	})
+}
+
+// main executes the workflow and ends the run.
+func (r *run) main() {
+	returned := false
+	defer func() {
+		if !returned && !r.exiting {
+			// The workflow ended its own goroutine (runtime.Goexit). Without this the run would stay owned by nobody.
+			r.giveUp(errors.New("the workflow ended its goroutine instead of returning"))
+		}
+	}()
+	output, err := r.call()
+	r.end(output, err)
+	returned = true
+}
+
+// call runs the workflow function and turns a panic into an error.
+func (r *run) call() (output []byte, err error) {
+	defer func() {
+		if value := recover(); value != nil {
+			err = &panicError{value: value, stack: string(debug.Stack())}
+			r.logger.Error("workflow panicked", "panic", value, "stack", string(debug.Stack()))
+		}
+	}()
+	return r.definition.execute(&Context{Context: r.ctx, run: r}, r.input)
+}
+
+// end records how the workflow ended, compensating first if it failed.
+func (r *run) end(output []byte, err error) {
+	finish := store.Finish{Status: string(StatusCompleted), Output: output}
+	if err != nil {
+		finish = store.Finish{Status: string(StatusFailed), Error: r.compensate(err).encode()}
+	}
+	if err := r.journal.End(); err != nil {
+		r.stuck(err)
+	}
+	finish.Fence = store.Fence{ID: r.id, Token: r.token}
+	if _, err := commit.Await(context.Background(), func(then func(struct{}, error)) {
+		r.engine.committer.Finish(r.stream, finish, then)
+	}); err != nil {
+		r.giveUp(err)
+	}
+	r.engine.tellEnded(store.Run{ID: r.id, Workflow: r.definition.Name(), Status: finish.Status, Output: finish.Output, Error: finish.Error})
+}
+
+// exit ends the goroutine; the run goes on elsewhere, or later.
+func (r *run) exit() {
+	r.exiting = true
+	runtime.Goexit()
+}
+
+// checkpoint is passed before every command: a run that is lost ends here, one of a worker that is shutting down is handed
+// over here.
+func (r *run) checkpoint() {
+	if r.lost.Load() {
+		r.exit()
+	}
+	if r.engine.draining.Load() {
+		r.settle()
+		r.handOver()
+		r.exit()
+	}
+}
+
+// handOver makes the run ready for others, if it is still ours.
+func (r *run) handOver() {
+	if !r.lost.Swap(true) {
+		r.engine.release(store.Fence{ID: r.id, Token: r.token})
+	}
+}
+
+// abandon ends a run from outside, while it executes a step: its context is cancelled, and nothing it does from now on is
+// recorded.
+func (r *run) abandon(release bool) {
+	if release && !r.lost.Swap(true) {
+		r.engine.release(store.Fence{ID: r.id, Token: r.token})
+	}
+	r.engine.mu.Lock()
+	defer r.engine.mu.Unlock()
+	r.engine.dropLocked(r)
+}
+
+// giveUp ends the goroutine because an operation of the run failed with err. Nothing wrong has been recorded: the run is
+// executed again from history, unless the operation can never succeed.
+func (r *run) giveUp(err error) {
+	var pgErr *pgconn.PgError
+	switch {
+	case r.lost.Load(), errors.Is(err, commit.ErrFenced), errors.Is(err, commit.ErrClosed):
+		r.lost.Store(true) // somebody else's, or will be when the lease has run out
+	case store.IsUniqueViolation(err), errors.Is(err, commit.ErrOutcomeUnknown):
+		// Recorded by an owner before us, or perhaps by us: history knows.
+		r.handOver()
+	case errors.As(err, &pgErr) && unstorable(pgErr):
+		r.stuck(err)
+	default:
+		r.logger.Warn("run interrupted, it will be executed again from history", "error", err)
+		select {
+		case <-time.After(time.Second): // the database is in trouble: do not add to it
+		case <-r.ctx.Done():
+		}
+		r.handOver()
+	}
+	r.exit()
+}
+
+// unstorable: the data itself is refused, so trying again is no use. Classes 22 (data exception), 23 (integrity
+// constraint), 42 (access rule, undefined object) and 54 (limit exceeded) of PostgreSQL's appendix A.
+func unstorable(err *pgconn.PgError) bool {
+	if len(err.Code) < 2 {
+		return false
+	}
+	switch err.Code[:2] {
+	case "22", "23", "42", "54":
+		return true
+	default:
+		return false
+	}
+}
+
+// stuck stops the run with its history untouched and ends the goroutine.
+func (r *run) stuck(err error) {
+	r.logger.Error("run is stuck", "error", err)
+	if !r.lost.Swap(true) {
+		r.engine.finishStuck(store.Claimed{ID: r.id, Workflow: r.definition.Name(), Token: r.token}, err)
+	}
+	r.exit()
+}
+
+func (e *Engine) finishStuck(owned store.Claimed, cause error) {
+	finish := store.Finish{
+		Fence: store.Fence{ID: owned.ID, Token: owned.Token}, Status: string(StatusStuck), Error: describe(cause).encode(),
+	}
+	e.committer.Finish(nil, finish, func(_ struct{}, err error) {
+		if err != nil {
+			e.logger.Warn("run could not be marked as stuck; it will be executed again", "instance_id", owned.ID, "error", err)
+			e.orphans.give()
+			return
+		}
+		e.tellEnded(store.Run{ID: owned.ID, Workflow: owned.Workflow, Status: finish.Status, Error: finish.Error})
+	})
+}
+
+// issue takes the next position for a command. A replay that diverges ends the goroutine.
+func (r *run) issue(kind journal.Kind, name string) (position int32, record journal.Record, recorded bool) {
+	r.checkpoint()
+	position, record, recorded, err := r.journal.Issue(kind, name)
+	if err != nil {
+		r.stuck(err)
+	}
+	return position, record, recorded
+}
+
+// append records a step without waiting: the next side effect, or the end, will.
+func (r *run) append(position int32, kind journal.Kind, name string, payload []byte) {
+	outcome := make(chan error, 1)
+	r.pending = outcome
+	r.engine.committer.Append(r.stream, store.Append{
+		Fence: store.Fence{ID: r.id, Token: r.token}, Position: position, Kind: kind, Name: name, Payload: payload,
+	}, func(_ struct{}, err error) { outcome <- err })
+}
+
+// settle waits until what was appended is durable.
+func (r *run) settle() {
+	if r.pending == nil {
+		return
+	}
+	err := <-r.pending // the committer answers every operation
+	r.pending = nil
+	if err != nil {
+		r.giveUp(err)
+	}
+}
+
+// record makes a value once: the first execution calls produce, later ones get what it returned.
+func (r *run) record(kind journal.Kind, name string, produce func() ([]byte, error)) ([]byte, error) {
+	position, record, recorded := r.issue(kind, name)
+	if recorded {
+		return record.Payload, nil
+	}
+	payload, err := produce()
+	if err != nil {
+		// Nothing was recorded at this position, so the workflow's next command must not find it taken.
+		r.journal.Withdraw()
+		return nil, err
+	}
+	r.settle()
+	r.append(position, kind, name, payload)
+	return payload, nil
+}
+
+func encodeJSON(what string, value any) ([]byte, error) {
+	text, err := json.Marshal(value)
+	if err != nil {
+		return nil, fmt.Errorf("encode %s (%T): %w", what, value, err)
+	}
+	return text, nil
+}

@@ -1,0 +1,107 @@
+package workflow_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/romancy-go/romancy/internal/pgtest"
+	"github.com/romancy-go/romancy/workflow"
+)
+
+func TestRunCompletesWithItsOutput(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	double := workflow.DefineActivity("double", func(_ context.Context, n int) (int, error) { return 2 * n, nil })
+	flow := workflow.Define("doubling", func(ctx *workflow.Context, n int) (int, error) {
+		for range 5 {
+			var err error
+			if n, err = double.Execute(ctx, n); err != nil {
+				return 0, err
+			}
+			if err := workflow.Sleep(ctx, 10*time.Millisecond); err != nil {
+				return 0, err
+			}
+		}
+		return n, nil
+	})
+	w := startWorker(t, pool, []workflow.Definition{flow})
+	ctx := testContext(t)
+	run, err := flow.Start(ctx, w.Engine, 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := run.Result(ctx)
+	if err != nil || got != 96 {
+		t.Fatalf("got %d, %v; want 96", got, err)
+	}
+	t.Logf("%+v", w.Status())
+}
+
+func TestRunReceivesDirectMessage(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	flow := workflow.Define("waiting", func(ctx *workflow.Context, _ string) (string, error) {
+		message, err := workflow.Receive[string](ctx, "approvals", workflow.WithTimeout(time.Hour))
+		return message.Body, err
+	})
+	w := startWorker(t, pool, []workflow.Definition{flow})
+	other := startWorker(t, pool, []workflow.Definition{flow}, configured(func(c *workflow.Config) { c.ClientOnly = true }))
+	ctx := testContext(t)
+	for i := range 20 {
+		run, err := flow.Start(ctx, w.Engine, "", workflow.WithID(fmt.Sprintf("run-%d", i)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := other.SendTo(ctx, run.ID(), "approvals", "yes"); err != nil {
+			t.Fatal(err)
+		}
+		got, err := flow.Run(other.Engine, run.ID()).Result(ctx)
+		if err != nil || got != "yes" {
+			t.Fatalf("got %q, %v", got, err)
+		}
+	}
+}
+
+func TestFailedRunCompensatesInReverse(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	if _, err := pool.Exec(testContext(t), "create table log (id bigint generated always as identity, what text)"); err != nil {
+		t.Fatal(err)
+	}
+	note := func(ctx context.Context, what string) error {
+		_, err := workflow.Tx(ctx).Exec(ctx, "insert into log (what) values ($1)", what)
+		return err
+	}
+	reserve := workflow.DefineActivity("reserve", func(ctx context.Context, _ int) (int, error) {
+		return 7, note(ctx, "reserve")
+	}, workflow.WithTransaction()).WithCompensation(func(ctx context.Context, _, out int) error {
+		return note(ctx, fmt.Sprint("unreserve ", out))
+	})
+	refused := workflow.NewError("refused", "the carrier refuses")
+	ship := workflow.DefineActivity("ship", func(context.Context, int) (int, error) { return 0, refused })
+	flow := workflow.Define("order", func(ctx *workflow.Context, n int) (int, error) {
+		for range 2 {
+			if _, err := reserve.Execute(ctx, n); err != nil {
+				return 0, err
+			}
+		}
+		return ship.Execute(ctx, n)
+	})
+	w := startWorker(t, pool, []workflow.Definition{flow})
+	ctx := testContext(t)
+	run, err := flow.Start(ctx, w.Engine, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = run.Result(ctx)
+	var failed *workflow.RunError
+	if !errors.As(err, &failed) || failed.Status != workflow.StatusFailed || !errors.Is(err, refused) {
+		t.Fatalf("got %v; want a RunError of type refused", err)
+	}
+	if n := count(t, pool, "select count(*) from log where what = 'unreserve 7'"); n != 2 {
+		t.Fatalf("%d compensations, want 2", n)
+	}
+}

@@ -1,0 +1,60 @@
+package workflow
+
+import "sync"
+
+// signal wakes one goroutine; signals given before it looks are one.
+type signal chan struct{}
+
+func newSignal() signal { return make(signal, 1) }
+
+func (s signal) give() {
+	select {
+	case s <- struct{}{}:
+	default:
+	}
+}
+
+// tally counts things by name until somebody takes them. It holds at most limit names, then only remembers that there
+// were more.
+type tally struct {
+	some  signal
+	limit int
+
+	mu       sync.Mutex
+	counts   map[string]int
+	overflow bool
+}
+
+func newTally(limit int) *tally {
+	return &tally{some: newSignal(), limit: limit, counts: map[string]int{}}
+}
+
+func (t *tally) add(names ...string) {
+	t.mu.Lock()
+	for _, name := range names {
+		if _, known := t.counts[name]; !known && len(t.counts) >= t.limit {
+			t.overflow = true
+			continue
+		}
+		t.counts[name]++
+	}
+	t.mu.Unlock()
+	t.some.give()
+}
+
+// tooMany notes that there is more than can be named.
+func (t *tally) tooMany() {
+	t.mu.Lock()
+	t.overflow = true
+	t.mu.Unlock()
+	t.some.give()
+}
+
+// take returns what was counted and whether there was more, and starts over.
+func (t *tally) take() (counts map[string]int, overflow bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	counts, overflow = t.counts, t.overflow
+	t.counts, t.overflow = map[string]int{}, false
+	return counts, overflow
+}

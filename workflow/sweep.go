@@ -1,0 +1,234 @@
+package workflow
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/romancy-go/romancy/workflow/internal/store"
+)
+
+const (
+	// hotGrace is how long a run that a live worker holds in memory is left to that worker.
+	hotGrace = 2 * time.Second
+	// mailSweepDelay is how long after a message for nobody in memory here its receiver is looked for: the worker that
+	// holds it in memory has been faster by then, and a burst is one look.
+	mailSweepDelay = 50 * time.Millisecond
+	// unwellInterval is how often a worker looks for ready runs while no notifications arrive.
+	unwellInterval = time.Second
+)
+
+// SweepResume makes runs ready that are not but should be: those of workers whose lease has run out, and parked ones that
+// have mail which nobody was told of. It returns how many. It looks at the whole cluster, whatever workflows this process
+// knows, and tells the other workers.
+func (e *Engine) SweepResume(ctx context.Context) (int, error) {
+	if err := e.check(); err != nil {
+		return 0, err
+	}
+	taken, takeErr := e.takeOver(ctx)
+	mailed, mailErr := e.sweepMail(ctx)
+	e.claims.give()
+	return taken + mailed, errors.Join(takeErr, mailErr)
+}
+
+// SweepTimers makes parked runs ready whose sleep, or wait for another attempt, is over and whose worker is gone or late.
+// It returns how many.
+func (e *Engine) SweepTimers(ctx context.Context) (int, error) { return e.sweepDeadlines(ctx, false) }
+
+// SweepChannelTimeouts makes parked runs ready whose wait for a message has timed out and whose worker is gone or late. It
+// returns how many.
+func (e *Engine) SweepChannelTimeouts(ctx context.Context) (int, error) {
+	return e.sweepDeadlines(ctx, true)
+}
+
+// SweepRetention removes mail that reached a run while it ended, and returns how much. Mail of live runs is never removed.
+func (e *Engine) SweepRetention(ctx context.Context) (int, error) {
+	if err := e.check(); err != nil {
+		return 0, err
+	}
+	total := 0
+	page := &store.Page{Full: true}
+	for page.Full {
+		removed := new(int)
+		next := &store.Page{Last: page.Last}
+		if err := e.do(ctx, true, func(b *pgx.Batch) {
+			e.store.DiscardOrphanedMail(b, next, e.config.MaxMessagesPerBatch, removed)
+		}); err != nil {
+			return total, err
+		}
+		total += *removed
+		page = next
+	}
+	return total, nil
+}
+
+// NextDeadline returns the earliest deadline of any parked run, by this process's clock; ok is false if none has one.
+func (e *Engine) NextDeadline(ctx context.Context) (at time.Time, ok bool, err error) {
+	if err := e.check(); err != nil {
+		return time.Time{}, false, err
+	}
+	until := new(*time.Duration)
+	if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.NextDeadline(b, until) }); err != nil {
+		return time.Time{}, false, err
+	}
+	if *until == nil {
+		return time.Time{}, false, nil
+	}
+	return time.Now().Add(**until), true, nil
+}
+
+// madeReady tells all workers of runs that a sweep has made ready.
+func (e *Engine) madeReady(runs []store.Named) {
+	for _, run := range runs {
+		e.tellResumable(run.ID, run.Workflow)
+	}
+	if len(runs) > 0 {
+		e.claims.give()
+	}
+}
+
+func (e *Engine) takeOver(ctx context.Context) (total int, err error) {
+	for {
+		taken := new([]store.Named)
+		if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.TakeOver(b, e.config.MaxWorkflowsPerBatch, taken) }); err != nil {
+			return total, err
+		}
+		total += len(*taken)
+		e.madeReady(*taken)
+		if len(*taken) < e.config.MaxWorkflowsPerBatch {
+			break
+		}
+	}
+	if total > 0 {
+		e.logger.InfoContext(ctx, "took over the runs of workers whose lease had run out", "runs", total)
+	}
+	return total, nil
+}
+
+func (e *Engine) sweepMail(ctx context.Context) (total int, err error) {
+	page := &store.Page{Full: true}
+	for page.Full {
+		next := &store.Page{Last: page.Last}
+		woken := new([]store.Named)
+		if err := e.do(ctx, true, func(b *pgx.Batch) {
+			e.store.SweepMail(b, next, e.config.MaxMessagesPerBatch, hotGrace, woken)
+		}); err != nil {
+			return total, err
+		}
+		total += len(*woken)
+		e.madeReady(*woken)
+		page = next
+	}
+	return total, nil
+}
+
+func (e *Engine) sweepDeadlines(ctx context.Context, receiving bool) (total int, err error) {
+	if err := e.check(); err != nil {
+		return 0, err
+	}
+	for {
+		due := new([]store.Named)
+		if err := e.do(ctx, true, func(b *pgx.Batch) {
+			e.store.SweepDeadlines(b, receiving, e.config.MaxTimersPerBatch, hotGrace, due)
+		}); err != nil {
+			return total, err
+		}
+		total += len(*due)
+		e.madeReady(*due)
+		if len(*due) < e.config.MaxTimersPerBatch {
+			return total, nil
+		}
+	}
+}
+
+// takeoverLoop takes over the runs of dead workers as soon as a lease has ended.
+func (e *Engine) takeoverLoop(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-e.takeovers:
+		}
+		if _, err := e.takeOver(ctx); err != nil && ctx.Err() == nil {
+			e.logger.WarnContext(ctx, "taking over the runs of dead workers failed; the next heartbeat tries again", "error", err)
+		}
+	}
+}
+
+// mailSweepLoop looks, a little later, for the receivers of messages that are not in memory here.
+func (e *Engine) mailSweepLoop(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-e.mailRuns.some:
+		case <-e.mailChannels.some:
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(mailSweepDelay):
+		}
+		if err := e.sweepMailHeardOf(ctx); err != nil && ctx.Err() == nil {
+			e.logger.WarnContext(ctx, "looking for the receivers of messages failed; the next sweep will find them", "error", err)
+		}
+	}
+}
+
+func (e *Engine) sweepMailHeardOf(ctx context.Context) error {
+	runs, more := e.mailRuns.take()
+	channels, moreChannels := e.mailChannels.take()
+	if more || moreChannels {
+		_, err := e.sweepMail(ctx)
+		return err
+	}
+	if len(runs) == 0 && len(channels) == 0 {
+		return nil
+	}
+	woken := new([]store.Named)
+	if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.SweepMailFor(b, keys(runs), keys(channels), woken) }); err != nil {
+		return err
+	}
+	e.madeReady(*woken)
+	return nil
+}
+
+func keys[V any](byName map[string]V) []string {
+	return slices.Collect(maps.Keys(byName))
+}
+
+// safetyNet is the last one: whatever notifications and the cluster's periodic sweeps have missed, every worker finds by
+// itself, each fallback interval. While notifications do not arrive it looks for ready runs every second.
+func (e *Engine) safetyNet(ctx context.Context) {
+	swept := time.Now()
+	for {
+		interval := e.config.FallbackInterval
+		if !e.config.Listener.Healthy() {
+			interval = min(interval, unwellInterval)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(interval):
+		}
+		e.claims.give()
+		if time.Since(swept) < e.config.FallbackInterval {
+			continue
+		}
+		swept = time.Now()
+		e.orphans.give()
+		e.sweepUntilDone(ctx, "all", e.SweepResume, e.SweepTimers, e.SweepChannelTimeouts)
+	}
+}
+
+func (e *Engine) sweepUntilDone(ctx context.Context, what string, sweeps ...func(context.Context) (int, error)) {
+	for _, sweep := range sweeps {
+		if _, err := sweep(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, ErrClosed) {
+			e.logger.WarnContext(ctx, "sweep failed, the next will try again", "sweep", what, "error", err)
+		}
+	}
+}

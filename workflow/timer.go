@@ -1,0 +1,60 @@
+package workflow
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/romancy-go/romancy/workflow/internal/journal"
+)
+
+// Sleep waits for d, durably: the deadline is stored, by the database's clock, and survives the worker. A d of zero or
+// less still takes its place in history. The error is always nil today; it is there for runs that can be cancelled.
+func Sleep(ctx *Context, d time.Duration) error {
+	return ctx.run.sleep("sleep", until{delay: d, relative: true})
+}
+
+// SleepUntil waits until t by the database's clock. A t in the past still takes its place in history.
+func SleepUntil(ctx *Context, t time.Time) error {
+	return ctx.run.sleep("sleep_until", until{at: t})
+}
+
+// Now returns the current time, recorded: every execution of the run sees the time of the first.
+func Now(ctx *Context) (time.Time, error) {
+	return SideEffect(ctx, "now", func() (time.Time, error) { return time.Now().UTC(), nil })
+}
+
+// SideEffect records what fn returns; later executions get the recorded value. fn should be quick and is not retried: for
+// anything that can fail use an activity. name must be the same in every execution. An error of fn is not recorded.
+func SideEffect[T any](ctx *Context, name string, fn func() (T, error)) (T, error) {
+	var value T
+	if err := checkName("side effect name", name); err != nil {
+		return value, err
+	}
+	text, err := ctx.run.record(journal.SideEffect, name, func() ([]byte, error) {
+		made, err := fn()
+		if err != nil {
+			return nil, err
+		}
+		return json.Marshal(made)
+	})
+	if err != nil {
+		return value, err
+	}
+	if err := decodeValue(text, &value); err != nil {
+		return value, fmt.Errorf("decode the recorded value of %q into %T: %w", name, value, err)
+	}
+	return value, nil
+}
+
+// until is a moment by the database's clock: after a delay from when it is stored, or absolute.
+type until struct {
+	relative bool
+	delay    time.Duration
+	at       time.Time
+}
+
+// timerRecord is the payload of a timer's row in history.
+type timerRecord struct {
+	FiresAtMicros int64 `json:"fires_at_us"`
+}

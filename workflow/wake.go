@@ -1,0 +1,271 @@
+package workflow
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/romancy-go/romancy/bus"
+	"github.com/romancy-go/romancy/workflow/internal/commit"
+	"github.com/romancy-go/romancy/workflow/internal/store"
+)
+
+// listen takes what the listener brings to the runs, one notification after the other, without blocking on any.
+func (e *Engine) listen(ctx context.Context, subscription *bus.Subscription) {
+	defer subscription.Close()
+	for {
+		notification, err := subscription.Next(ctx)
+		if err != nil {
+			return // closed, or ctx ended
+		}
+		switch notification.Channel {
+		case e.config.Channels.WorkflowResumable:
+			e.claims.give()
+		case e.config.Channels.ChannelMessage:
+			e.heard(ctx, notification)
+		case e.endedOn:
+			e.heardEnded(notification)
+		}
+	}
+}
+
+// heard takes a channel_message notification to the run it is for.
+func (e *Engine) heard(ctx context.Context, notification bus.Notification) {
+	if notification.CatchUp {
+		e.lookForAll()
+		e.mailRuns.tooMany()
+		return
+	}
+	var message bus.ChannelMessage
+	if err := json.Unmarshal([]byte(notification.Payload), &message); err != nil || message.ChannelName == "" {
+		e.logger.WarnContext(ctx, "foreign payload on the channel for messages ignored",
+			"channel", notification.Channel, "payload", fmt.Sprintf("%.100q", notification.Payload))
+		return
+	}
+	if message.TargetInstanceID == "" {
+		e.published.add(message.ChannelName)
+		return
+	}
+	e.arrived(message.ChannelName, message.TargetInstanceID)
+}
+
+// arrived has the receiver of a message woken: at once if it is parked in memory here, else by a sweep.
+func (e *Engine) arrived(channel, receiver string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	r := e.cache.runs[receiver]
+	switch {
+	case r == nil:
+		e.mailRuns.add(receiver)
+	case r.phase == parked && r.waiting.wait.Channel == channel:
+		e.wakeLocked(r)
+	}
+}
+
+// sent is told by the committer which messages it has delivered: receivers in this process need not wait for the echo.
+func (e *Engine) sent(messages []store.Sent) {
+	for _, message := range messages {
+		e.config.Notifier.Notify(e.config.Channels.ChannelMessage, announcement(message))
+		switch {
+		case !e.executes():
+		case message.Receiver == "":
+			e.published.add(message.Channel)
+		default:
+			e.arrived(message.Channel, message.Receiver)
+		}
+	}
+}
+
+// publishedLoop wakes the receivers parked here of what was published: those that have a copy of their own, and as many of
+// the competing ones as there are messages.
+func (e *Engine) publishedLoop(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-e.published.some:
+		}
+		channels, more := e.published.take()
+		if more {
+			e.lookForAll()
+			e.mailRuns.tooMany()
+		}
+		for channel, messages := range channels {
+			e.mu.Lock()
+			for r := range e.cache.receiving[channel] {
+				switch {
+				case !r.waiting.wait.Competing:
+					e.lookLocked(r)
+				case messages > 0 && !r.waking:
+					e.wakeLocked(r)
+					messages--
+				}
+			}
+			e.mu.Unlock()
+			e.mailChannels.add(channel)
+		}
+	}
+}
+
+// look closes the gap of parking: a message committed before the run's row said waiting was announced to nobody.
+func (e *Engine) look(r *run) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.lookLocked(r)
+}
+
+func (e *Engine) lookLocked(r *run) {
+	if r.phase != parked {
+		return
+	}
+	e.committer.Look(asWake(r.waiting.wait), func(found bool, err error) {
+		if err != nil {
+			if !errors.Is(err, commit.ErrClosed) {
+				e.logger.Warn("look for mail failed; the next sweep will find it", "instance_id", r.id, "error", err)
+			}
+			return
+		}
+		if found {
+			e.mu.Lock()
+			e.wakeLocked(r)
+			e.mu.Unlock()
+		}
+	})
+}
+
+// lookForAll looks for the mail of every parked run, after notifications may have been lost.
+func (e *Engine) lookForAll() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, runs := range e.cache.receiving {
+		for r := range runs {
+			e.lookLocked(r)
+		}
+	}
+}
+
+func asWake(wait store.Wait) store.Wake {
+	return store.Wake{Fence: wait.Fence, Position: wait.Position, Channel: wait.Channel, Competing: wait.Competing}
+}
+
+// wakeLocked tries to let a parked run go on. One attempt is under way at a time; a reason that comes meanwhile causes
+// another.
+func (e *Engine) wakeLocked(r *run) {
+	if r.phase != parked {
+		return
+	}
+	if r.waking {
+		r.wakeAgain = true
+		return
+	}
+	r.waking, r.wakeAgain = true, false
+	ask := asWake(r.waiting.wait)
+	e.committer.Wake(e.lease.ID(), ask, func(waited store.Waited, err error) { e.woken(r, ask, waited, err) })
+}
+
+// woken continues a run with the outcome of a wake operation.
+func (e *Engine) woken(r *run, ask store.Wake, waited store.Waited, err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if r.phase != parked || r.token != ask.Token {
+		if err == nil && waited.Outcome != store.Parked {
+			e.orphans.give() // the row says running, but the run was dropped meanwhile
+		}
+		return
+	}
+	r.waking = false
+	switch {
+	case errors.Is(err, commit.ErrClosed):
+		e.dropLocked(r)
+	case errors.Is(err, commit.ErrFenced):
+		e.verifyLocked(r)
+	case err != nil:
+		e.logger.Warn("parked run could not be woken and is left to the sweeps", "instance_id", r.id, "error", err)
+		e.dropLocked(r)
+		e.committer.LetGo(ask.Fence, func(struct{}, error) { e.orphans.give() })
+	case waited.Outcome != store.Parked:
+		e.resumeLocked(r, ask.Token+1, resumption{outcome: waited.Outcome, message: waited.Message})
+		e.tellResumable(r.id, r.definition.Name())
+	case r.wakeAgain:
+		e.wakeLocked(r)
+	case waited.RemainingMicros != nil && r.waiting.timed:
+		e.armLocked(r, time.Duration(*waited.RemainingMicros)*time.Microsecond)
+	}
+}
+
+// verifyLocked finds out why a parked run could not be woken: a sweep has made it ready and it will be claimed again, or
+// another worker has it and it is dropped here. While somebody only holds its row for a moment, it is tried again.
+func (e *Engine) verifyLocked(r *run) {
+	var rows []store.Run
+	e.committer.Do(true, func(b *pgx.Batch) { e.store.QueueFindRuns(b, []string{r.id}, &rows) }, func(_ struct{}, err error) {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		if r.phase != parked || r.waking {
+			return
+		}
+		switch {
+		case err != nil || len(rows) == 0 || rows[0].Token != r.token:
+			e.dropLocked(r)
+		case rows[0].Status == string(StatusWaiting):
+			e.armLocked(r, 10*time.Millisecond)
+		case rows[0].Status == string(StatusReady):
+			e.claims.give()
+		default:
+			e.dropLocked(r)
+		}
+	})
+}
+
+// timerLoop wakes parked runs when they are due, the evicted ones included.
+func (e *Engine) timerLoop(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		case <-e.timers:
+		}
+		next, ok := e.wakeDue()
+		if ok {
+			timer.Reset(time.Until(next))
+		} else {
+			timer.Stop()
+		}
+	}
+}
+
+// wakeDue returns when it is to be called again.
+func (e *Engine) wakeDue() (next time.Time, ok bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var cold []string
+	for _, entry := range e.cache.deadlines.PopDue(time.Now(), e.config.MaxTimersPerBatch) {
+		r := e.cache.runs[entry.ID]
+		switch {
+		case r == nil:
+			cold = append(cold, entry.ID)
+		case r.phase == parked && r.token == entry.Token:
+			e.wakeLocked(r)
+		}
+	}
+	if len(cold) > 0 {
+		e.cold.add(cold...)
+	}
+	return e.cache.deadlines.Next()
+}
+
+func (e *Engine) tellResumable(id, workflow string) {
+	e.config.Notifier.Notify(e.config.Channels.WorkflowResumable, bus.Encode(bus.WorkflowResumable{InstanceID: id, WorkflowName: workflow}))
+}
+
+func (e *Engine) tellTimer(id string, position int32, firesAtMicros int64) {
+	e.config.Notifier.Notify(e.config.Channels.TimerExpired, bus.Encode(bus.TimerRegistered{
+		InstanceID: id, TimerID: fmt.Sprintf("timer:%d", position), ExpiresAt: time.UnixMicro(firesAtMicros).UTC(),
+	}))
+}
