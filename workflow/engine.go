@@ -154,10 +154,11 @@ type Engine struct {
 	watch     *watch
 	txSlots   chan struct{} // bounds transactional activities, so that they leave connections to others
 
-	stop     context.CancelFunc // ends the loops
-	loops    sync.WaitGroup
-	runs     sync.WaitGroup // the runs' goroutines
-	draining atomic.Bool
+	stop       context.CancelFunc // ends the loops
+	loops      sync.WaitGroup
+	runs       sync.WaitGroup // the runs' goroutines
+	draining   atomic.Bool
+	goroutines atomic.Int64 // of runs, those whose runs were taken from them included
 
 	claims       signal // there may be ready runs
 	timers       signal // the earliest deadline has changed
@@ -336,10 +337,11 @@ func (e *Engine) drain(ctx context.Context) error {
 	e.mu.Unlock()
 	ids := make([]string, 0, len(left))
 	for _, r := range left {
-		r.abandon(true)
+		r.abandon()
 		ids = append(ids, r.id)
 	}
-	return fmt.Errorf("shutdown limit reached with %d run(s) in a step, handed over: %q: %w", len(ids), ids, ctx.Err())
+	return fmt.Errorf("shutdown limit reached, %d run(s) handed over in the middle of a step: %q; %d step(s) still executing: %w",
+		len(ids), ids, e.goroutines.Load(), ctx.Err())
 }
 
 // check returns why the engine cannot serve a call now, or nil.

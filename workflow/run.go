@@ -71,7 +71,9 @@ func (e *Engine) launchLocked(definition Definition, owned store.Claimed, past *
 	if len(past.Records) > 0 {
 		e.cache.replayed++
 	}
+	e.goroutines.Add(1)
 	e.runs.Go(func() {
+		defer e.goroutines.Add(-1)
 		defer e.ended(r)
 		r.main()
 	})
@@ -146,12 +148,10 @@ func (r *run) handOver() {
 	}
 }
 
-// abandon ends a run from outside, while it executes a step: its context is cancelled, and nothing it does from now on is
-// recorded.
-func (r *run) abandon(release bool) {
-	if release && !r.lost.Swap(true) {
-		r.engine.release(store.Fence{ID: r.id, Token: r.token})
-	}
+// abandon hands a run over from outside, while it executes a step: its context is cancelled, and nothing it does from now on
+// is recorded. Its goroutine is not parked, so its token does not change.
+func (r *run) abandon() {
+	r.handOver()
 	r.engine.mu.Lock()
 	defer r.engine.mu.Unlock()
 	r.engine.dropLocked(r)

@@ -9,7 +9,6 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/romancy-go/romancy/bus"
-	"github.com/romancy-go/romancy/internal/pgtest"
 	"github.com/romancy-go/romancy/workflow"
 )
 
@@ -123,5 +122,3 @@ func count(t *testing.T, pool *pgxpool.Pool, query string, arguments ...any) int
 	}
 	return number
 }
-
-var _ = pgtest.Pool

@@ -22,16 +22,18 @@ from unnest($1::text[]) as a(id) cross join lateral (
 ) i;
 
 -- name: ClaimReady
--- One index range a workflow, so that a flood of one workflow, or of one nobody here knows, hides no other.
+-- One index range a workflow, so that a flood of one workflow, or of one nobody here knows, hides no other. A worker whose
+-- lease has run out, and who may not know it yet, gets nothing.
 with found as materialized (
     select r.id
     from unnest($1::text[]) as w(name) cross join lateral (
         select i.id
         from romancy.instances i
         where i.status = 'ready' and i.workflow = w.name
+          and exists (select 1 from romancy.workers me where me.id = $2::bigint and me.lease_until > clock_timestamp())
         order by i.ready_at
         limit $3::bigint
-        for no key update skip locked
+        for no key update of i skip locked
     ) r
 )
 update romancy.instances i
@@ -48,7 +50,8 @@ with found as materialized (
         select i.id
         from romancy.instances i
         where i.id = a.id and i.status = 'waiting' and i.wake_at <= clock_timestamp()
-        for no key update skip locked
+          and exists (select 1 from romancy.workers me where me.id = $2::bigint and me.lease_until > clock_timestamp())
+        for no key update of i skip locked
     ) r
 )
 update romancy.instances i

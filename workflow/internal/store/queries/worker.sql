@@ -19,9 +19,17 @@ select (select count(*) from beat),
 delete from romancy.workers where id = $1::bigint;
 
 -- name: TakeOver
--- The runs of workers whose lease has run out become ready again.
-with dead as materialized (
-    select w.id from romancy.workers w where w.lease_until <= clock_timestamp() order by w.id
+-- The runs of workers whose lease has run out become ready again, and so do those of a worker that was buried while a write
+-- of its was still on the way: owners steps through the index from one owner to the next.
+with recursive owners (id) as (
+    (select i.worker from romancy.instances i where i.status = 'running' order by i.worker limit 1)
+    union all
+    select (select i.worker from romancy.instances i where i.status = 'running' and i.worker > o.id order by i.worker limit 1)
+    from owners o where o.id is not null
+), dead as materialized (
+    select o.id from owners o
+    where o.id is not null
+      and not exists (select 1 from romancy.workers w where w.id = o.id and w.lease_until > clock_timestamp())
 ), found as materialized (
     select r.id
     from dead d cross join lateral (
