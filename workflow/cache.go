@@ -15,6 +15,7 @@ type cache struct {
 	runs      map[string]*run
 	executing int
 	starting  int                      // runs being created that will execute here
+	full      bool                     // there was no room for a ready run: look again when there is
 	parked    *list.List               // of *run, least recently parked first
 	receiving map[string]map[*run]bool // parked runs by the channel they wait on
 	deadlines deadline.Heap            // of parked runs, evicted ones included
@@ -83,9 +84,17 @@ func (e *Engine) dropLocked(r *run) {
 // ended removes a run whose goroutine is over.
 func (e *Engine) ended(r *run) {
 	e.mu.Lock()
+	defer e.mu.Unlock()
 	e.dropLocked(r)
-	e.mu.Unlock()
-	e.claims.give() // there is room for another
+	e.roomLocked()
+}
+
+// roomLocked has ready runs looked for that there was no room for before.
+func (e *Engine) roomLocked() {
+	if e.cache.full {
+		e.cache.full = false
+		e.claims.give()
+	}
 }
 
 func (e *Engine) unparkLocked(r *run) {
@@ -107,6 +116,7 @@ func (e *Engine) park(r *run, w waiting) bool {
 		return false
 	}
 	e.cache.executing--
+	e.roomLocked()
 	r.phase, r.waiting, r.waking, r.wakeAgain = parked, w, false, false
 	r.element = e.cache.parked.PushBack(r)
 	if channel := w.wait.Channel; channel != "" {

@@ -46,6 +46,7 @@ func (e *Engine) claimLoop(ctx context.Context) {
 func (e *Engine) claim(ctx context.Context) bool {
 	e.mu.Lock()
 	room := e.config.MaxConcurrentRuns - e.cache.executing - e.cache.starting
+	e.cache.full = room <= 0
 	e.mu.Unlock()
 	worker := e.lease.ID()
 	if room <= 0 || worker == 0 || ctx.Err() != nil {

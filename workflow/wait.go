@@ -116,7 +116,6 @@ func (r *run) stayParked(ask store.Wait, waited store.Waited) resumption {
 		r.lost.Store(true) // the row says waiting: nothing to hand over
 		r.exit()
 	}
-	r.engine.claims.give() // there is room for another
 	if ask.Channel != "" {
 		r.engine.look(r)
 	}

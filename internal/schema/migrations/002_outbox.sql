@@ -12,7 +12,7 @@ create table {{.schema}}.outbox (
     event_id   text collate "C" not null check (octet_length(event_id) between 1 and 255),
     topic      text collate "C" not null check (octet_length(topic) between 1 and 255),
     key        text collate "C" not null check (octet_length(key) between 1 and 255), -- events of one key keep their order
-    slot       integer not null,              -- FNV-1a of the key modulo the slots: the unit of ownership between relays
+    slot       integer not null check (slot between 0 and 63), -- FNV-1a of the key modulo 64: the unit of ownership between relays
     payload    bytea not null,
     headers    json,
     attempts   integer not null default 0,    -- counted when a relay takes it, so that a crash counts too
