@@ -66,6 +66,7 @@ create table {{.schema}}.mailbox (
 );
 
 create index mailbox_receiver on {{.schema}}.mailbox (receiver, channel, id) where receiver is not null;
+create index mailbox_age on {{.schema}}.mailbox (created_at); -- for the view below
 create index mailbox_unclaimed on {{.schema}}.mailbox (channel, id) where receiver is null;
 
 create table {{.schema}}.subscriptions (

@@ -1,0 +1,108 @@
+package bus
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/romancy-go/romancy/internal/sqlfile"
+)
+
+const (
+	// pageTimeout bounds the reading of a page, the wait for a connection of the pool included.
+	pageTimeout = 10 * time.Second
+	// slowPage is a page that took too long for its size: the server had to sort all that is pending.
+	slowPage = 50 * time.Millisecond
+	// pageGrowth is how many times the batch size a page may grow to, while pages are slow or bring nothing new.
+	pageGrowth = 64
+)
+
+// pendingQueries names the query that reads the schema's view of each event.
+var pendingQueries = map[Event]string{
+	EventWorkflowResumable: "PendingWorkflowResumable",
+	EventTimerExpired:      "PendingTimerExpired",
+	EventChannelMessage:    "PendingChannelMessage",
+	EventOutboxPending:     "PendingOutboxPending",
+}
+
+// catchUp reads what lost notifications would have said, and remembers what of it was delivered. The memory holds what is
+// pending and no more.
+type catchUp struct {
+	pool    *pgxpool.Pool
+	query   string
+	batch   int
+	settled map[string]int64 // the version of each pending item that was delivered
+}
+
+func newCatchUp(pool *pgxpool.Pool, queries sqlfile.Queries, event Event, batch int) *catchUp {
+	return &catchUp{pool: pool, query: queries.Get(pendingQueries[event]), batch: batch, settled: map[string]int64{}}
+}
+
+// pendingItem is a row of such a view.
+type pendingItem struct {
+	at      pgtype.Timestamptz // an infinite one is possible
+	item    string
+	version int64
+	payload string
+}
+
+// pass delivers, in the view's order, everything pending that was not delivered before in the same version. No connection
+// is held while deliver runs. If deliver reports false, the pass ends.
+func (c *catchUp) pass(ctx context.Context, deliver func(payload string) bool) error {
+	last := pendingItem{at: pgtype.Timestamptz{InfinityModifier: pgtype.NegativeInfinity, Valid: true}}
+	settled := map[string]int64{}
+	limit := c.batch
+	for {
+		began := time.Now()
+		page, err := c.page(ctx, last, limit)
+		if err != nil {
+			return err
+		}
+		slow := time.Since(began) > slowPage
+		fresh := false
+		for _, item := range page {
+			if version, known := c.settled[item.item]; !known || version != item.version {
+				fresh = true
+				if !deliver(item.payload) {
+					return ctx.Err()
+				}
+				c.settled[item.item] = item.version // also if the pass is cut short
+			}
+			settled[item.item] = item.version
+		}
+		if len(page) < limit {
+			break
+		}
+		last = page[len(page)-1]
+		if slow || !fresh {
+			limit = min(2*limit, pageGrowth*c.batch)
+		} else {
+			limit = c.batch
+		}
+	}
+	c.settled = settled // what is no longer pending is forgotten
+	return nil
+}
+
+// page reads up to limit rows after last.
+func (c *catchUp) page(ctx context.Context, last pendingItem, limit int) ([]pendingItem, error) {
+	ctx, cancel := context.WithTimeout(ctx, pageTimeout)
+	defer cancel()
+	rows, err := c.pool.Query(ctx, c.query, last.at, last.item, limit)
+	if err != nil {
+		return nil, fmt.Errorf("catch up: %w", err)
+	}
+	page, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (pendingItem, error) {
+		var item pendingItem
+		err := row.Scan(&item.at, &item.item, &item.version, &item.payload)
+		return item, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("catch up: %w", err)
+	}
+	return page, nil
+}

@@ -1,0 +1,223 @@
+package bus
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/romancy-go/romancy/internal/pgtest"
+)
+
+func TestCatchUpSaysWhatTheNotificationWouldHaveSaid(t *testing.T) {
+	t.Parallel()
+	for _, mode := range modes {
+		t.Run(mode.String(), func(t *testing.T) {
+			t.Parallel()
+			pool := pgtest.Pool(t, func(c *pgxpool.Config) {
+				c.ConnConfig.DefaultQueryExecMode = mode
+				c.ConnConfig.RuntimeParams["timezone"] = "Asia/Kathmandu"
+			})
+			execute(t, pool, `insert into romancy.instances (id, workflow, status, token, ready_at) values ('wf_1', 'orders', 'ready', 1, now())`)
+			execute(t, pool, `insert into romancy.instances (id, workflow, status, token, ready_at, wake_at, wake_position)
+				values ('wf_2', 'orders', 'waiting', 1, now(), '2026-01-15 10:30:00.5Z', 3)`)
+			execute(t, pool, `insert into romancy.mailbox (channel, mode, receiver, payload) values ('approvals', 'direct', 'wf_2', '{}')`)
+			addEvents(t, pool, "evt_1")
+			s := newSubscriber(t, pool, startListener(t, pool))
+
+			run, err := Decode[WorkflowResumable](receive(t, messages(t, s, "romancy_workflow_resumable")))
+			if want := (WorkflowResumable{"wf_1", "orders"}); err != nil || run != want {
+				t.Errorf("got %+v, %v, want %+v", run, err, want)
+			}
+			timer, err := Decode[TimerRegistered](receive(t, messages(t, s, "romancy_timer_expired")))
+			if err != nil || timer.InstanceID != "wf_2" || timer.TimerID == "" || !timer.ExpiresAt.Equal(time.Date(2026, 1, 15, 10, 30, 0, 5e8, time.UTC)) {
+				t.Errorf("got %+v, %v", timer, err)
+			}
+			mail, err := Decode[ChannelMessage](receive(t, messages(t, s, "romancy_channel_message")))
+			if err != nil || mail.ChannelName != "approvals" || mail.TargetInstanceID != "wf_2" || mail.MessageID == 0 {
+				t.Errorf("got %+v, %v", mail, err)
+			}
+			msg := receive(t, messages(t, s, outboxChannel))
+			if id := eventID(t, msg); id != "evt_1" || msg.Metadata.Get(MetadataSource) != SourceCatchUp || msg.Metadata.Get(MetadataChannel) != outboxChannel {
+				t.Errorf("got %s, %v", id, msg.Metadata)
+			}
+		})
+	}
+}
+
+func TestWhatWasMissedIsCaughtUpAtOnceAfterEachReconnect(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	l := startListener(t, pool, func(c *ListenerConfig) { c.ReconnectDelay = time.Hour })
+	eventually(t, "the listener is connected", l.Healthy)
+	addEvents(t, pool, "before")
+	out := messages(t, newSubscriber(t, pool, l), outboxChannel)
+	wantEvent(t, out, "before", SourceCatchUp)
+	for kill := range 5 {
+		lost, live := fmt.Sprint("lost_", kill), fmt.Sprint("live_", kill)
+		addEvents(t, pool, lost)
+		pgtest.KillBackends(t, pool, "% listen")
+		wantEvent(t, out, lost, SourceCatchUp)
+		notify(t, pool, outboxChannel, Encode(OutboxPending{live}))
+		wantEvent(t, out, live, SourceNotify)
+	}
+}
+
+func TestCatchUpRepeatsOnlyWhatChanged(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	s := newSubscriber(t, pool, startListener(t, pool), func(c *SubscriberConfig) { c.BatchSize = 2 })
+	ids := []string{"e1", "e2", "e3", "e4", "e5", "e6", "e7"}
+	addEvents(t, pool, ids...)
+	c := newCatchUp(pool, s.queries, EventOutboxPending, 2)
+	pass := func(want ...string) {
+		t.Helper()
+		var got []string
+		if err := c.pass(within(t), func(payload string) bool {
+			event, err := decode[OutboxPending]("", []byte(payload))
+			if err != nil {
+				t.Error(err)
+			}
+			got = append(got, event.EventID)
+			return true
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("got %v, want %v", got, want)
+		}
+	}
+	pass(ids...)
+	pass()
+	execute(t, pool, "update romancy.outbox set attempts = 1 where event_id = 'e4'")
+	pass("e4")
+	pass()
+	execute(t, pool, "delete from romancy.outbox where event_id < 'e7'")
+	pass()
+	if len(c.settled) != 1 {
+		t.Errorf("it remembers %v, of which only e7 is pending", c.settled)
+	}
+	addEvents(t, pool, "e1")
+	pass("e1")
+	// All at the same instant, and more than a page of them.
+	execute(t, pool, "update romancy.outbox set created_at = '2026-01-01'")
+	execute(t, pool, "insert into romancy.outbox (event_id, topic, key, slot, payload, created_at) select 'same' || i, 't', 'k', 0, '', '2026-01-01' from generate_series(1, 5) i")
+	pass("same1", "same2", "same3", "same4", "same5")
+}
+
+func TestOverflowAndEmptyPayloadAreCaughtUp(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	l := startListener(t, pool)
+	s := newSubscriber(t, pool, l, func(c *SubscriberConfig) { c.QueueSize = 5 })
+	out := messages(t, s, outboxChannel)
+	eventually(t, "the listener is connected", l.Healthy)
+	notify(t, pool, outboxChannel, Encode(OutboxPending{"blocks"}))
+	blocks := receive(t, out) // nothing else is taken from the queue
+	want := map[string]bool{}
+	var ids []string
+	for i := range 20 {
+		id := fmt.Sprint("evt_", i)
+		ids, want[id] = append(ids, id), true
+	}
+	addEvents(t, pool, ids...)
+	for _, id := range ids {
+		notify(t, pool, outboxChannel, Encode(OutboxPending{id}))
+	}
+	eventually(t, "the queue overflowed", func() bool { return l.Status().Dropped > 0 })
+	blocks.Ack()
+	for len(want) > 0 {
+		msg := receive(t, out)
+		delete(want, eventID(t, msg))
+		msg.Ack()
+	}
+	execute(t, pool, "delete from romancy.outbox")
+	notify(t, pool, outboxChannel, "") // also drains what is left of the queue
+	eventually(t, "what is gone is forgotten", func() bool {
+		select {
+		case msg := <-out:
+			msg.Ack()
+			return false
+		case <-time.After(20 * time.Millisecond):
+			return true
+		}
+	})
+	addEvents(t, pool, "late")
+	notify(t, pool, outboxChannel, "")
+	wantEvent(t, out, "late", SourceCatchUp)
+}
+
+func TestSubscriberPollsWithoutAListener(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	l := startListener(t, nil, func(c *ListenerConfig) { c.Disabled = true })
+	s := newSubscriber(t, pool, l, func(c *SubscriberConfig) { c.PollInterval = 5 * time.Millisecond })
+	out := messages(t, s, outboxChannel)
+	for i := range 3 {
+		addEvents(t, pool, fmt.Sprint("evt_", i))
+		wantEvent(t, out, fmt.Sprint("evt_", i), SourceCatchUp)
+	}
+}
+
+func TestFailedCatchUpIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	addEvents(t, pool, "evt")
+	execute(t, pool, "alter view romancy.pending_outbox_pending rename to hidden")
+	var book logbook
+	s := newSubscriber(t, pool, startListener(t, pool), func(c *SubscriberConfig) {
+		c.PollInterval = 5 * time.Millisecond
+		c.Logger = book.logger()
+	})
+	out := messages(t, s, outboxChannel)
+	eventually(t, "the failure is logged", func() bool { return book.count("trying again") > 0 })
+	execute(t, pool, "alter view romancy.hidden rename to pending_outbox_pending")
+	wantEvent(t, out, "evt", SourceCatchUp)
+	if book.count("trying again") != 1 {
+		t.Errorf("logged:\n%s", book.String())
+	}
+}
+
+func TestHandlersHaveThePoolToThemselves(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t, func(c *pgxpool.Config) { c.MaxConns = 1 })
+	addEvents(t, pool, "e1", "e2", "e3")
+	s := newSubscriber(t, pool, startListener(t, pool), func(c *SubscriberConfig) { c.BatchSize = 1 })
+	out := messages(t, s, outboxChannel)
+	for range 3 {
+		msg := receive(t, out)
+		execute(t, pool, "select 1")
+		msg.Ack()
+	}
+}
+
+// Statistics are missing on purpose: a table that has just grown has none.
+func TestCatchUpReadsByIndex(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	execute(t, pool, `insert into romancy.instances (id, workflow, status, token, ready_at)
+		select 'done_' || i, 'orders', 'completed', 1, now() from generate_series(1, 20000) i`)
+	execute(t, pool, `insert into romancy.instances (id, workflow, status, token, ready_at, wake_at, wake_position)
+		select 'waits_' || i, 'orders', 'waiting', 1, now(), now() + i * interval '1 second', 1 from generate_series(1, 20000) i`)
+	execute(t, pool, `insert into romancy.outbox (event_id, topic, key, slot, payload)
+		select 'evt_' || i, 'topic', 'key', 0, '' from generate_series(1, 20000) i`)
+	s := newSubscriber(t, pool, startListener(t, pool))
+	for _, event := range Events() {
+		_, query, _ := strings.Cut(s.queries.Get(pendingQueries[event]), "\n")
+		rows, err := pool.Query(within(t), "explain "+query, pgx.QueryExecModeExec, time.Now(), "", 100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		plan, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text := strings.Join(plan, "\n"); strings.Contains(text, "Seq Scan") {
+			t.Errorf("%s:\n%s", event, text)
+		}
+	}
+}

@@ -1,0 +1,363 @@
+package bus
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/romancy-go/romancy/internal/dial"
+)
+
+const (
+	// closeGrace is how long Close waits for callers' transactions to end.
+	closeGrace = 500 * time.Millisecond
+	// closeStep is how often it looks meanwhile.
+	closeStep = 5 * time.Millisecond
+	// reconnectCeiling is the longest wait between attempts to connect, short because wake-ups wait for it.
+	reconnectCeiling = 10 * time.Second
+)
+
+// NotifierConfig configures a [Notifier].
+type NotifierConfig struct {
+	// Pool gives the configuration of the connection: address, credentials, TLS, BeforeConnect, AfterConnect. None of
+	// the pool's connections is used, so a pool that is used up delays no notification. Required.
+	Pool *pgxpool.Pool
+
+	// Window is the least time between two statements while there is much to send. The first after a pause leaves at
+	// once. Default 2 ms.
+	Window time.Duration
+
+	// MaxPending is how many different payloads wait for each channel, and for each open transaction and channel. The
+	// rest becomes one empty payload, upon which subscribers catch up. Default 1000.
+	MaxPending int
+
+	// Mode says how NotifyTx notifies. Default [ModeAdaptive].
+	Mode NotifyMode
+
+	// RateThreshold is the number of NotifyTx calls a second by this process above which ModeAdaptive coalesces. Every
+	// notifying commit holds a lock of the whole cluster for as long as its flush takes, say a millisecond. Default 20:
+	// ten such processes then leave that lock free for four fifths of the time.
+	RateThreshold int
+
+	// Logger. Default slog.Default().
+	Logger *slog.Logger
+
+	// Disabled: notify nobody. All methods do nothing.
+	Disabled bool
+}
+
+func (c NotifierConfig) withDefaults() NotifierConfig {
+	c.Window = cmp.Or(c.Window, 2*time.Millisecond)
+	c.MaxPending = cmp.Or(c.MaxPending, 1000)
+	c.RateThreshold = cmp.Or(c.RateThreshold, 20)
+	c.Logger = cmp.Or(c.Logger, slog.Default())
+	return c
+}
+
+func (c NotifierConfig) validate() error {
+	var errs []error
+	if c.Pool == nil && !c.Disabled {
+		errs = append(errs, errors.New("bus.NotifierConfig.Pool is nil: give the pgx pool whose settings the NOTIFY connection uses"))
+	}
+	if c.Mode < ModeAdaptive || c.Mode > ModeCoalesced {
+		errs = append(errs, fmt.Errorf("bus.NotifierConfig.Mode is %s: use ModeAdaptive, ModeInTransaction or ModeCoalesced", c.Mode))
+	}
+	errs = append(errs,
+		checkDuration("bus.NotifierConfig.Window", c.Window),
+		checkCount("bus.NotifierConfig.MaxPending", c.MaxPending),
+		checkCount("bus.NotifierConfig.RateThreshold", c.RateThreshold))
+	return errors.Join(errs...)
+}
+
+// checkCount reports a negative number; zero has been replaced by the default before.
+func checkCount(field string, n int) error {
+	if n < 0 {
+		return fmt.Errorf("%s is %d: use a positive number, or 0 for the default", field, n)
+	}
+	return nil
+}
+
+// Notifier sends notifications after the commits that they speak of, for the whole process, over one connection of its
+// own. A nil Notifier, like a disabled one, does nothing.
+type Notifier struct {
+	cfg     NotifierConfig
+	log     *slog.Logger
+	wake    chan struct{} // holds a token while there may be something to send
+	closing chan struct{}
+	done    chan struct{} // closed when the goroutine has ended
+
+	mu      sync.Mutex
+	started bool
+	closed  bool
+	failing bool               // the last attempt to send failed
+	stop    context.CancelFunc // nil before Start
+	ready   *pending           // what is committed
+	open    map[string]*openTransaction
+	rate    rate
+	unsent  error // what Close has to report
+}
+
+// NewNotifier returns a notifier that keeps what it is told until Start. All mistakes in cfg are reported together.
+func NewNotifier(cfg NotifierConfig) (*Notifier, error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	return &Notifier{
+		cfg:     cfg,
+		log:     cfg.Logger,
+		wake:    make(chan struct{}, 1),
+		closing: make(chan struct{}),
+		done:    make(chan struct{}),
+		ready:   newPending(cfg.MaxPending),
+		open:    map[string]*openTransaction{},
+	}, nil
+}
+
+// Start begins to send and returns at once; a server that cannot be reached is waited for in the background. Only Close
+// ends it; the end of ctx does not. It returns an error if ctx has ended, if it was started before, and [ErrClosed]
+// after Close.
+func (n *Notifier) Start(ctx context.Context) error {
+	if n == nil || n.cfg.Disabled {
+		return nil
+	}
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("start notifier: %w", err)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	switch {
+	case n.closed:
+		return fmt.Errorf("start notifier: %w", ErrClosed)
+	case n.started:
+		return errors.New("start notifier: it was started before")
+	}
+	n.started = true
+	ctx, n.stop = context.WithCancel(context.WithoutCancel(ctx))
+	go n.run(ctx)
+	return nil
+}
+
+// Close sends what is pending, waits up to half a second for callers' transactions that are about to end, and ends the
+// goroutine. What cannot be sent at the first attempt, or before ctx ends, is dropped and reported as an error: the
+// sweeps find what it would have announced. It may be called more than once.
+func (n *Notifier) Close(ctx context.Context) error {
+	if n == nil || n.cfg.Disabled {
+		return nil
+	}
+	n.mu.Lock()
+	if !n.closed {
+		n.closed = true
+		close(n.closing)
+		if !n.started {
+			close(n.done)
+		}
+	}
+	stop := n.stop
+	n.mu.Unlock()
+	select {
+	case <-n.done:
+	case <-ctx.Done():
+		if stop != nil {
+			stop()
+		}
+		<-n.done // soon: nothing that it does outlasts its context by more than the bounds of hangUp
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.unsent
+}
+
+// Notify sends payload to channel, soon. It never blocks. Call it after the commit that the notification speaks of. A
+// message that PostgreSQL would refuse is logged and dropped, as is everything after Close.
+func (n *Notifier) Notify(channel, payload string) {
+	if n == nil || n.cfg.Disabled {
+		return
+	}
+	m := Message{Channel: channel, Payload: payload}
+	if err := m.validate(); err != nil {
+		n.log.Error("notification dropped", "error", err)
+		return
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.closed {
+		return
+	}
+	n.ready.add(m)
+	n.signal()
+}
+
+func (n *Notifier) signal() {
+	select {
+	case n.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run is the notifier's goroutine. It takes what is pending and then sends it, in this order: whatever is committed
+// during the send finds an empty set and a wake-up that nobody has consumed, and so makes another send.
+func (n *Notifier) run(ctx context.Context) {
+	defer close(n.done)
+	retry := backoff{limit: reconnectCeiling}
+	conn, err := connect(ctx, n.cfg.Pool, " notify")
+	if err != nil {
+		conn = nil // the first notification tries again, and reports what is wrong
+	}
+	defer func() {
+		if conn != nil {
+			dial.HangUp(conn)
+		}
+	}()
+	var graceOver, last time.Time
+	for {
+		closing := n.await(ctx)
+		if closing && graceOver.IsZero() {
+			graceOver = time.Now().Add(closeGrace)
+		}
+		if !closing {
+			n.pause(n.cfg.Window - time.Since(last))
+		}
+		if ctx.Err() != nil {
+			n.giveUp(ctx.Err())
+			return
+		}
+		if closing && n.finished(time.Now().After(graceOver)) {
+			n.giveUp(nil)
+			return
+		}
+		work := n.drain(time.Now(), closing)
+		if work.empty() {
+			continue
+		}
+		last = time.Now()
+		retry.attempt()
+		if conn, err = n.send(ctx, conn, work); err == nil {
+			retry.healthy()
+			n.recovered()
+			continue
+		}
+		n.failed(work, err)
+		if closing || ctx.Err() != nil {
+			n.giveUp(err)
+			return
+		}
+		n.pause(retry.next())
+		n.signal() // what failed is pending again
+	}
+}
+
+// await waits until there is something to do, and reports whether the notifier is being closed.
+func (n *Notifier) await(ctx context.Context) (closing bool) {
+	var due <-chan time.Time
+	if at, planned := n.nextCheck(); planned {
+		timer := time.NewTimer(time.Until(at))
+		defer timer.Stop()
+		due = timer.C
+	}
+	select {
+	case <-n.closing:
+		select { // nothing new comes any more: only open transactions are worth a wait
+		case <-n.wake:
+		case <-due:
+		case <-ctx.Done():
+		case <-time.After(closeStep):
+		}
+		return true
+	case <-n.wake:
+	case <-due:
+	case <-ctx.Done():
+	}
+	return false
+}
+
+// nextCheck returns when the next open transaction is to be looked at, if there is one.
+func (n *Notifier) nextCheck() (at time.Time, planned bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, tx := range n.open {
+		if !planned || tx.check.Before(at) {
+			at, planned = tx.check, true
+		}
+	}
+	return at, planned
+}
+
+// drain takes what is ready, and the open transactions that are to be looked at now: all of them if this is the end.
+func (n *Notifier) drain(now time.Time, closing bool) *batch {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	work := &batch{ready: n.ready.messages()}
+	n.ready = newPending(n.cfg.MaxPending)
+	for xid, tx := range n.open {
+		if closing || !tx.check.After(now) {
+			work.transactions = append(work.transactions, tx)
+			delete(n.open, xid)
+		}
+	}
+	return work
+}
+
+// finished reports whether there is nothing left to send; transactions that are still open count until graceOver.
+func (n *Notifier) finished(graceOver bool) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.ready.empty() && (graceOver || len(n.open) == 0)
+}
+
+// pause waits for d, or until the notifier is being closed.
+func (n *Notifier) pause(d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-n.closing:
+	}
+}
+
+// failed puts the batch back, before what has come since, and says so once in an outage.
+func (n *Notifier) failed(work *batch, err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	newer := n.ready.messages()
+	n.ready = newPending(n.cfg.MaxPending)
+	n.ready.add(work.ready...)
+	n.ready.add(newer...)
+	for _, tx := range work.transactions {
+		n.keepOpen(tx)
+	}
+	if !n.failing && !n.closed {
+		n.log.Warn("PostgreSQL NOTIFY connection lost, reconnecting: wake-ups are late until then", "error", err)
+	}
+	n.failing = true
+}
+
+func (n *Notifier) recovered() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.failing {
+		n.log.Info("PostgreSQL NOTIFY connection established")
+	}
+	n.failing = false
+}
+
+// giveUp ends the notifier. What is left is reported by Close.
+func (n *Notifier) giveUp(err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if left := len(n.ready.messages()); left > 0 {
+		n.unsent = fmt.Errorf("close notifier: %d notifications could not be sent, the sweeps will find what they announce: %w", left, cmp.Or(err, ErrClosed))
+	}
+	if len(n.open) > 0 {
+		n.log.Warn("notifier closed while transactions are open whose commits it was to announce; the sweeps will find them", "transactions", len(n.open))
+	}
+}

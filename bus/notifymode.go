@@ -1,0 +1,185 @@
+package bus
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// NotifyMode says how a notification leaves that belongs to a caller's transaction.
+type NotifyMode int
+
+const (
+	// ModeAdaptive, the default, is ModeInTransaction while this process notifies rarely and ModeCoalesced above
+	// [NotifierConfig.RateThreshold].
+	ModeAdaptive NotifyMode = iota
+	// ModeInTransaction calls pg_notify inside the transaction: nothing can be lost, but the commits of all notifying
+	// transactions of the cluster wait for each other.
+	ModeInTransaction
+	// ModeCoalesced remembers the notification and sends it, together with others, once the transaction is seen to have
+	// committed; after a rollback it is dropped. It is lost if this process ends in between. A rollback to a savepoint
+	// is not seen: what was notified after the savepoint is sent needlessly.
+	ModeCoalesced
+)
+
+// String returns the mode's name.
+func (m NotifyMode) String() string {
+	switch m {
+	case ModeAdaptive:
+		return "adaptive"
+	case ModeInTransaction:
+		return "in-transaction"
+	case ModeCoalesced:
+		return "coalesced"
+	}
+	return fmt.Sprintf("NotifyMode(%d)", int(m))
+}
+
+const (
+	// maxOpenTransactions bounds what is remembered; beyond it, notifications go into their transactions.
+	maxOpenTransactions = 10_000
+	// A transaction is looked at when it has been open for another eighth of its age, so that the wait for it to end is
+	// proportional and a long one costs almost nothing; but at least every checkCeiling while it is younger than a
+	// minute, and at least every second after that.
+	checkShare   = 8
+	checkCeiling = 100 * time.Millisecond
+)
+
+// openTransaction is a caller's transaction, and what to send when it has committed.
+type openTransaction struct {
+	xid      string // an xid8, which never wraps around
+	messages *pending
+	since    time.Time
+	check    time.Time // when to look next
+}
+
+// postpone plans the next look at a transaction that is still open.
+func (t *openTransaction) postpone(now time.Time, window time.Duration) {
+	age := now.Sub(t.since)
+	ceiling := checkCeiling
+	if age > time.Minute {
+		ceiling = time.Second
+	}
+	t.check = now.Add(max(window, min(age/checkShare, ceiling)))
+}
+
+// NotifyTx notifies channel when tx commits, in the way of [NotifierConfig.Mode]. A message that PostgreSQL would refuse
+// is an error before tx is touched; any other error comes from tx, which is then aborted.
+func (n *Notifier) NotifyTx(ctx context.Context, tx pgx.Tx, channel, payload string) error {
+	return n.NotifyTxMany(ctx, tx, []Message{{Channel: channel, Payload: payload}})
+}
+
+// NotifyTxMany is NotifyTx for several messages, in one round trip. Without messages it does nothing.
+func (n *Notifier) NotifyTxMany(ctx context.Context, tx pgx.Tx, messages []Message) error {
+	if n == nil || n.cfg.Disabled || len(messages) == 0 {
+		return nil
+	}
+	if err := validateMessages(messages); err != nil {
+		return fmt.Errorf("notify: %w", err)
+	}
+	if n.coalesces() {
+		var xid string
+		if err := tx.QueryRow(ctx, queries.Get("CurrentTransaction")).Scan(&xid); err != nil {
+			return fmt.Errorf("notify: read the transaction's id: %w", err)
+		}
+		if n.remember(xid, messages) {
+			return nil
+		}
+	}
+	return notifyIn(ctx, tx, messages)
+}
+
+// notifyIn calls pg_notify within tx.
+func notifyIn(ctx context.Context, tx pgx.Tx, messages []Message) error {
+	channels, payloads := columns(messages)
+	if _, err := tx.Exec(ctx, queries.Get("NotifyInTransaction"), channels, payloads); err != nil {
+		return fmt.Errorf("notify: %w", err)
+	}
+	return nil
+}
+
+func columns(messages []Message) (channels, payloads []string) {
+	channels, payloads = make([]string, len(messages)), make([]string, len(messages))
+	for i, m := range messages {
+		channels[i], payloads[i] = m.Channel, m.Payload
+	}
+	return channels, payloads
+}
+
+// coalesces decides how the transaction at hand notifies. A notifier that cannot send now leaves it to the transaction.
+func (n *Notifier) coalesces() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	busy := n.rate.hit(time.Now()) > float64(n.cfg.RateThreshold)
+	if !n.started || n.closed || n.failing || len(n.open) >= maxOpenTransactions {
+		return false
+	}
+	return n.cfg.Mode == ModeCoalesced || n.cfg.Mode == ModeAdaptive && busy
+}
+
+// remember keeps messages until the transaction has ended, and reports whether the notifier still takes them.
+func (n *Notifier) remember(xid string, messages []Message) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.closed {
+		return false
+	}
+	tx := n.open[xid]
+	if tx == nil {
+		now := time.Now()
+		tx = &openTransaction{xid: xid, messages: newPending(n.cfg.MaxPending), since: now, check: now.Add(n.cfg.Window)}
+		n.open[xid] = tx
+	}
+	tx.messages.add(messages...)
+	n.signal()
+	return true
+}
+
+// rate estimates how many events there were in the last second from this second's count and the one before.
+type rate struct {
+	second         int64
+	count, earlier int
+}
+
+// hit counts one event and returns the rate with it.
+func (r *rate) hit(now time.Time) float64 {
+	second := now.Unix()
+	switch second - r.second {
+	case 0:
+	case 1:
+		r.earlier, r.count = r.count, 0
+	default:
+		r.earlier, r.count = 0, 0
+	}
+	r.second = second
+	r.count++
+	gone := float64(now.Nanosecond()) / float64(time.Second)
+	return float64(r.count) + float64(r.earlier)*(1-gone)
+}
+
+// settle deals with what the server said about the transactions of a batch: one that is still open is kept.
+func (n *Notifier) settle(batch *batch, ended map[int]string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	now := time.Now()
+	for i, tx := range batch.transactions {
+		if cmp.Or(ended[i+1], statusInProgress) == statusInProgress {
+			tx.postpone(now, n.cfg.Window)
+			n.keepOpen(tx)
+		}
+	}
+}
+
+// keepOpen puts a transaction back; more of it may have been remembered meanwhile. The caller holds mu.
+func (n *Notifier) keepOpen(tx *openTransaction) {
+	if newer := n.open[tx.xid]; newer != nil {
+		tx.messages.add(newer.messages.messages()...)
+	}
+	n.open[tx.xid] = tx
+}
+
+// statusInProgress is pg_xact_status's word for a transaction that has not ended.
+const statusInProgress = "in progress"

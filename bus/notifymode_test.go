@@ -1,0 +1,199 @@
+package bus
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/romancy-go/romancy/internal/pgtest"
+)
+
+func TestCoalescedNotificationFollowsTheTransaction(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	s := subscribe(t, startListener(t, pool), 0, "tx", "end")
+	n := startNotifier(t, pool, func(c *NotifierConfig) { c.Mode = ModeCoalesced })
+
+	dropped, sent := begin(t, pool), begin(t, pool)
+	notifyTx(t, n, dropped, "tx", "rolled back")
+	if err := n.NotifyTxMany(within(t), sent, []Message{{"tx", "one"}, {"tx", "two"}}); err != nil {
+		t.Fatal(err)
+	}
+	notifyTx(t, n, sent, "tx", "three")
+	if err := dropped.Rollback(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the rollback is seen", func() bool {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		return len(n.open) == 1
+	})
+	n.Notify("end", "before the commit")
+	if note := next(t, s); note.Channel != "end" {
+		t.Errorf("got %+v before the commit", note)
+	}
+	commit(t, sent)
+	for _, want := range []string{"one", "two", "three"} {
+		if note := next(t, s); note.Payload != want {
+			t.Errorf("got %+v, want %s", note, want)
+		}
+	}
+	if !n.finished(false) {
+		t.Error("something is left over")
+	}
+}
+
+func TestLongTransactionCostsAlmostNothing(t *testing.T) {
+	t.Parallel()
+	start := time.Now()
+	tx := &openTransaction{since: start, check: start}
+	looks := 0
+	for tx.check.Sub(start) < 30*time.Second {
+		at := tx.check
+		looks++
+		tx.postpone(at, 2*time.Millisecond)
+		late := tx.check.Sub(at)
+		if age := at.Sub(start); late > max(2*time.Millisecond, age/checkShare) || late > checkCeiling {
+			t.Fatalf("after %s nobody looks for %s", age, late)
+		}
+	}
+	if looks > 350 {
+		t.Errorf("%d looks at a transaction of 30 s", looks)
+	}
+}
+
+func TestAdaptiveModeNotifiesInTheTransactionWhileThatIsRare(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	s := subscribe(t, startListener(t, pool), 0, "adaptive")
+	n := startNotifier(t, pool, func(c *NotifierConfig) { c.RateThreshold = 5 })
+	remembered := 0
+	for i := range 20 {
+		tx := begin(t, pool)
+		notifyTx(t, n, tx, "adaptive", fmt.Sprint(i))
+		n.mu.Lock()
+		remembered += len(n.open)
+		n.mu.Unlock()
+		if i < 4 && remembered > 0 {
+			t.Errorf("number %d was coalesced", i+1)
+		}
+		commit(t, tx)
+		if note := next(t, s); note.Payload != fmt.Sprint(i) {
+			t.Errorf("got %+v, want %d", note, i)
+		}
+	}
+	if remembered == 0 {
+		t.Error("nothing was coalesced")
+	}
+}
+
+func TestRateForgets(t *testing.T) {
+	t.Parallel()
+	var r rate
+	now := time.Unix(1_000_000, 0)
+	var got float64
+	for range 100 {
+		got = r.hit(now)
+	}
+	if got != 100 {
+		t.Errorf("rate is %v, want 100", got)
+	}
+	if got := r.hit(now.Add(1500 * time.Millisecond)); got != 51 {
+		t.Errorf("rate is %v half a second into the next, want 51", got)
+	}
+	if got := r.hit(now.Add(time.Minute)); got != 1 {
+		t.Errorf("rate is %v after a minute, want 1", got)
+	}
+}
+
+func TestRefusedNotificationNeverReachesTheTransaction(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	for _, mode := range []NotifyMode{ModeAdaptive, ModeInTransaction, ModeCoalesced} {
+		n := startNotifier(t, pool, func(c *NotifierConfig) { c.Mode = mode })
+		tx := begin(t, pool)
+		for _, bad := range []Message{
+			{"", "x"},
+			{strings.Repeat("c", 64), "x"},
+			{"c\x00", "x"},
+			{"c\xff", "x"},
+			{"c", strings.Repeat("p", 8000)},
+			{"c", "\x00"},
+			{"c", "\xff"},
+		} {
+			if err := n.NotifyTxMany(within(t), tx, []Message{{"c", "good"}, bad}); err == nil {
+				t.Errorf("%.10q was accepted", bad)
+			}
+		}
+		notifyTx(t, n, tx, strings.Repeat("c", 63), strings.Repeat("p", MaxPayload))
+		commit(t, tx) // still usable
+	}
+	var book logbook
+	n := startNotifier(t, pool, func(c *NotifierConfig) { c.Logger = book.logger() })
+	n.Notify("c", strings.Repeat("p", 8000))
+	if !strings.Contains(book.String(), "8000 bytes") {
+		t.Errorf("logged %s", book.String())
+	}
+}
+
+// A synchronous standby that does not answer holds up a notifying commit, which holds up every other notifying commit of
+// the cluster.
+func TestStalledStandbyDelaysWakeUpsButNoCoalescedCommit(t *testing.T) {
+	t.Parallel()
+	server := pgtest.Private(t)
+	url, _, err := server.CreateDatabase(within(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := pgtest.Connect(t, url, func(c *pgxpool.Config) { c.ConnConfig.RuntimeParams["synchronous_commit"] = "local" })
+	s := subscribe(t, startListener(t, pool), 0, "stall")
+	n := startNotifier(t, pool, func(c *NotifierConfig) { c.Mode = ModeCoalesced })
+	execute(t, pool, "create table written (id int)")
+	execute(t, pool, "alter system set synchronous_standby_names = 'nobody'")
+	execute(t, pool, "select pg_reload_conf()")
+	release := sync.OnceFunc(func() {
+		execute(t, pool, "alter system reset synchronous_standby_names")
+		execute(t, pool, "select pg_reload_conf()")
+	})
+
+	var released atomic.Bool
+	var stalled sync.WaitGroup
+	stalled.Go(func() {
+		for !released.Load() { // until the setting has taken effect, these commits go through
+			_, err := pool.Exec(within(t), "begin; set local synchronous_commit = on; insert into written values (1); notify stall, 'stalled'; commit")
+			if err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	defer stalled.Wait()
+	defer release()
+	defer released.Store(true)
+	waiting := func() bool {
+		var found bool
+		err := pool.QueryRow(within(t), "select exists (select from pg_stat_activity where wait_event = 'SyncRep')").Scan(&found)
+		return err == nil && found
+	}
+	eventually(t, "a notifying commit is stalled", waiting)
+	tx := begin(t, pool)
+	if _, err := tx.Exec(within(t), "insert into written values (2)"); err != nil {
+		t.Fatal(err)
+	}
+	notifyTx(t, n, tx, "stall", "coalesced")
+	commit(t, tx)
+	n.Notify("stall", "after the commit")
+	if !waiting() {
+		t.Error("the commit waited for the standby")
+	}
+	released.Store(true)
+	release()
+	for missing := map[string]bool{"coalesced": true, "after the commit": true}; len(missing) > 0; {
+		delete(missing, next(t, s).Payload)
+	}
+}

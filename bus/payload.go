@@ -1,0 +1,180 @@
+package bus
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+)
+
+// MaxPayload is the longest payload in bytes that PostgreSQL takes: it must be shorter than 8000.
+const MaxPayload = 7999
+
+// Payload is one of the four payloads.
+type Payload interface {
+	WorkflowResumable | TimerRegistered | ChannelMessage | OutboxPending
+}
+
+// WorkflowResumable is the payload of [EventWorkflowResumable].
+type WorkflowResumable struct {
+	InstanceID   string `json:"instance_id"`
+	WorkflowName string `json:"workflow_name"`
+}
+
+// TimerRegistered is the payload of [EventTimerExpired], sent when a timer is registered.
+type TimerRegistered struct {
+	InstanceID string    `json:"instance_id"`
+	TimerID    string    `json:"timer_id"`
+	ExpiresAt  time.Time `json:"expires_at"`
+}
+
+// ChannelMessage is the payload of [EventChannelMessage]. TargetInstanceID is set for direct sends only.
+type ChannelMessage struct {
+	ChannelName      string `json:"channel_name"`
+	MessageID        int64  `json:"message_id"`
+	TargetInstanceID string `json:"target_instance_id,omitempty"`
+}
+
+// OutboxPending is the payload of [EventOutboxPending].
+type OutboxPending struct {
+	EventID string `json:"event_id"`
+}
+
+// PayloadError says that a notification's payload is not what its channel carries: somebody else notifies there.
+type PayloadError struct {
+	// Channel is where the payload came from; empty if the message does not tell.
+	Channel string
+	// Payload is the beginning of what came.
+	Payload string
+	// Err says what is wrong with it.
+	Err error
+}
+
+// Error implements error.
+func (e *PayloadError) Error() string {
+	return fmt.Sprintf("payload %q on channel %q is not one of ours: %v", e.Payload, e.Channel, e.Err)
+}
+
+// Unwrap returns the cause.
+func (e *PayloadError) Unwrap() error { return e.Err }
+
+// Encode returns the compact JSON of payload. With ids of up to 255 bytes it never reaches [MaxPayload]. An instant that
+// JSON cannot express (a year above 9999) gives the empty payload, which every subscriber takes as "look for yourself".
+func Encode[T Payload](payload T) string {
+	if timer, ok := any(&payload).(*TimerRegistered); ok {
+		timer.ExpiresAt = timer.ExpiresAt.UTC()
+	}
+	var buf bytes.Buffer
+	enc := json.NewEncoder(&buf)
+	enc.SetEscapeHTML(false) // six bytes for a '<' would be wasted: nobody shows this in a page
+	if err := enc.Encode(payload); err != nil {
+		return ""
+	}
+	return strings.TrimSuffix(buf.String(), "\n")
+}
+
+// Decode reads the payload of a message that came from a [Subscriber]. Keys that it does not know are ignored, so that
+// later versions may add some. It returns a [*PayloadError] if the payload is not JSON of that kind or lacks an id.
+func Decode[T Payload](msg *message.Message) (T, error) {
+	return decode[T](msg.Metadata.Get(MetadataChannel), msg.Payload)
+}
+
+func decode[T Payload](channel string, payload []byte) (T, error) {
+	var v T
+	err := json.Unmarshal(payload, &v)
+	if err == nil {
+		err = checkIDs(v)
+	}
+	if err != nil {
+		var zero T
+		return zero, &PayloadError{Channel: channel, Payload: beginning(string(payload)), Err: err}
+	}
+	return v, nil
+}
+
+// checkIDs reports which id is missing: any JSON object decodes into any of the four.
+func checkIDs(payload any) error {
+	missing := ""
+	switch v := payload.(type) {
+	case WorkflowResumable:
+		if v.InstanceID == "" {
+			missing = "instance_id"
+		}
+	case TimerRegistered:
+		if v.InstanceID == "" {
+			missing = "instance_id"
+		}
+	case ChannelMessage:
+		if v.ChannelName == "" {
+			missing = "channel_name"
+		}
+	case OutboxPending:
+		if v.EventID == "" {
+			missing = "event_id"
+		}
+	}
+	if missing != "" {
+		return fmt.Errorf("%s is missing", missing)
+	}
+	return nil
+}
+
+// checkEvent reports, as a *PayloadError, why payload is not what event carries.
+func checkEvent(event Event, channel, payload string) error {
+	var err error
+	switch event {
+	case EventWorkflowResumable:
+		_, err = decode[WorkflowResumable](channel, []byte(payload))
+	case EventTimerExpired:
+		_, err = decode[TimerRegistered](channel, []byte(payload))
+	case EventChannelMessage:
+		_, err = decode[ChannelMessage](channel, []byte(payload))
+	case EventOutboxPending:
+		_, err = decode[OutboxPending](channel, []byte(payload))
+	}
+	return err
+}
+
+// Message is a notification to send: a payload for a channel.
+type Message struct {
+	Channel string
+	Payload string
+}
+
+// validate reports why pg_notify would refuse the message, so that nobody's transaction has to find out.
+func (m Message) validate() error {
+	if err := checkChannel(m.Channel); err != nil {
+		return err
+	}
+	switch {
+	case len(m.Payload) > MaxPayload:
+		return fmt.Errorf("payload for channel %q is %d bytes long: PostgreSQL allows %d, so send an id instead of the data", m.Channel, len(m.Payload), MaxPayload)
+	case !utf8.ValidString(m.Payload):
+		return fmt.Errorf("payload for channel %q is not valid UTF-8: encode binary data, for instance as base64", m.Channel)
+	case strings.ContainsRune(m.Payload, 0):
+		return fmt.Errorf("payload for channel %q contains a NUL byte, which PostgreSQL cannot store", m.Channel)
+	}
+	return nil
+}
+
+func validateMessages(messages []Message) error {
+	var errs []error
+	for _, m := range messages {
+		errs = append(errs, m.validate())
+	}
+	return errors.Join(errs...)
+}
+
+// beginning cuts text for a log line or an error.
+func beginning(text string) string {
+	const limit = 100
+	if len(text) <= limit {
+		return text
+	}
+	return strings.ToValidUTF8(text[:limit], "") + "..."
+}

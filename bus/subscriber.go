@@ -1,0 +1,216 @@
+package bus
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/romancy-go/romancy/internal/schema"
+	"github.com/romancy-go/romancy/internal/sqlfile"
+)
+
+// SubscriberConfig configures a [Subscriber].
+type SubscriberConfig struct {
+	// Listener receives the notifications. It is neither started nor closed here; one that is not connected, or
+	// disabled, makes the subscriber poll. Required.
+	Listener *Listener
+
+	// Pool is where catch-ups are read. No connection is held while a message is handled. Required.
+	Pool *pgxpool.Pool
+
+	// Schema of Romancy's tables. Default "romancy".
+	Schema string
+
+	// Channels of the four events. Default [ChannelsFor] the schema; a name left empty is taken from there.
+	Channels Channels
+
+	// FallbackInterval is how often it catches up although nothing seems to be missed, because a process can end between
+	// its commit and the notification. Default 30 s.
+	FallbackInterval time.Duration
+
+	// PollInterval is how often it catches up while the listener has no connection. Default 1 s.
+	PollInterval time.Duration
+
+	// BatchSize is how many pending items are read at once. Where that is slow, or brings nothing new, it is up to 64
+	// times as many. Default 100.
+	BatchSize int
+
+	// MaxInFlight is how many messages of a subscription may be unacknowledged at a time. With more than one, they are
+	// handled concurrently and in no certain order. Default 1.
+	MaxInFlight int
+
+	// NackDelay is the time before a message is delivered again that was refused by Nack. Default 1 s.
+	NackDelay time.Duration
+
+	// QueueSize is how many notifications wait for a subscription's handler before they are replaced by a catch-up.
+	// Default [DefaultQueue].
+	QueueSize int
+
+	// Logger. Default slog.Default().
+	Logger *slog.Logger
+}
+
+func (c SubscriberConfig) withDefaults() SubscriberConfig {
+	c.Schema = cmp.Or(c.Schema, schema.Default)
+	names := ChannelsFor(c.Schema)
+	c.Channels.WorkflowResumable = cmp.Or(c.Channels.WorkflowResumable, names.WorkflowResumable)
+	c.Channels.TimerExpired = cmp.Or(c.Channels.TimerExpired, names.TimerExpired)
+	c.Channels.ChannelMessage = cmp.Or(c.Channels.ChannelMessage, names.ChannelMessage)
+	c.Channels.OutboxPending = cmp.Or(c.Channels.OutboxPending, names.OutboxPending)
+	c.FallbackInterval = cmp.Or(c.FallbackInterval, 30*time.Second)
+	c.PollInterval = cmp.Or(c.PollInterval, time.Second)
+	c.BatchSize = cmp.Or(c.BatchSize, 100)
+	c.MaxInFlight = cmp.Or(c.MaxInFlight, 1)
+	c.NackDelay = cmp.Or(c.NackDelay, time.Second)
+	c.QueueSize = cmp.Or(c.QueueSize, DefaultQueue)
+	c.Logger = cmp.Or(c.Logger, slog.Default())
+	return c
+}
+
+func (c SubscriberConfig) validate() error {
+	var errs []error
+	if c.Listener == nil {
+		errs = append(errs, errors.New("bus.SubscriberConfig.Listener is nil: give the process's listener (a disabled one makes the subscriber poll)"))
+	}
+	if c.Pool == nil {
+		errs = append(errs, errors.New("bus.SubscriberConfig.Pool is nil: give the pgx pool that catch-ups are read with"))
+	}
+	if err := sqlfile.CheckSchema(c.Schema); err != nil {
+		errs = append(errs, fmt.Errorf("bus.SubscriberConfig.Schema: %w", err))
+	} else if err := c.Channels.Validate(); err != nil {
+		errs = append(errs, fmt.Errorf("bus.SubscriberConfig.Channels: %w", err))
+	}
+	errs = append(errs,
+		checkDuration("bus.SubscriberConfig.FallbackInterval", c.FallbackInterval),
+		checkDuration("bus.SubscriberConfig.PollInterval", c.PollInterval),
+		checkCount("bus.SubscriberConfig.BatchSize", c.BatchSize),
+		checkCount("bus.SubscriberConfig.MaxInFlight", c.MaxInFlight),
+		checkDuration("bus.SubscriberConfig.NackDelay", c.NackDelay),
+		checkCount("bus.SubscriberConfig.QueueSize", c.QueueSize))
+	return errors.Join(errs...)
+}
+
+// Subscriber delivers notifications as Watermill messages: at least once on the channels of the four events, at most
+// once on any other channel, where a notification that nobody hears is lost. A topic is the name of a PostgreSQL channel.
+//
+// What a lost notification of the four would have said is read from the schema: after subscribing, after every reconnect,
+// after the queue overflowed, and every FallbackInterval. It comes with the same payload ([MetadataSource] tells the
+// difference) and may repeat what was heard before. Every subscription receives everything: there are no consumer groups.
+//
+// It implements message.Subscriber and message.SubscribeInitializer.
+type Subscriber struct {
+	cfg     SubscriberConfig
+	log     *slog.Logger
+	queries sqlfile.Queries
+
+	ctx  context.Context // ended by Close
+	stop context.CancelFunc
+
+	mu     sync.Mutex
+	closed bool
+	topics sync.WaitGroup
+}
+
+var (
+	_ message.Subscriber           = (*Subscriber)(nil)
+	_ message.SubscribeInitializer = (*Subscriber)(nil)
+	_ fmt.Stringer                 = (*Subscriber)(nil)
+)
+
+// NewSubscriber returns a subscriber. All mistakes in cfg are reported together.
+func NewSubscriber(cfg SubscriberConfig) (*Subscriber, error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	loaded, err := sqlfile.Load(queryFiles, "queries", cfg.Schema)
+	if err != nil {
+		return nil, err
+	}
+	s := &Subscriber{cfg: cfg, log: cfg.Logger, queries: loaded}
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	return s, nil
+}
+
+// subscribePatience is how long Subscribe waits for a connected listener to have its LISTEN committed.
+const subscribePatience = 5 * time.Second
+
+// Subscribe returns the messages of the channel called topic until ctx ends or the subscriber is closed. If the listener
+// is connected, everything that is notified after Subscribe has returned is delivered. It returns an error for a name
+// that PostgreSQL would refuse, and [ErrClosed] after Close of the subscriber or of its listener.
+func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
+	if err := checkChannel(topic); err != nil {
+		return nil, fmt.Errorf("subscribe: %w", err)
+	}
+	t, err := s.open(ctx, topic)
+	if err != nil {
+		return nil, err
+	}
+	if s.cfg.Listener.Healthy() {
+		limit := time.NewTimer(subscribePatience)
+		defer limit.Stop()
+		select {
+		case <-t.sub.listening:
+		case <-t.sub.done:
+		case <-ctx.Done():
+		case <-limit.C: // the connection is being lost: the catch-up will come with the next
+		}
+	}
+	return t.out, nil
+}
+
+// open begins a subscription.
+func (s *Subscriber) open(ctx context.Context, channel string) (*topic, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, fmt.Errorf("subscribe to %s: subscriber: %w", channel, ErrClosed)
+	}
+	sub, err := s.cfg.Listener.Subscribe(s.cfg.QueueSize, channel)
+	if err != nil {
+		return nil, err
+	}
+	t := newTopic(s, sub, channel)
+	ctx, cancel := context.WithCancel(ctx)
+	forget := context.AfterFunc(s.ctx, cancel)
+	s.topics.Go(func() {
+		defer cancel()
+		defer forget()
+		t.run(ctx)
+	})
+	return t, nil
+}
+
+// SubscribeInitialize reports whether topic could be subscribed to: a PostgreSQL channel needs no preparation.
+func (s *Subscriber) SubscribeInitialize(topic string) error {
+	if err := checkChannel(topic); err != nil {
+		return fmt.Errorf("subscribe: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return fmt.Errorf("subscribe to %s: subscriber: %w", topic, ErrClosed)
+	}
+	return nil
+}
+
+// Close ends all subscriptions, whatever they wait for, and returns when their channels are closed. Messages that are
+// being handled have their contexts cancelled. The listener and the pool stay open. It may be called more than once.
+func (s *Subscriber) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	s.stop()
+	s.topics.Wait()
+	return nil
+}
+
+// String names the subscriber in logs.
+func (s *Subscriber) String() string { return "bus.Subscriber(" + s.cfg.Schema + ")" }

@@ -1,0 +1,155 @@
+package bus
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+)
+
+// DefaultQueue is how many notifications a [Subscription] keeps for its receiver, unless told otherwise.
+const DefaultQueue = 1000
+
+// Subscription is the bounded queue of one receiver. When it is full, what it holds is replaced by one catch-up for each
+// channel concerned, so a slow receiver loses precision and nothing else, and never holds up the connection.
+type Subscription struct {
+	listener *Listener
+	channels []string
+	limit    int
+
+	listening chan struct{} // closed when LISTEN was committed for all channels, the first time
+	ready     chan struct{} // holds a token while there may be something to take
+	done      chan struct{}
+
+	mu     sync.Mutex
+	queue  []Notification
+	missed []string // channels to catch up on, each once
+	heard  bool     // listening is closed
+	closed bool
+}
+
+func newSubscription(l *Listener, limit int, channels []string) *Subscription {
+	return &Subscription{
+		listener:  l,
+		channels:  channels,
+		limit:     limit,
+		listening: make(chan struct{}),
+		ready:     make(chan struct{}, 1),
+		done:      make(chan struct{}),
+	}
+}
+
+// Next returns what came first, and waits for it if nothing is there. It returns ctx's error when ctx ends before, and
+// [ErrClosed] once the subscription or its listener is closed. It may be called by several goroutines at once.
+func (s *Subscription) Next(ctx context.Context) (Notification, error) {
+	for {
+		n, ok, err := s.take()
+		if ok || err != nil {
+			return n, err
+		}
+		select {
+		case <-s.ready:
+		case <-s.done:
+		case <-ctx.Done():
+			return Notification{}, ctx.Err()
+		}
+	}
+}
+
+// Close ends the subscription: Next returns [ErrClosed], and the listener stops listening to channels that nobody else
+// wants. It does not wait for that, and may be called more than once.
+func (s *Subscription) Close() {
+	if s.end() {
+		s.listener.unsubscribe(s)
+	}
+}
+
+// end closes the queue and reports whether it was open.
+func (s *Subscription) end() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return false
+	}
+	s.closed = true
+	s.queue, s.missed = nil, nil
+	close(s.done)
+	return true
+}
+
+// take returns what is first in line, if anything is.
+func (s *Subscription) take() (Notification, bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var n Notification
+	switch {
+	case s.closed:
+		return n, false, ErrClosed
+	case len(s.missed) > 0:
+		n = Notification{Channel: s.missed[0], CatchUp: true, Received: time.Now()}
+		s.missed = s.missed[1:]
+	case len(s.queue) > 0:
+		n = s.queue[0]
+		s.queue[0] = Notification{} // lets go of the payload
+		s.queue = s.queue[1:]
+	default:
+		return n, false, nil
+	}
+	if len(s.missed)+len(s.queue) > 0 {
+		s.signal() // another receiver may be waiting
+	}
+	return n, true, nil
+}
+
+// push adds a notification and returns how many were dropped for a catch-up. It never blocks.
+func (s *Subscription) push(n Notification) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return 0
+	}
+	defer s.signal()
+	if len(s.queue) < s.limit {
+		s.queue = append(s.queue, n)
+		return 0
+	}
+	dropped := len(s.queue) + 1
+	for _, old := range s.queue {
+		s.miss(old.Channel)
+	}
+	s.miss(n.Channel)
+	s.queue = nil
+	return dropped
+}
+
+// catchUp tells the receiver to catch up on channels, whose LISTEN is committed. all: so it is for all of its channels.
+func (s *Subscription) catchUp(channels []string, all bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return
+	}
+	for _, channel := range channels {
+		s.miss(channel)
+	}
+	if all && !s.heard {
+		s.heard = true
+		close(s.listening)
+	}
+	if len(channels) > 0 {
+		s.signal()
+	}
+}
+
+func (s *Subscription) miss(channel string) {
+	if !slices.Contains(s.missed, channel) {
+		s.missed = append(s.missed, channel)
+	}
+}
+
+func (s *Subscription) signal() {
+	select {
+	case s.ready <- struct{}{}:
+	default:
+	}
+}
