@@ -205,6 +205,8 @@ func TestCatchUpReadsByIndex(t *testing.T) {
 		select 'waits_' || i, 'orders', 'waiting', 1, now(), now() + i * interval '1 second', 1 from generate_series(1, 20000) i`)
 	execute(t, pool, `insert into romancy.outbox (event_id, topic, key, slot, payload)
 		select 'evt_' || i, 'topic', 'key', 0, '' from generate_series(1, 20000) i`)
+	execute(t, pool, `insert into romancy.mailbox (channel, mode, receiver, payload)
+		select 'orders', 'direct', 'waits_' || i, '{}' from generate_series(1, 20000) i`)
 	s := newSubscriber(t, pool, startListener(t, pool))
 	for _, event := range Events() {
 		_, query, _ := strings.Cut(s.queries.Get(pendingQueries[event]), "\n")
