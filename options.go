@@ -1,0 +1,311 @@
+package romancy
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/riverqueue/river"
+
+	"github.com/romancy-go/romancy/bus"
+	"github.com/romancy-go/romancy/internal/schema"
+	"github.com/romancy-go/romancy/internal/sqlfile"
+	"github.com/romancy-go/romancy/workflow"
+)
+
+// Defaults of the options, where zero means the default.
+const (
+	DefaultSchema                 = schema.Default
+	DefaultNotifyFallbackInterval = 30 * time.Second
+	DefaultNotifyReconnectDelay   = 60 * time.Second
+	DefaultMaxPerBatch            = 100
+)
+
+// Option configures an App. An option given twice counts the last time, except where it says otherwise.
+type Option interface{ apply(o *options) }
+
+// MigrateOption configures Migrate.
+type MigrateOption interface{ applyMigrate(m *migration) }
+
+type optionFunc func(o *options)
+
+func (f optionFunc) apply(o *options) { f(o) }
+
+type options struct {
+	urls      []string
+	pools     []*pgxpool.Pool
+	schema    string
+	channels  bus.Channels
+	workflows []workflow.Definition
+	client    bool // ClientOnly
+	lease     time.Duration
+	migrate   bool
+
+	listenNotify     *bool
+	fallbackInterval time.Duration
+	reconnectDelay   time.Duration
+	maxWorkflows     int
+	maxTimers        int
+	maxMessages      int
+
+	outboxGiven bool
+	publisher   message.Publisher
+	riverGiven  bool
+	river       *river.Client[pgx.Tx]
+	workers     *river.Workers
+	loggerGiven bool
+	logger      *slog.Logger
+}
+
+// WithDatabase names the database by its URL or keyword/value string, as pgx takes it (pool_max_conns and the like
+// included). The App makes a pool for it and closes it at Shutdown. Give this or WithPool, once.
+func WithDatabase(url string) Option {
+	return optionFunc(func(o *options) { o.urls = append(o.urls, url) })
+}
+
+// WithPool makes the App work on the application's pool, which it never closes. A few connections are made beside it from
+// its configuration: one that listens, one that notifies, and the engine's. Give this or WithDatabase, once.
+func WithPool(pool *pgxpool.Pool) Option {
+	return optionFunc(func(o *options) { o.pools = append(o.pools, pool) })
+}
+
+type schemaOption string
+
+func (s schemaOption) apply(o *options)          { o.schema = string(s) }
+func (s schemaOption) applyMigrate(m *migration) { m.schema = string(s) }
+
+// SchemaOption is an Option and a MigrateOption.
+type SchemaOption interface {
+	Option
+	MigrateOption
+}
+
+// WithSchema names the schema of the library's tables, from which the names of the notification channels follow. Two
+// schemas in one database never wake each other. Default: "romancy".
+func WithSchema(name string) SchemaOption { return schemaOption(name) }
+
+// WithChannels overrides names of notification channels; those left empty are made from the schema. All processes on a
+// schema must agree on them.
+func WithChannels(channels bus.Channels) Option {
+	return optionFunc(func(o *options) { o.channels = channels })
+}
+
+// WithWorkflows registers the workflows that this process executes and can start. Given several times, they add up.
+func WithWorkflows(definitions ...workflow.Definition) Option {
+	return optionFunc(func(o *options) { o.workflows = append(o.workflows, definitions...) })
+}
+
+// WithClientOnly makes this process start and signal runs of its workflows, but execute none: for a web server beside
+// worker processes.
+func WithClientOnly() Option {
+	return optionFunc(func(o *options) { o.client = true })
+}
+
+// WithLease sets how long this process owns its runs without a sign of life: after a crash they continue elsewhere when it
+// has run out. Default: 15 s; at least 1 s.
+func WithLease(lease time.Duration) Option {
+	return optionFunc(func(o *options) { o.lease = lease })
+}
+
+// WithOutboxPublisher relays the events of the outbox to publisher, which stays the application's: it is not closed.
+// Without it events can be written here and are relayed by the processes that have one.
+func WithOutboxPublisher(publisher message.Publisher) Option {
+	return optionFunc(func(o *options) { o.outboxGiven, o.publisher = true, publisher })
+}
+
+// WithRiver makes the sweeps jobs of the application's own River client, instead of a client that the App makes. workers is
+// the bundle the client was made with. NewApp adds to it, so it must come before client.Start, and a bundle takes one App
+// only; App.Start may come before or after client.Start. The client is never started nor stopped by the App.
+//
+// River says at INFO, once a second for each of the five kinds of sweep, that a periodic job had nothing to insert: give
+// the client a logger that leaves that out. As long as the client runs after Shutdown, it hands sweeps to other processes.
+func WithRiver(client *river.Client[pgx.Tx], workers *river.Workers) Option {
+	return optionFunc(func(o *options) { o.riverGiven, o.river, o.workers = true, client, workers })
+}
+
+// WithListenNotify enables or disables LISTEN/NOTIFY. Disabled, nothing is listened to nor notified, and everything is
+// found by polling. Default: nil, which means enabled, because the database is PostgreSQL.
+func WithListenNotify(enabled *bool) Option {
+	return optionFunc(func(o *options) { o.listenNotify = enabled })
+}
+
+// WithNotifyFallbackInterval sets how often sweeps look for lost notifications while none seem to be lost. Default: 30 s.
+// While the listening connection is down they run at the polling intervals (1 s, 5 s for channel timeouts).
+func WithNotifyFallbackInterval(interval time.Duration) Option {
+	return optionFunc(func(o *options) { o.fallbackInterval = interval })
+}
+
+// WithNotifyReconnectDelay sets the longest delay between two attempts to connect again after the listening connection was
+// lost. The first attempt comes at once, the next after about 100 ms, doubling. Default: 60 s.
+func WithNotifyReconnectDelay(delay time.Duration) Option {
+	return optionFunc(func(o *options) { o.reconnectDelay = delay })
+}
+
+// WithMaxWorkflowsPerBatch bounds the runs that one statement claims. Default: 100.
+func WithMaxWorkflowsPerBatch(n int) Option {
+	return optionFunc(func(o *options) { o.maxWorkflows = n })
+}
+
+// WithMaxTimersPerBatch bounds the due timers that one statement handles. Default: 100.
+func WithMaxTimersPerBatch(n int) Option {
+	return optionFunc(func(o *options) { o.maxTimers = n })
+}
+
+// WithMaxMessagesPerBatch bounds the waiting messages that one statement looks at. Default: 100.
+func WithMaxMessagesPerBatch(n int) Option {
+	return optionFunc(func(o *options) { o.maxMessages = n })
+}
+
+// WithLogger sets where everything reports. Default: slog.Default().
+func WithLogger(logger *slog.Logger) Option {
+	return optionFunc(func(o *options) { o.loggerGiven, o.logger = true, logger })
+}
+
+// WithAutoMigrate makes Start run Migrate first. Without it, Start returns an error for a schema that is not at the version
+// of this build, which suits deployments whose services may not change tables.
+func WithAutoMigrate() Option {
+	return optionFunc(func(o *options) { o.migrate = true })
+}
+
+// BoolPtr returns a pointer to value, for WithListenNotify.
+func BoolPtr(value bool) *bool {
+	pointed := value
+	return &pointed
+}
+
+func (o *options) listens() bool  { return o.listenNotify == nil || *o.listenNotify }
+func (o *options) executes() bool { return len(o.workflows) > 0 && !o.client }
+func (o *options) relays() bool   { return o.publisher != nil }
+func (o *options) sweeps() bool   { return o.executes() || o.relays() }
+
+// check returns the options with their defaults, and all mistakes. An option with a mistake has its default too, so that
+// the parts can be made from the others and report what only they can find.
+func check(o options) (options, error) {
+	var errs []error
+	mistake := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+
+	errs = append(errs, o.checkDatabase()...)
+
+	setDefault(&o.schema, DefaultSchema)
+	if err := sqlfile.CheckSchema(o.schema); err != nil {
+		mistake("WithSchema: %w", err)
+		o.schema = DefaultSchema
+	}
+	names := bus.ChannelsFor(o.schema)
+	setDefault(&o.channels.WorkflowResumable, names.WorkflowResumable)
+	setDefault(&o.channels.TimerExpired, names.TimerExpired)
+	setDefault(&o.channels.ChannelMessage, names.ChannelMessage)
+	setDefault(&o.channels.OutboxPending, names.OutboxPending)
+	if err := o.channels.Validate(); err != nil {
+		mistake("WithChannels: %w", err)
+		o.channels = names
+	}
+
+	var err error
+	if o.workflows, err = distinct(o.workflows); err != nil {
+		errs = append(errs, err)
+	}
+	if o.lease != 0 && o.lease < time.Second {
+		mistake("WithLease(%s) is too short: give at least 1s, or leave it out for 15s", o.lease)
+		o.lease = 0
+	}
+	for _, duration := range []struct {
+		option   string
+		value    *time.Duration
+		fallback time.Duration
+	}{
+		{"WithNotifyFallbackInterval", &o.fallbackInterval, DefaultNotifyFallbackInterval},
+		{"WithNotifyReconnectDelay", &o.reconnectDelay, DefaultNotifyReconnectDelay},
+	} {
+		// Milliseconds are what the parts count in.
+		if *duration.value < 0 || (*duration.value > 0 && *duration.value < time.Millisecond) {
+			mistake("%s(%s) is not a usable duration: give at least 1ms, or 0 for %s", duration.option, *duration.value, duration.fallback)
+			*duration.value = 0
+		}
+		setDefault(duration.value, duration.fallback)
+	}
+	for _, size := range []struct {
+		option string
+		value  *int
+	}{
+		{"WithMaxWorkflowsPerBatch", &o.maxWorkflows},
+		{"WithMaxTimersPerBatch", &o.maxTimers},
+		{"WithMaxMessagesPerBatch", &o.maxMessages},
+	} {
+		if *size.value < 0 {
+			mistake("%s(%d) is negative: give at least 1, or 0 for %d", size.option, *size.value, DefaultMaxPerBatch)
+			*size.value = 0
+		}
+		setDefault(size.value, DefaultMaxPerBatch)
+	}
+
+	if o.outboxGiven && o.publisher == nil {
+		mistake("WithOutboxPublisher(nil): give the Watermill publisher to relay to, or leave it out")
+	}
+	if o.loggerGiven && o.logger == nil {
+		mistake("WithLogger(nil): give a logger, or leave it out for slog.Default()")
+	}
+	if o.logger == nil {
+		o.logger = slog.Default()
+	}
+	switch {
+	case !o.riverGiven:
+	case o.river == nil || o.workers == nil:
+		mistake("WithRiver with a nil client or nil workers: give your river.Client and the river.Workers it was made with, or leave it out for a client of the App's own")
+	case !o.sweeps() && len(errs) == 0:
+		mistake("WithRiver without anything to sweep: give WithWorkflows to execute or WithOutboxPublisher as well, or leave it out")
+	}
+	return o, errors.Join(errs...)
+}
+
+func (o *options) checkDatabase() (errs []error) {
+	switch given := len(o.urls) + len(o.pools); {
+	case given == 0:
+		return []error{errors.New("no database: give WithDatabase(url) or WithPool(pool)")}
+	case given > 1:
+		errs = append(errs, fmt.Errorf("%d databases (WithDatabase %d times, WithPool %d times): give exactly one", given, len(o.urls), len(o.pools)))
+	}
+	for _, url := range o.urls {
+		if url == "" {
+			errs = append(errs, errors.New(`WithDatabase(""): give a URL like postgres://user:password@localhost:5432/dbname`))
+		} else if _, err := pgxpool.ParseConfig(url); err != nil { // pgx keeps the password out of it
+			errs = append(errs, fmt.Errorf("WithDatabase: %w: give a URL like postgres://user:password@localhost:5432/dbname", err))
+		}
+	}
+	for _, pool := range o.pools {
+		if pool == nil {
+			errs = append(errs, errors.New("WithPool(nil): give the application's *pgxpool.Pool"))
+		}
+	}
+	return errs
+}
+
+// distinct returns the definitions that can be told apart, and what is wrong with the others.
+func distinct(definitions []workflow.Definition) ([]workflow.Definition, error) {
+	var errs []error
+	var kept []workflow.Definition
+	names := map[string]bool{}
+	for i, definition := range definitions {
+		switch {
+		case definition == nil:
+			errs = append(errs, fmt.Errorf("WithWorkflows: workflow %d of %d is nil: give what workflow.Define returns", i+1, len(definitions)))
+		case names[definition.Name()]:
+			errs = append(errs, fmt.Errorf("WithWorkflows: two workflows are named %q: rename one, or register it once", definition.Name()))
+		default:
+			names[definition.Name()] = true
+			kept = append(kept, definition)
+		}
+	}
+	return kept, errors.Join(errs...)
+}
+
+func setDefault[T comparable](value *T, fallback T) {
+	var zero T
+	if *value == zero {
+		*value = fallback
+	}
+}
