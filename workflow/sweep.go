@@ -153,9 +153,9 @@ func (e *Engine) takeoverLoop(ctx context.Context) {
 			return
 		case <-e.takeovers:
 		}
-		if _, err := e.takeOver(ctx); err != nil && ctx.Err() == nil {
-			e.logger.WarnContext(ctx, "taking over the runs of dead workers failed; the next heartbeat tries again", "error", err)
-		}
+		// Not only what the dead worker executed: also what it held parked, with mail and deadlines that the others have left
+		// to it for as long as it seemed alive.
+		e.sweepUntilDone(ctx, "runs of dead workers", e.SweepResume, e.SweepTimers, e.SweepChannelTimeouts)
 	}
 }
 

@@ -1,0 +1,256 @@
+package commit_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/romancy-go/romancy/internal/dial"
+	"github.com/romancy-go/romancy/internal/pgtest"
+	"github.com/romancy-go/romancy/workflow/internal/commit"
+	"github.com/romancy-go/romancy/workflow/internal/store"
+)
+
+func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
+
+const patience = 30 * time.Second
+
+func within(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// open returns a committer that connects through pool's configuration.
+func open(t *testing.T, pool *pgxpool.Pool) *commit.Committer {
+	t.Helper()
+	statements, err := store.New("romancy")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := commit.New(commit.Config{
+		Store:       statements,
+		Connect:     func(ctx context.Context) (*pgx.Conn, error) { return dial.Beside(ctx, pool, " engine", nil) },
+		LockTimeout: 200 * time.Millisecond,
+		Logger:      slog.New(slog.DiscardHandler),
+	})
+	if err := c.Open(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close(context.Background()) })
+	return c
+}
+
+func start(t *testing.T, c *commit.Committer, id string) {
+	t.Helper()
+	started, err := commit.Await(within(t), func(then func(commit.Started, error)) {
+		c.Start(store.Start{ID: id, Workflow: "flow", Input: []byte("1"), Worker: 1}, then)
+	})
+	if err != nil || !started.Created {
+		t.Fatalf("start %s: %+v, %v", id, started, err)
+	}
+}
+
+func step(id string, position int32, payload string) store.Append {
+	return store.Append{Fence: store.Fence{ID: id, Token: 1}, Position: position, Kind: "activity", Name: "work", Payload: []byte(payload)}
+}
+
+// One operation that the database refuses fails alone; those that shared its transaction are carried out.
+func TestPoisonedOperationFailsAlone(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	c := open(t, pool)
+	const runs = 50
+	for i := range runs {
+		start(t, c, fmt.Sprint("run-", i))
+	}
+	errs := make([]error, runs)
+	var wg sync.WaitGroup
+	for i := range runs {
+		payload := "{}"
+		if i == 17 {
+			payload = "this is not JSON"
+		}
+		wg.Add(1)
+		c.Append(nil, step(fmt.Sprint("run-", i), 1, payload), func(_ struct{}, err error) { errs[i] = err; wg.Done() })
+	}
+	wg.Wait()
+	for i, err := range errs {
+		if (err != nil) != (i == 17) {
+			t.Errorf("operation %d: %v", i, err)
+		}
+	}
+	var stored int
+	if err := pool.QueryRow(within(t), "select count(*) from romancy.history").Scan(&stored); err != nil || stored != runs-1 {
+		t.Errorf("%d records, %v; want %d", stored, err, runs-1)
+	}
+}
+
+// What a run asks for after a failure is not attempted: its history has no holes.
+func TestStreamStopsAtItsFirstFailure(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	c := open(t, pool)
+	start(t, c, "run")
+	stream := &commit.Stream{}
+	var first error
+	c.Append(stream, step("run", 1, "not JSON"), func(_ struct{}, err error) { first = err })
+	_, second := commit.Await(within(t), func(then func(struct{}, error)) { c.Append(stream, step("run", 2, "{}"), then) })
+	_, third := commit.Await(within(t), func(then func(struct{}, error)) {
+		c.Finish(stream, store.Finish{Fence: store.Fence{ID: "run", Token: 1}, Status: "completed"}, then)
+	})
+	if first == nil || second == nil || third == nil {
+		t.Fatalf("got %v, %v, %v: want three failures", first, second, third)
+	}
+	var stored int
+	if err := pool.QueryRow(within(t), "select count(*) from romancy.history").Scan(&stored); err != nil || stored != 0 {
+		t.Errorf("%d records, %v", stored, err)
+	}
+}
+
+// A writer whose token has moved on writes nothing, whatever it tries.
+func TestFencedOperationsChangeNothing(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	c := open(t, pool)
+	start(t, c, "run")
+	if _, err := pool.Exec(within(t), "update romancy.instances set token = 2, worker = 2"); err != nil {
+		t.Fatal(err)
+	}
+	ctx, fence := within(t), store.Fence{ID: "run", Token: 1}
+	delay := int64(1000)
+	for name, attempt := range map[string]func() error{
+		"append": func() error {
+			_, err := commit.Await(ctx, func(then func(struct{}, error)) { c.Append(nil, step("run", 1, "{}"), then) })
+			return err
+		},
+		"finish": func() error {
+			_, err := commit.Await(ctx, func(then func(struct{}, error)) { c.Finish(nil, store.Finish{Fence: fence, Status: "completed"}, then) })
+			return err
+		},
+		"wait": func() error {
+			_, err := commit.Await(ctx, func(then func(store.Waited, error)) {
+				c.Wait(nil, store.Wait{Fence: fence, TimerPosition: 1, TimerName: "sleep", DelayMicros: &delay}, then)
+			})
+			return err
+		},
+		"retry": func() error {
+			_, err := commit.Await(ctx, func(then func(store.Waited, error)) {
+				c.Retry(nil, store.Retry{Fence: fence, Position: 1, Attempt: 1, Error: []byte("{}")}, then)
+			})
+			return err
+		},
+		"send": func() error {
+			_, err := commit.Await(ctx, func(then func(commit.Delivered, error)) {
+				c.Deliver(nil, store.Deliver{Fence: fence, Position: 1, Target: "run", Channel: "c", Payload: []byte("1")}, then)
+			})
+			return err
+		},
+		"subscribe": func() error {
+			_, err := commit.Await(ctx, func(then func(string, error)) {
+				c.Subscribe(nil, store.Subscribe{Fence: fence, Position: 1, Channel: "c", Mode: "broadcast"}, then)
+			})
+			return err
+		},
+		"release": func() error {
+			_, err := commit.Await(ctx, func(then func(store.Named, error)) { c.Release(fence, then) })
+			return err
+		},
+	} {
+		if err := attempt(); !errors.Is(err, commit.ErrFenced) {
+			t.Errorf("%s: %v, want ErrFenced", name, err)
+		}
+	}
+	for _, table := range []string{"history", "attempts", "mailbox", "subscriptions"} {
+		var rows int
+		if err := pool.QueryRow(ctx, "select count(*) from romancy."+table).Scan(&rows); err != nil || rows != 0 {
+			t.Errorf("%d rows in %s, %v", rows, table, err)
+		}
+	}
+	var status string
+	if err := pool.QueryRow(ctx, "select status from romancy.instances").Scan(&status); err != nil || status != "running" {
+		t.Errorf("the run is %s, %v", status, err)
+	}
+}
+
+// Connections that break at any moment: what may be repeated is recorded exactly once, and every operation is answered.
+func TestOperationsSurviveBrokenConnections(t *testing.T) {
+	t.Parallel()
+	direct := pgtest.Pool(t)
+	proxy := pgtest.NewProxy(t, direct.Config().ConnString())
+	c := open(t, pgtest.Connect(t, proxy.URL()))
+	start(t, c, "run")
+	const steps = 200
+	for position := range int32(steps) {
+		cut := make(chan struct{})
+		go func() {
+			if position%4 == 0 {
+				proxy.Cut()
+			}
+			close(cut)
+		}()
+		_, err := commit.Await(within(t), func(then func(struct{}, error)) { c.Append(nil, step("run", position+1, "{}"), then) })
+		<-cut
+		if err != nil {
+			t.Fatalf("step %d: %v", position+1, err)
+		}
+	}
+	var stored, last int
+	if err := direct.QueryRow(within(t), "select count(*), max(position) from romancy.history").Scan(&stored, &last); err != nil || stored != steps || last != steps {
+		t.Errorf("%d records up to %d, %v; want %d", stored, last, err, steps)
+	}
+}
+
+// A row that another transaction holds is waited for briefly, and by nobody else.
+func TestHeldRowDelaysOnlyItsOwnOperation(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	c := open(t, pool)
+	ctx := within(t)
+	tx, err := pool.Begin(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.Background()) }()
+	if _, err := tx.Exec(ctx, "insert into romancy.instances (id, workflow, status, token, ready_at) values ('held', 'flow', 'ready', 0, now())"); err != nil {
+		t.Fatal(err)
+	}
+	held := make(chan error, 1)
+	c.Start(store.Start{ID: "held", Workflow: "flow"}, func(_ commit.Started, err error) { held <- err })
+	for i := range 5 {
+		start(t, c, fmt.Sprint("free-", i))
+	}
+	if err := <-held; !errors.Is(err, commit.ErrLocked) {
+		t.Errorf("start of a held id: %v, want ErrLocked", err)
+	}
+}
+
+func TestCloseCarriesOutWhatIsQueuedAndRefusesTheRest(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	c := open(t, pool)
+	start(t, c, "run")
+	outcomes := make(chan error, 20)
+	for position := range int32(20) {
+		c.Append(nil, step("run", position+1, "{}"), func(_ struct{}, err error) { outcomes <- err })
+	}
+	c.Close(within(t))
+	for range 20 {
+		if err := <-outcomes; err != nil {
+			t.Errorf("queued before Close: %v", err)
+		}
+	}
+	_, err := commit.Await(within(t), func(then func(struct{}, error)) { c.Append(nil, step("run", 21, "{}"), then) })
+	if !errors.Is(err, commit.ErrClosed) {
+		t.Errorf("after Close: %v, want ErrClosed", err)
+	}
+}

@@ -1,0 +1,127 @@
+package journal_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/romancy-go/romancy/workflow/internal/journal"
+)
+
+func TestIssueAnswersFromHistoryThenRecordsNewCommands(t *testing.T) {
+	t.Parallel()
+	j, err := journal.New([]journal.Record{
+		{Position: 2, Kind: journal.Timer, Name: "sleep"},
+		{Position: 1, Kind: journal.Activity, Name: "charge", Payload: []byte("1")},
+	}, map[int32]int{3: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	position, record, recorded, err := j.Issue(journal.Activity, "charge")
+	if err != nil || position != 1 || !recorded || string(record.Payload) != "1" || !j.Replaying() {
+		t.Fatalf("first command: %d, %+v, %v, %v", position, record, recorded, err)
+	}
+	if next, ok := j.Peek(); !ok || next.Name != "sleep" {
+		t.Fatalf("peeked at %+v, %v", next, ok)
+	}
+	if err := j.End(); err == nil {
+		t.Fatal("the workflow may end before its history does")
+	}
+	if _, _, recorded, err = j.Issue(journal.Timer, "sleep"); err != nil || !recorded || j.Replaying() {
+		t.Fatalf("second command: %v, %v", recorded, err)
+	}
+	if err := j.End(); err != nil {
+		t.Fatal(err)
+	}
+	position, _, recorded, err = j.Issue(journal.Activity, "ship")
+	if err != nil || position != 3 || recorded || j.Attempts(position) != 2 || j.Issued() != 3 {
+		t.Fatalf("third command: %d, %v, %v, %d attempts", position, recorded, err, j.Attempts(position))
+	}
+	j.Withdraw()
+	if position, _, _, _ = j.Issue(journal.Activity, "ship again"); position != 3 {
+		t.Fatalf("a withdrawn command left its position taken: %d", position)
+	}
+}
+
+func TestDivergenceNamesPositionExpectedAndGot(t *testing.T) {
+	t.Parallel()
+	j, err := journal.New([]journal.Record{{Position: 1, Kind: journal.Activity, Name: "charge"}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, issued := range []struct {
+		kind journal.Kind
+		name string
+	}{{journal.Activity, "refund"}, {journal.Timer, "charge"}} {
+		_, _, _, err := j.Issue(issued.kind, issued.name)
+		var diverged *journal.DivergenceError
+		if !errors.As(err, &diverged) {
+			t.Fatalf("%v: got %v", issued, err)
+		}
+		for _, said := range []string{"position 1", `activity "charge"`, string(issued.kind) + ` "` + issued.name + `"`} {
+			if !strings.Contains(err.Error(), said) {
+				t.Errorf("%q does not say %s", err, said)
+			}
+		}
+		if j.Issued() != 0 {
+			t.Error("a diverging command took its position")
+		}
+	}
+	if err := j.End(); err == nil || !strings.Contains(err.Error(), "ended instead") {
+		t.Errorf("ended before history: %v", err)
+	}
+}
+
+func TestDamagedHistoryIsRefused(t *testing.T) {
+	t.Parallel()
+	for name, records := range map[string][]journal.Record{
+		"hole":  {{Position: 1}, {Position: 3}},
+		"twice": {{Position: 1}, {Position: 1}},
+		"start": {{Position: 2}},
+	} {
+		if _, err := journal.New(records, nil); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+func FuzzJournalReplaysWhatItIssued(f *testing.F) {
+	f.Add([]byte{0, 1, 2, 3}, []byte{0, 1, 2, 3})
+	f.Add([]byte{0, 1}, []byte{0, 2, 1})
+	kinds := []journal.Kind{journal.Activity, journal.Timer, journal.Receive, journal.Send}
+	f.Fuzz(func(t *testing.T, recorded, issued []byte) {
+		var records []journal.Record
+		for i, b := range recorded {
+			records = append(records, journal.Record{Position: int32(i) + 1, Kind: kinds[b%4], Name: string(rune('a' + b/4))})
+		}
+		j, err := journal.New(records, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, b := range issued {
+			position, record, fromHistory, err := j.Issue(kinds[b%4], string(rune('a'+b/4)))
+			if int(position) != i+1 {
+				t.Fatalf("command %d got position %d", i+1, position)
+			}
+			same := i < len(recorded) && recorded[i] == b
+			switch {
+			case i >= len(recorded):
+				if err != nil || fromHistory {
+					t.Fatalf("beyond history: %v, %v", fromHistory, err)
+				}
+			case same:
+				if err != nil || record.Position != position {
+					t.Fatalf("the recorded command is refused: %v", err)
+				}
+			default:
+				if err == nil {
+					t.Fatal("another command than the recorded one is accepted")
+				}
+				return
+			}
+		}
+		if ended := j.End() == nil; ended != (len(issued) >= len(recorded)) {
+			t.Fatalf("%d of %d commands issued, and End says %v", len(issued), len(recorded), ended)
+		}
+	})
+}
