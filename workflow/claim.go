@@ -3,6 +3,7 @@ package workflow
 import (
 	"context"
 	"errors"
+	"maps"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -133,9 +134,7 @@ func (e *Engine) loadPasts(ctx context.Context, owned []store.Claimed) (map[stri
 	if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.LoadHistory(b, ids, loaded) }); err != nil {
 		return nil, err
 	}
-	for id, past := range loaded {
-		pasts[id] = past
-	}
+	maps.Copy(pasts, loaded)
 	return pasts, nil
 }
 
@@ -218,7 +217,7 @@ func (e *Engine) orphanLoop(ctx context.Context) {
 func (e *Engine) findOrphans(ctx context.Context) (map[store.Fence]bool, error) {
 	worker := e.lease.ID()
 	if worker == 0 {
-		return nil, nil
+		return map[store.Fence]bool{}, nil
 	}
 	rows := new([]store.Fence)
 	if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.OwnedRuns(b, worker, rows) }); err != nil {

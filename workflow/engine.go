@@ -85,24 +85,24 @@ func (c Config) withDefaults() Config {
 func (c Config) validate() error {
 	var errs []error
 	if c.Pool == nil {
-		errs = append(errs, errors.New("Config.Pool is nil: pass the application's *pgxpool.Pool"))
+		errs = append(errs, errors.New("workflow.Config.Pool is nil: pass the application's *pgxpool.Pool"))
 	}
 	if err := c.Channels.Validate(); err != nil {
-		errs = append(errs, fmt.Errorf("Config.Channels: %w", err))
+		errs = append(errs, fmt.Errorf("workflow.Config.Channels: %w", err))
 	}
 	if c.Lease < time.Second {
-		errs = append(errs, fmt.Errorf("Config.Lease is %s: use at least 1s", c.Lease))
+		errs = append(errs, fmt.Errorf("workflow.Config.Lease is %s: use at least 1s", c.Lease))
 	}
 	for field, value := range map[string]int{
 		"MaxConcurrentRuns": c.MaxConcurrentRuns, "CacheSize": c.CacheSize, "MaxWorkflowsPerBatch": c.MaxWorkflowsPerBatch,
 		"MaxTimersPerBatch": c.MaxTimersPerBatch, "MaxMessagesPerBatch": c.MaxMessagesPerBatch,
 	} {
 		if value < 1 {
-			errs = append(errs, fmt.Errorf("Config.%s is %d: use at least 1, or 0 for the default", field, value))
+			errs = append(errs, fmt.Errorf("workflow.Config.%s is %d: use at least 1, or 0 for the default", field, value))
 		}
 	}
 	if c.FallbackInterval < 0 {
-		errs = append(errs, fmt.Errorf("Config.FallbackInterval is %s: use a positive duration, or 0 for the default", c.FallbackInterval))
+		errs = append(errs, fmt.Errorf("workflow.Config.FallbackInterval is %s: use a positive duration, or 0 for the default", c.FallbackInterval))
 	}
 	return errors.Join(append(errs, validateWorkflows(c.Workflows))...)
 }
@@ -112,22 +112,19 @@ func validateWorkflows(definitions []Definition) error {
 	names := map[string]bool{}
 	for i, definition := range definitions {
 		if definition == nil {
-			errs = append(errs, fmt.Errorf("Config.Workflows[%d] is nil", i))
+			errs = append(errs, fmt.Errorf("workflow.Config.Workflows[%d] is nil", i))
 			continue
 		}
 		if err := definition.validate(); err != nil {
-			errs = append(errs, fmt.Errorf("Config.Workflows[%d]: %w", i, err))
+			errs = append(errs, fmt.Errorf("workflow.Config.Workflows[%d]: %w", i, err))
 		}
 		if names[definition.Name()] {
-			errs = append(errs, fmt.Errorf("Config.Workflows[%d]: two workflows are named %q: rename one", i, definition.Name()))
+			errs = append(errs, fmt.Errorf("workflow.Config.Workflows[%d]: two workflows are named %q: rename one", i, definition.Name()))
 		}
 		names[definition.Name()] = true
 	}
 	return errors.Join(errs...)
 }
-
-// maxTally bounds what is remembered by name between two passes of a loop; beyond it the loop looks at everything.
-const maxTally = 1000
 
 type engineState int
 
@@ -186,7 +183,7 @@ func NewEngine(config Config) (*Engine, error) {
 		definitions: map[string]Definition{},
 		endedOn:     config.Schema + "_workflow_ended",
 		claims:      newSignal(), timers: newSignal(), takeovers: newSignal(), orphans: newSignal(),
-		published: newTally(maxTally), mailRuns: newTally(maxTally), mailChannels: newTally(maxTally), cold: newTally(maxTally),
+		published: newTally(), mailRuns: newTally(), mailChannels: newTally(), cold: newTally(),
 		cache:   newCache(),
 		txSlots: make(chan struct{}, max(1, int(config.Pool.Config().MaxConns)-1)),
 	}

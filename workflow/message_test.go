@@ -19,7 +19,7 @@ func TestReceiversRacingPublishersMissNothing(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Pool(t)
 	const receivers = 1000
-	flow := workflow.Define("receiver", func(ctx *workflow.Context, n int) (int, error) {
+	flow := workflow.Define("receiver", func(ctx *workflow.Context, _ int) (int, error) {
 		message, err := workflow.Receive[int](ctx, "numbers")
 		return message.Body, err
 	})

@@ -14,25 +14,25 @@ func (s signal) give() {
 	}
 }
 
-// tally counts things by name until somebody takes them. It holds at most limit names, then only remembers that there
-// were more.
+// maxTally bounds what a tally remembers by name.
+const maxTally = 1000
+
+// tally counts things by name until somebody takes them. Beyond maxTally names it only remembers that there were more:
+// whoever takes it then looks at everything.
 type tally struct {
-	some  signal
-	limit int
+	some signal
 
 	mu       sync.Mutex
 	counts   map[string]int
 	overflow bool
 }
 
-func newTally(limit int) *tally {
-	return &tally{some: newSignal(), limit: limit, counts: map[string]int{}}
-}
+func newTally() *tally { return &tally{some: newSignal(), counts: map[string]int{}} }
 
 func (t *tally) add(names ...string) {
 	t.mu.Lock()
 	for _, name := range names {
-		if _, known := t.counts[name]; !known && len(t.counts) >= t.limit {
+		if _, known := t.counts[name]; !known && len(t.counts) >= maxTally {
 			t.overflow = true
 			continue
 		}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"time"
 
@@ -183,7 +184,7 @@ func rollback(tx pgx.Tx) {
 
 // retry records a failed attempt and waits, durably, until the next is due.
 func (r *run) retry(s step, position int32, attempt int, cause error) {
-	delay := s.options.retry.delay(attempt, rand.Float64()) //nolint:gosec // jitter needs no secrecy
+	delay := s.options.retry.delay(attempt, rand.Float64())
 	r.logger.Info("attempt failed, will be retried", "step", s.name, "position", position, "attempt", attempt, "delay", delay, "error", cause)
 	ask := store.Retry{
 		Fence: store.Fence{ID: r.id, Token: r.token}, Position: position, Attempt: attempt,
@@ -223,16 +224,16 @@ func (r *run) compensate(cause error) failure {
 	failed = decodeFailure(text)
 	undo := r.compensations
 	r.compensations = nil
-	for i := len(undo) - 1; i >= 0; i-- {
-		options := undo[i].options
+	for _, done := range slices.Backward(undo) {
+		options := done.options
 		if options.retry.MaxAttempts == 1 {
 			options.retry = compensationRetry
 		}
-		_, err := r.step(step{kind: journal.Compensation, name: undo[i].name, options: options}, func(ctx context.Context) ([]byte, error) {
-			return nil, undo[i].undo(ctx)
+		_, err := r.step(step{kind: journal.Compensation, name: done.name, options: options}, func(ctx context.Context) ([]byte, error) {
+			return nil, done.undo(ctx)
 		})
 		if err != nil {
-			r.logger.Error("compensation failed for good", "activity", undo[i].name, "error", err)
+			r.logger.Error("compensation failed for good", "activity", done.name, "error", err)
 			failed.CompensationErrors = append(failed.CompensationErrors, err.Error())
 		}
 	}

@@ -28,7 +28,7 @@ type watched struct {
 }
 
 func newWatch(e *Engine) *watch {
-	return &watch{engine: e, asked: newTally(maxTally), waiters: map[string]map[chan watched]bool{}}
+	return &watch{engine: e, asked: newTally(), waiters: map[string]map[chan watched]bool{}}
 }
 
 // wait returns the run called id once it has ended or is stuck.

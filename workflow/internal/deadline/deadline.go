@@ -47,10 +47,10 @@ func (h *Heap) Len() int { return len(h.entries) }
 
 type entries []Entry
 
-func (e entries) Len() int           { return len(e) }
-func (e entries) Less(i, j int) bool { return e[i].At.Before(e[j].At) }
-func (e entries) Swap(i, j int)      { e[i], e[j] = e[j], e[i] }
-func (e *entries) Push(x any)        { *e = append(*e, x.(Entry)) } //nolint:forcetypeassert // see PopDue
+func (e *entries) Len() int           { return len(*e) }
+func (e *entries) Less(i, j int) bool { return (*e)[i].At.Before((*e)[j].At) }
+func (e *entries) Swap(i, j int)      { (*e)[i], (*e)[j] = (*e)[j], (*e)[i] }
+func (e *entries) Push(x any)         { *e = append(*e, x.(Entry)) } //nolint:forcetypeassert // see PopDue
 
 func (e *entries) Pop() any {
 	last := len(*e) - 1

@@ -54,8 +54,7 @@ func TestDivergenceNamesPositionExpectedAndGot(t *testing.T) {
 		name string
 	}{{journal.Activity, "refund"}, {journal.Timer, "charge"}} {
 		_, _, _, err := j.Issue(issued.kind, issued.name)
-		var diverged *journal.DivergenceError
-		if !errors.As(err, &diverged) {
+		if _, diverged := errors.AsType[*journal.DivergenceError](err); !diverged {
 			t.Fatalf("%v: got %v", issued, err)
 		}
 		for _, said := range []string{"position 1", `activity "charge"`, string(issued.kind) + ` "` + issued.name + `"`} {
