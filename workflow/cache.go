@@ -9,6 +9,9 @@ import (
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
 
+// minDeadlines is how many left-over deadlines are not worth clearing out.
+const minDeadlines = 1000
+
 // cache holds the runs of this worker: those executing, and the parked ones whose goroutines are kept so that they resume
 // without a replay. The engine's mutex guards it and the fields of runs marked as its.
 type cache struct {
@@ -19,12 +22,13 @@ type cache struct {
 	parked    *list.List               // of *run, least recently parked first
 	receiving map[string]map[*run]bool // parked runs by the channel they wait on
 	deadlines deadline.Heap            // of parked runs, evicted ones included
+	cold      map[string]int64         // tokens of evicted runs that have a deadline
 
 	resumed, replayed, evicted int64
 }
 
 func newCache() cache {
-	return cache{runs: map[string]*run{}, parked: list.New(), receiving: map[string]map[*run]bool{}}
+	return cache{runs: map[string]*run{}, parked: list.New(), receiving: map[string]map[*run]bool{}, cold: map[string]int64{}}
 }
 
 type phase int
@@ -57,6 +61,7 @@ func (e *Engine) addLocked(r *run) {
 	if old := e.cache.runs[r.id]; old != nil {
 		e.dropLocked(old)
 	}
+	delete(e.cache.cold, r.id)
 	r.phase = executing
 	e.cache.runs[r.id] = r
 	e.cache.executing++
@@ -128,27 +133,40 @@ func (e *Engine) park(r *run, w waiting) bool {
 	if w.timed {
 		e.armLocked(r, w.remaining)
 	}
-	for e.cache.parked.Len() > e.config.CacheSize {
-		e.evictLocked()
+	for e.cache.parked.Len() > e.config.CacheSize && e.evictLocked() {
 	}
 	return true
 }
 
 // armLocked has timerLoop look at r after remaining, counted by this process's monotonic clock.
 func (e *Engine) armLocked(r *run, remaining time.Duration) {
+	// Runs that went on earlier left their deadlines behind. They are cleared out when they are the majority.
+	if e.cache.deadlines.Len() > 2*(e.cache.parked.Len()+len(e.cache.cold))+minDeadlines {
+		e.cache.deadlines.Keep(func(entry deadline.Entry) bool {
+			held := e.cache.runs[entry.ID]
+			return held != nil && held.phase == parked && held.token == entry.Token || e.cache.cold[entry.ID] == entry.Token
+		})
+	}
 	if e.cache.deadlines.Push(deadline.Entry{At: time.Now().Add(max(remaining, 0)), ID: r.id, Token: r.token}) {
 		e.timers.give()
 	}
 }
 
-// evictLocked drops the run that has been parked longest. Its deadline stays in the heap: it is claimed when due.
-func (e *Engine) evictLocked() {
+// evictLocked drops the run that has been parked longest, those just waking excepted, and reports whether there was one. Its
+// deadline stays in the heap: it is claimed when due.
+func (e *Engine) evictLocked() bool {
 	front := e.cache.parked.Front()
+	for front != nil && front.Value.(*run).waking { //nolint:forcetypeassert // the list holds nothing else
+		front = front.Next()
+	}
 	if front == nil {
-		return
+		return false
 	}
 	r := front.Value.(*run) //nolint:forcetypeassert // the list holds nothing else
 	fence := store.Fence{ID: r.id, Token: r.token}
+	if r.waiting.timed {
+		e.cache.cold[r.id] = r.token
+	}
 	e.dropLocked(r)
 	e.cache.evicted++
 	e.committer.LetGo(fence, func(_ struct{}, err error) {
@@ -156,6 +174,7 @@ func (e *Engine) evictLocked() {
 			e.logger.Warn("evicted run not noted; the slow sweep will find it", "instance_id", fence.ID, "error", err)
 		}
 	})
+	return true
 }
 
 // letGoOfParkedLocked ends the goroutines of all parked runs. Their rows say waiting: any worker can resume them.

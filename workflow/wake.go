@@ -248,8 +248,10 @@ func (e *Engine) wakeDue() (next time.Time, ok bool) {
 	for _, entry := range e.cache.deadlines.PopDue(time.Now(), e.config.MaxTimersPerBatch) {
 		r := e.cache.runs[entry.ID]
 		switch {
-		case r == nil:
+		case r == nil && e.cache.cold[entry.ID] == entry.Token:
+			delete(e.cache.cold, entry.ID)
 			cold = append(cold, entry.ID)
+		case r == nil:
 		case r.phase == parked && r.token == entry.Token:
 			e.wakeLocked(r)
 		}

@@ -3,6 +3,7 @@ package deadline
 
 import (
 	"container/heap"
+	"slices"
 	"time"
 )
 
@@ -40,6 +41,12 @@ func (h *Heap) PopDue(now time.Time, limit int) []Entry {
 		due = append(due, heap.Pop(&h.entries).(Entry)) //nolint:forcetypeassert // entries hold nothing else
 	}
 	return due
+}
+
+// Keep removes the entries for which wanted is false.
+func (h *Heap) Keep(wanted func(Entry) bool) {
+	h.entries = slices.DeleteFunc(h.entries, func(entry Entry) bool { return !wanted(entry) })
+	heap.Init(&h.entries)
 }
 
 // Len returns the number of entries, stale ones included.

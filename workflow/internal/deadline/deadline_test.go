@@ -42,4 +42,11 @@ func TestHeapPopsWhatIsDueEarliestFirst(t *testing.T) {
 	if h.Len() != 1 {
 		t.Errorf("%d left, want 1", h.Len())
 	}
+	for i := range 10 {
+		h.Push(deadline.Entry{At: start.Add(time.Duration(10-i) * time.Second), ID: fmt.Sprint(10 - i), Token: int64(i)})
+	}
+	h.Keep(func(entry deadline.Entry) bool { return entry.Token%2 == 1 && entry.ID != "5" })
+	if got := popped(time.Hour, 100); got != "1379" {
+		t.Errorf("kept %q, want the odd ones but 5, in order", got)
+	}
 }
