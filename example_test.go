@@ -58,11 +58,11 @@ func Example() {
 func ExampleWithListenNotify() {
 	app := romancy.NewApp(
 		romancy.WithDatabase("postgres://user:password@localhost:5432/dbname"),
-		// Explicitly enable/disable (nil = auto-detect, enabled for PostgreSQL)
+		// On; nil would leave it to the App, which turns it on too.
 		romancy.WithListenNotify(romancy.BoolPtr(true)),
-		// Fallback polling interval when LISTEN/NOTIFY is unavailable
+		// How often to look for what a lost notification would have said.
 		romancy.WithNotifyFallbackInterval(30*time.Second),
-		// Delay before reconnecting after connection failure
+		// The longest wait between two attempts to reconnect.
 		romancy.WithNotifyReconnectDelay(60*time.Second),
 	)
 	fmt.Println(app.Status().State)
@@ -73,7 +73,7 @@ func ExampleWithListenNotify_disabled() {
 	falseVal := false
 	app := romancy.NewApp(
 		romancy.WithDatabase("postgres://..."),
-		romancy.WithListenNotify(&falseVal), // Explicitly disable
+		romancy.WithListenNotify(&falseVal), // Only look, every second or so.
 	)
 	fmt.Println(app.Status().State)
 	// Output: new
@@ -82,9 +82,9 @@ func ExampleWithListenNotify_disabled() {
 func ExampleWithMaxWorkflowsPerBatch() {
 	app := romancy.NewApp(
 		romancy.WithDatabase("postgres://..."),
-		romancy.WithMaxWorkflowsPerBatch(100), // Workflow resumption batch
-		romancy.WithMaxTimersPerBatch(100),    // Timer processing batch
-		romancy.WithMaxMessagesPerBatch(100),  // Channel message batch
+		romancy.WithMaxWorkflowsPerBatch(100),
+		romancy.WithMaxTimersPerBatch(100),
+		romancy.WithMaxMessagesPerBatch(100),
 	)
 	fmt.Println(app.Status().State)
 	// Output: new
