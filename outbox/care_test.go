@@ -1,0 +1,193 @@
+package outbox
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/romancy-go/romancy/internal/pgtest"
+)
+
+func TestPoisonEventBlocksOnlyItsKeyAndBecomesADeadLetter(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	published := newRecorder()
+	cured := make(chan struct{})
+	published.answer = func(msg *message.Message) error {
+		select {
+		case <-cured:
+			return nil
+		default:
+		}
+		if msg.UUID == "bad-0" {
+			return errors.New("cannot be encoded: \x00 \xff")
+		}
+		return nil
+	}
+	r := startRelay(t, pool, published, func(c *RelayConfig) {
+		c.MaxAttempts = 3
+		c.InitialBackoff, c.MaxBackoff = 50*time.Millisecond, 100*time.Millisecond
+	})
+	// Neighbours in the same slot, so in the same batch.
+	neighbour := "good"
+	for i := 0; slotOf(neighbour) != slotOf("bad"); i++ {
+		neighbour = fmt.Sprint("good", i)
+	}
+	add(t, pool, append(numbered("bad", 4), numbered(neighbour, 4)...)...)
+	published.untilPublished(t, 7)
+	untilEmpty(t, pool)
+
+	tries, deadAfter, goodAfter := 0, 0, 0
+	for i, call := range published.snapshot() {
+		switch {
+		case call.id == "bad-0":
+			tries++
+			deadAfter = i
+		case call.key == "bad" && tries < 3:
+			t.Errorf("%s overtook its predecessor", call.id)
+		case call.id == neighbour+"-3":
+			goodAfter = i
+		}
+	}
+	if tries != 3 {
+		t.Errorf("%d attempts, want MaxAttempts 3", tries)
+	}
+	if goodAfter > deadAfter {
+		t.Error("another key waited for the failing one")
+	}
+	var bad []string
+	for _, id := range published.published() {
+		if strings.HasPrefix(id, "bad-") {
+			bad = append(bad, id)
+		}
+	}
+	equal(t, "the rest of the key", bad, []string{"bad-1", "bad-2", "bad-3"})
+
+	letters, err := r.DeadLetters(within(t), 10, nil)
+	if err != nil || len(letters) != 1 {
+		t.Fatalf("dead letters: %+v, %v", letters, err)
+	}
+	l := letters[0]
+	if l.ID != "bad-0" || l.Topic != "numbers" || l.Key != "bad" || string(l.Payload) != "0" || l.Attempts != 3 ||
+		!strings.HasPrefix(l.LastError, "cannot be encoded") || l.DiedAt.Before(l.WrittenAt) {
+		t.Errorf("dead letter: %+v", l)
+	}
+	if stats, err := r.Stats(within(t)); err != nil || stats.DeadLetters != 1 || stats.Pending != 0 || stats.Published != 7 || stats.Failed != 3 {
+		t.Errorf("stats: %+v, %v", stats, err)
+	}
+
+	close(cured)
+	if n, err := r.Requeue(within(t), "bad-0", "unknown"); n != 1 || err != nil {
+		t.Errorf("requeued %d, %v", n, err)
+	}
+	published.untilPublished(t, 8)
+	untilEmpty(t, pool)
+	if n := query[int](t, pool, "select count(*) from romancy.outbox"); n != 0 {
+		t.Errorf("%d rows left", n)
+	}
+}
+
+// However many events wait behind a failing one: they are put aside once, and come back in order.
+func TestLongQueueBehindAFailingEvent(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	published := newRecorder()
+	cured := make(chan struct{})
+	published.answer = func(msg *message.Message) error {
+		select {
+		case <-cured:
+			return nil
+		default:
+		}
+		if msg.UUID == "bad-0" {
+			return errors.New("no")
+		}
+		return nil
+	}
+	startRelay(t, pool, published, func(c *RelayConfig) { c.InitialBackoff, c.MaxBackoff = never, never })
+	bad := numbered("bad", 2000)
+	neighbour := "good"
+	for i := 0; slotOf(neighbour) != slotOf("bad"); i++ {
+		neighbour = fmt.Sprint("good", i)
+	}
+	good := numbered(neighbour, 20)
+	add(t, pool, append(bad, good...)...)
+	published.untilPublished(t, len(good))
+	equal(t, "published", published.published(), ids(good))
+	eventually(t, "no blocked event is in the way of others", func() bool {
+		return query[int](t, pool, "select count(*) from romancy.outbox where next_at is null") == 0
+	})
+	close(cured)
+	if _, err := pool.Exec(within(t), "update romancy.outbox set next_at = clock_timestamp() where event_id = 'bad-0'"); err != nil {
+		t.Fatal(err)
+	}
+	published.untilPublished(t, len(good)+len(bad))
+	untilEmpty(t, pool)
+	equal(t, "published", published.published(), append(ids(good), ids(bad)...))
+}
+
+// Somebody deletes the failing event in psql: those behind it must not wait for ever.
+func TestSweepReleasesEventsWhosePredecessorWasRemoved(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	published := newRecorder()
+	published.answer = func(msg *message.Message) error {
+		if strings.HasSuffix(msg.UUID, "-0") {
+			return errors.New("no")
+		}
+		return nil
+	}
+	r := startRelay(t, pool, published, func(c *RelayConfig) { c.InitialBackoff, c.MaxBackoff = never, never; c.BatchSize = 2 })
+	const keys, each = 5, 6
+	for k := range keys {
+		add(t, pool, numbered(fmt.Sprint("key", k), each)...)
+	}
+	waiting := "select count(*) from romancy.outbox where next_at = 'infinity'"
+	eventually(t, "all others are held", func() bool { return query[int](t, pool, waiting) == keys*(each-1) })
+	if n, err := r.Sweep(within(t)); n != 0 || err != nil {
+		t.Errorf("sweep: %d, %v: all wait for a reason", n, err)
+	}
+	if n := query[int](t, pool, waiting); n != keys*(each-1) {
+		t.Errorf("%d are held, want %d: they wait for a reason", n, keys*(each-1))
+	}
+	if stats, err := r.Stats(within(t)); err != nil || stats.Pending != keys*each || stats.Waiting != keys*each || stats.OldestAge <= 0 {
+		t.Errorf("stats: %+v, %v", stats, err)
+	}
+	if _, err := pool.Exec(within(t), "delete from romancy.outbox where event_id like '%-0'"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Sweep(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	published.untilPublished(t, keys*(each-1))
+	untilEmpty(t, pool)
+}
+
+func TestRetainDeletesOldDeadLettersOnly(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	ctx := within(t)
+	if _, err := pool.Exec(ctx, `
+		insert into romancy.outbox (event_id, topic, key, slot, payload, dead_at, created_at)
+		select g::text, 't', g::text, 0, ''::bytea, clock_timestamp() - g * interval '1 hour', clock_timestamp() - interval '1 year'
+		from generate_series(1, 1200) g
+		union all
+		select 'pending', 't', 'k', 0, ''::bytea, null, clock_timestamp() - interval '1 year'`); err != nil {
+		t.Fatal(err)
+	}
+	forever := testRelay(t, pool, newRecorder())
+	if n, err := forever.Retain(ctx); n != 0 || err != nil {
+		t.Errorf("deleted %d, %v, although dead letters are kept by default", n, err)
+	}
+	r := testRelay(t, pool, newRecorder(), func(c *RelayConfig) { c.DeadLetterRetention = 100*time.Hour + 30*time.Minute })
+	if n, err := r.Retain(ctx); n != 1100 || err != nil {
+		t.Errorf("deleted %d, %v, want 1100", n, err)
+	}
+	if n := query[int](t, pool, "select count(*) from romancy.outbox"); n != 101 {
+		t.Errorf("%d rows left, want 100 dead letters and a pending event", n)
+	}
+}

@@ -1,0 +1,149 @@
+package outbox
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/romancy-go/romancy/bus"
+	"github.com/romancy-go/romancy/internal/schema"
+	"github.com/romancy-go/romancy/internal/sqlfile"
+)
+
+// RelayConfig configures a Relay. Pool and Publisher are required.
+type RelayConfig struct {
+	// Pool lends a connection for each short transaction, never while an event is being published.
+	Pool *pgxpool.Pool
+
+	// Schema is where the tables are. Default "romancy".
+	Schema string
+
+	// Publisher gets the events, one message a call, from many goroutines at once. It must return nil only when the broker
+	// has the message: with AMQP set ConfirmDelivery, with Kafka wait for all in-sync replicas. The relay does not close
+	// it.
+	Publisher message.Publisher
+
+	// Listener wakes the relay. Nil, disabled or disconnected: it looks every PollInterval instead.
+	Listener *bus.Listener
+
+	// Channels names the notification channels. Default: those of Schema.
+	Channels bus.Channels
+
+	// BatchSize is how many events are taken at once, all from one slot (a 64th of the keys). Default 100, at most 10,000.
+	BatchSize int
+
+	// Consumers is how many batches are in work at the same time, each of another slot. Default 4, at most 64.
+	Consumers int
+
+	// Lanes is how many calls of Publisher may run at the same time, over all consumers. Default 64.
+	Lanes int
+
+	// PublishTimeout is how long a call of Publisher may take. Then its message's context ends. Publishers that know no
+	// context (NATS, Kafka) do not notice: a call that takes a tenth longer counts as failed and occupies its lane until it
+	// returns. Default 10 s.
+	PublishTimeout time.Duration
+
+	// Lease is how long the events in the hands of a relay that died stay with it. It is renewed while a batch is in work.
+	// At least twice PublishTimeout. Default: that.
+	Lease time.Duration
+
+	// MaxAttempts is after how many attempts an event becomes a dead letter. Together with the backoff it says how long a
+	// broker may be away: the defaults survive about 45 minutes, and Requeue brings back what a longer outage set aside.
+	// Default 20.
+	MaxAttempts int
+
+	// InitialBackoff is about how long an event waits after its first failure; each further one doubles it, up to
+	// MaxBackoff. Defaults 200 ms and 5 min.
+	InitialBackoff, MaxBackoff time.Duration
+
+	// PollInterval is how often the relay looks for events while no notifications arrive. Default 1 s.
+	PollInterval time.Duration
+
+	// FallbackInterval is how often it looks although they do, in case one was lost. Default 30 s.
+	FallbackInterval time.Duration
+
+	// DeadLetterRetention is after how long Retain deletes a dead letter. Default 0: never.
+	DeadLetterRetention time.Duration
+
+	// Logger. Default slog.Default().
+	Logger *slog.Logger
+}
+
+func (c RelayConfig) withDefaults() RelayConfig {
+	c.Schema = cmp.Or(c.Schema, schema.Default)
+	c.Channels = cmp.Or(c.Channels, bus.ChannelsFor(c.Schema))
+	c.BatchSize = cmp.Or(c.BatchSize, 100)
+	c.Consumers = cmp.Or(c.Consumers, 4)
+	c.Lanes = cmp.Or(c.Lanes, 64)
+	c.PublishTimeout = cmp.Or(c.PublishTimeout, 10*time.Second)
+	c.Lease = cmp.Or(c.Lease, 2*c.PublishTimeout)
+	c.MaxAttempts = cmp.Or(c.MaxAttempts, 20)
+	c.InitialBackoff = cmp.Or(c.InitialBackoff, 200*time.Millisecond)
+	c.MaxBackoff = cmp.Or(c.MaxBackoff, max(5*time.Minute, c.InitialBackoff))
+	c.PollInterval = cmp.Or(c.PollInterval, time.Second)
+	c.FallbackInterval = cmp.Or(c.FallbackInterval, 30*time.Second)
+	c.Logger = cmp.Or(c.Logger, slog.Default())
+	return c
+}
+
+// validate reports every mistake in a configuration that has its defaults.
+func (c RelayConfig) validate() error {
+	var mistakes []error
+	wrong := func(format string, args ...any) { mistakes = append(mistakes, fmt.Errorf(format, args...)) }
+	if c.Pool == nil {
+		wrong("Pool is nil: pass the pool of the database that the outbox is in")
+	}
+	if c.Publisher == nil {
+		wrong("Publisher is nil: pass the Watermill publisher that the events go to")
+	}
+	if err := sqlfile.CheckSchema(c.Schema); err != nil {
+		mistakes = append(mistakes, err)
+	} else if err := c.Channels.Validate(); err != nil {
+		mistakes = append(mistakes, err)
+	}
+	if c.BatchSize < 1 || c.BatchSize > 10_000 {
+		wrong("BatchSize is %d: use 1 to 10000", c.BatchSize)
+	}
+	if c.Consumers < 1 || c.Consumers > slots {
+		wrong("Consumers is %d: use 1 to %d, the number of slots", c.Consumers, slots)
+	}
+	if c.Lanes < 1 {
+		wrong("Lanes is %d: use at least 1", c.Lanes)
+	}
+	if c.MaxAttempts < 1 {
+		wrong("MaxAttempts is %d: use at least 1", c.MaxAttempts)
+	}
+	for _, d := range []struct {
+		field string
+		value time.Duration
+	}{
+		{"PublishTimeout", c.PublishTimeout},
+		{"InitialBackoff", c.InitialBackoff},
+		{"PollInterval", c.PollInterval},
+		{"FallbackInterval", c.FallbackInterval},
+	} {
+		// The database counts in milliseconds.
+		if d.value < time.Millisecond {
+			wrong("%s is %v: use at least 1ms", d.field, d.value)
+		}
+	}
+	if c.Lease < 2*c.PublishTimeout {
+		wrong("Lease is %v: use at least twice PublishTimeout (%v), so that no call outlives it", c.Lease, c.PublishTimeout)
+	}
+	if c.MaxBackoff < c.InitialBackoff {
+		wrong("MaxBackoff is %v: it cannot be below InitialBackoff (%v)", c.MaxBackoff, c.InitialBackoff)
+	}
+	if c.DeadLetterRetention < 0 {
+		wrong("DeadLetterRetention is %v: use 0 to keep dead letters for ever, or a positive age", c.DeadLetterRetention)
+	}
+	return errors.Join(mistakes...)
+}
+
+// callLimit is when a call of the publisher is given up. It is a little more than what the message's context allows, so
+// that a publisher which honours that can say so itself.
+func (c RelayConfig) callLimit() time.Duration { return c.PublishTimeout + c.PublishTimeout/10 }

@@ -1,0 +1,86 @@
+package outbox
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// DeadLetter is an event that was given up.
+type DeadLetter struct {
+	Event
+	// Seq numbers the events of the outbox in the order in which they were written.
+	Seq int64
+	// Attempts is how often a relay took it.
+	Attempts int
+	// LastError is what the last attempt failed with.
+	LastError string
+	// WrittenAt and DiedAt are instants of the server's clock.
+	WrittenAt, DiedAt time.Time
+}
+
+// DeadLetters returns the oldest dead letters, at most limit of them. To see the next ones pass the last one seen, else
+// nil.
+func (r *Relay) DeadLetters(ctx context.Context, limit int, after *DeadLetter) ([]DeadLetter, error) {
+	if limit < 1 {
+		return nil, fmt.Errorf("list dead letters: limit is %d: use at least 1", limit)
+	}
+	var diedAt time.Time
+	var seq int64
+	if after != nil {
+		diedAt, seq = after.DiedAt, after.Seq
+	}
+	var letters []DeadLetter
+	err := transact(ctx, r.config.Pool, r.queries.Get("Guard"), func(b *pgx.Batch) {
+		b.Queue(r.queries.Get("DeadLetters"), diedAt, seq, limit).Query(func(rows pgx.Rows) (err error) {
+			letters, err = pgx.CollectRows(rows, scanDeadLetter)
+			return err
+		})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list dead letters: %w", err)
+	}
+	return letters, nil
+}
+
+func scanDeadLetter(row pgx.CollectableRow) (DeadLetter, error) {
+	var l DeadLetter
+	var headers *string
+	if err := row.Scan(&l.Seq, &l.ID, &l.Topic, &l.Key, &l.Payload, &headers, &l.Attempts, &l.LastError, &l.WrittenAt, &l.DiedAt); err != nil {
+		return l, err
+	}
+	if headers != nil {
+		// Headers that are no JSON object may be the very reason; they are not one for hiding the letter.
+		_ = json.Unmarshal([]byte(*headers), &l.Headers)
+	}
+	return l, nil
+}
+
+// Requeue has the dead letters with the given event IDs published again, with no attempts counted, and returns how many
+// there were. IDs without a dead letter are ignored. Later events of the same key, which did not wait, may have been
+// published before.
+func (r *Relay) Requeue(ctx context.Context, ids ...string) (int, error) {
+	n, err := r.exec(ctx, "RequeueDeadLetters", ids)
+	if err != nil {
+		return 0, fmt.Errorf("requeue dead letters: %w", err)
+	}
+	if n > 0 {
+		r.config.Logger.Info("outbox dead letters requeued", slog.Int("events", n))
+		r.alarm.wake()
+	}
+	return n, nil
+}
+
+// DiscardDeadLetters deletes the dead letters with the given event IDs and returns how many there were. IDs without a dead
+// letter are ignored.
+func (r *Relay) DiscardDeadLetters(ctx context.Context, ids ...string) (int, error) {
+	n, err := r.exec(ctx, "DiscardDeadLetters", ids)
+	if err != nil {
+		return 0, fmt.Errorf("discard dead letters: %w", err)
+	}
+	return n, nil
+}

@@ -1,0 +1,56 @@
+-- name: ReleaseStranded
+-- Makes held events ready whose key has nothing in backoff: somebody removed the event they waited for by hand. Looks at
+-- the $2 next keys after $1, and returns the last one looked at (null: that was the end) and how many events it released.
+-- Releasing is always safe, because a claim holds again what is blocked.
+with recursive waiting (key, n) as (
+    (select b.key, 1::bigint from romancy.outbox b
+     where b.dead_at is null and b.next_at is not null and b.key > $1::text
+     order by b.key, b.id limit 1)
+    union all
+    select (select b.key from romancy.outbox b
+            where b.dead_at is null and b.next_at is not null and b.key > w.key
+            order by b.key, b.id limit 1), w.n + 1
+    from waiting w
+    where w.key is not null and w.n < $2::bigint
+), stranded as materialized (
+    select h.id
+    from waiting w
+    cross join lateral (
+        select b.id, b.next_at from romancy.outbox b
+        where b.key = w.key and b.dead_at is null and b.next_at is not null
+        order by b.id limit 1
+    ) h
+    where h.next_at = 'infinity'
+), locked as materialized (
+    -- SKIP LOCKED: the slot's owner may be changing it right now, which is as good.
+    select o.id from romancy.outbox o
+    where o.id = any (array(select id from stranded)) and o.next_at = 'infinity'
+    for update skip locked
+), released as (
+    update romancy.outbox o set next_at = null
+    where o.id = any (array(select id from locked))
+    returning o.id
+)
+select (select w.key from waiting w where w.n = $2::bigint), (select count(*) from released);
+
+-- name: CountRunnable
+-- Counts what could be taken now, up to $1 a slot.
+select coalesce(sum(r.n), 0)::bigint
+from romancy.outbox_slots s
+cross join lateral (
+    select (select count(*) from (select 1 from romancy.outbox o
+                                  where o.slot = s.slot and o.dead_at is null and o.next_at is null
+                                  order by o.id limit $1::bigint) ready)
+         + (select count(*) from (select 1 from romancy.outbox o
+                                  where o.slot = s.slot and o.dead_at is null and o.next_at <= statement_timestamp()
+                                  order by o.next_at limit $1::bigint) due) as n
+) r
+where s.slot >= 0;
+
+-- name: Stats
+-- Counting reads one index entry per undelivered event.
+select (select count(*) from romancy.outbox o where o.dead_at is null),
+       (select count(*) from romancy.outbox o where o.dead_at is null and o.next_at is not null),
+       (select count(*) from romancy.outbox o where o.dead_at is not null),
+       (select extract(epoch from clock_timestamp() - o.created_at) * 1000 from romancy.outbox o
+        where o.dead_at is null order by o.created_at, o.event_id limit 1)::float8;

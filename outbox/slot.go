@@ -1,0 +1,223 @@
+package outbox
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// maxBatchBytes bounds the payloads of a batch in memory. A larger event travels alone.
+const maxBatchBytes = 8 << 20
+
+// maxErrorLength is how much of an error's text is kept with an event, in bytes.
+const maxErrorLength = 1000
+
+// taken is an event in this relay's hands.
+type taken struct {
+	id         int64
+	eventID    string
+	topic, key string
+	payload    []byte
+	headers    map[string]string
+	attempts   int // this one included
+
+	// Guarded by the batch's mutex.
+	fate fate
+	err  error
+}
+
+type fate int
+
+const (
+	untried fate = iota
+	delivered
+	failed
+	dead
+)
+
+// batch is what a consumer holds of one slot, under a lease.
+type batch struct {
+	slot   int32
+	token  int64
+	owner  string
+	events []*taken // in order
+	lanes  []*lane
+
+	mu        sync.Mutex
+	leaseEnds time.Time // by this process's clock, early rather than late
+	stopped   bool      // begin nothing more
+}
+
+// scanBatch reads the rows of ClaimBatch: none without a slot, one without an event if all were blocked.
+func scanBatch(rows pgx.Rows) (*batch, error) {
+	var b *batch
+	for rows.Next() {
+		var slot int32
+		var token int64
+		var id *int64
+		var attempts *int
+		var eventID, topic, key, headers *string
+		var payload []byte
+		if err := rows.Scan(&slot, &token, &id, &eventID, &topic, &key, &payload, &headers, &attempts); err != nil {
+			return nil, err
+		}
+		if b == nil {
+			b = &batch{slot: slot, token: token}
+		}
+		if id == nil {
+			continue
+		}
+		event := &taken{id: *id, eventID: *eventID, topic: *topic, key: *key, payload: payload, attempts: *attempts}
+		if headers != nil {
+			// Headers that another hand wrote badly must not stop the slot: the event fails alone.
+			if err := json.Unmarshal([]byte(*headers), &event.headers); err != nil {
+				event.err = fmt.Errorf("its headers are not a JSON object of strings: %w", err)
+			}
+		}
+		b.events = append(b.events, event)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	if b != nil {
+		slices.SortFunc(b.events, func(x, y *taken) int { return cmp.Compare(x.id, y.id) })
+	}
+	return b, nil
+}
+
+func (b *batch) ends() time.Time {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.leaseEnds
+}
+
+// renew extends the lease. If the slot is another's already, nothing more of the batch is begun.
+func (r *Relay) renew(b *batch) {
+	// Of four tries a lease, each has its share of the time. A try that hangs must not keep publish from its other duties
+	// for longer.
+	ctx, cancel := context.WithTimeout(r.hard, r.config.Lease/renewals)
+	defer cancel()
+	asked := time.Now()
+	tag, err := r.config.Pool.Exec(ctx, r.queries.Get("RenewSlot"), b.slot, b.owner, b.token, r.config.Lease.Milliseconds())
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case err != nil:
+		r.config.Logger.Warn("outbox relay could not renew its lease of a slot", slog.Int("slot", int(b.slot)),
+			slog.Duration("lease_left", time.Until(b.leaseEnds)), slog.Any("error", err))
+	case tag.RowsAffected() == 0:
+		b.stopped = true
+	default:
+		b.leaseEnds = asked.Add(r.config.Lease)
+	}
+}
+
+// renewals is how often a lease is renewed while it lasts.
+const renewals = 4
+
+type verdict int
+
+const (
+	batchUndecided        verdict = iota
+	batchWorked                   // something was delivered
+	batchFailedAltogether         // several keys failed and nothing was delivered
+)
+
+func (b *batch) verdict() verdict {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	failing := 0
+	for _, l := range b.lanes {
+		broken := false
+		for _, event := range l.events {
+			switch event.fate {
+			case delivered:
+				return batchWorked
+			case failed, dead:
+				broken = true
+			case untried:
+			}
+		}
+		if broken {
+			failing++
+		}
+	}
+	if failing > 1 {
+		return batchFailedAltogether
+	}
+	return batchUndecided
+}
+
+// settlement returns the arguments of Settle, and logs and counts what they say.
+func (r *Relay) settlement(b *batch) []any {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	// Not nil: that would be NULL.
+	deliveredIDs, failedIDs, deadIDs, heldIDs, returnedIDs := []int64{}, []int64{}, []int64{}, []int64{}, []int64{}
+	waits, failedErrors, deadErrors, clearKeys := []int64{}, []string{}, []string{}, []string{}
+	var failure *taken
+	for _, l := range b.lanes {
+		blocked, complete := false, true
+		for _, event := range l.events {
+			switch event.fate {
+			case delivered:
+				deliveredIDs = append(deliveredIDs, event.id)
+			case failed:
+				blocked = true
+				failedIDs = append(failedIDs, event.id)
+				waits = append(waits, backoff(event.attempts, r.config.InitialBackoff, r.config.MaxBackoff).Milliseconds())
+				failedErrors = append(failedErrors, errorText(event.err))
+				failure = event
+			case dead:
+				deadIDs = append(deadIDs, event.id)
+				deadErrors = append(deadErrors, errorText(event.err))
+				r.config.Logger.Error("outbox event given up: it is a dead letter now", slog.String("event_id", event.eventID),
+					slog.String("topic", event.topic), slog.String("key", event.key), slog.Int("attempts", event.attempts), slog.Any("error", event.err))
+			case untried:
+				complete = false
+				if blocked {
+					heldIDs = append(heldIDs, event.id)
+				} else {
+					returnedIDs = append(returnedIDs, event.id)
+				}
+			}
+		}
+		if complete && !blocked {
+			clearKeys = append(clearKeys, l.events[0].key)
+		}
+	}
+	if failure != nil {
+		// One line a batch: when the broker is away, every event fails.
+		r.config.Logger.Warn("outbox events could not be published and will be tried again", slog.Int("failed", len(failedIDs)),
+			slog.Int("published", len(deliveredIDs)), slog.String("event_id", failure.eventID), slog.String("topic", failure.topic),
+			slog.Int("attempts", failure.attempts), slog.Any("error", failure.err))
+	}
+	r.published.Add(int64(len(deliveredIDs)))
+	r.failed.Add(int64(len(failedIDs) + len(deadIDs)))
+	return []any{
+		b.slot, b.owner, b.token, deliveredIDs, failedIDs, waits, failedErrors, deadIDs, deadErrors, heldIDs, returnedIDs,
+		clearKeys, r.config.BatchSize,
+	}
+}
+
+func (r *Relay) reportLost(b *batch) {
+	r.config.Logger.Warn("outbox relay lost its lease of a slot: the events of its batch may be published twice",
+		slog.Int("slot", int(b.slot)), slog.Int("events", len(b.events)), slog.Duration("lease", r.config.Lease))
+}
+
+// errorText is what PostgreSQL can store of err.
+func errorText(err error) string {
+	text := strings.ReplaceAll(strings.ToValidUTF8(err.Error(), "\uFFFD"), "\x00", "\uFFFD")
+	if len(text) > maxErrorLength {
+		text = strings.ToValidUTF8(text[:maxErrorLength], "")
+	}
+	return text
+}

@@ -1,0 +1,46 @@
+package outbox
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Stats is a snapshot of an outbox and of one relay.
+type Stats struct {
+	// Pending counts the events not delivered yet, dead letters excepted.
+	Pending int64
+	// Waiting counts those of them that are in backoff, or held behind one that is.
+	Waiting int64
+	// DeadLetters counts the events given up.
+	DeadLetters int64
+	// OldestAge is the age of the oldest pending event by the server's clock, 0 if there is none.
+	OldestAge time.Duration
+
+	// Published and Failed count this relay's attempts since Start.
+	Published, Failed int64
+	// Late counts calls of the publisher that have exceeded PublishTimeout and not returned. Each occupies one of Lanes.
+	Late int
+}
+
+// Stats counts. It reads one index entry for every undelivered event, so it is for a person or a metrics reader, not for
+// a loop.
+func (r *Relay) Stats(ctx context.Context) (Stats, error) {
+	var s Stats
+	var oldest *float64
+	err := transact(ctx, r.config.Pool, r.queries.Get("Guard"), func(b *pgx.Batch) {
+		b.Queue(r.queries.Get("Stats")).QueryRow(func(row pgx.Row) error {
+			return row.Scan(&s.Pending, &s.Waiting, &s.DeadLetters, &oldest)
+		})
+	})
+	if err != nil {
+		return Stats{}, fmt.Errorf("outbox statistics: %w", err)
+	}
+	if oldest != nil {
+		s.OldestAge = time.Duration(*oldest * float64(time.Millisecond))
+	}
+	s.Published, s.Failed, s.Late = r.published.Load(), r.failed.Load(), int(r.late.Load())
+	return s, nil
+}
