@@ -147,7 +147,11 @@ func (e *Engine) armLocked(r *run, remaining time.Duration) {
 			return held != nil && held.phase == parked && held.token == entry.Token || e.cache.cold[entry.ID] == entry.Token
 		})
 	}
-	if e.cache.deadlines.Push(deadline.Entry{At: time.Now().Add(max(remaining, 0)), ID: r.id, Token: r.token}) {
+	e.pushDeadlineLocked(r.id, r.token, remaining)
+}
+
+func (e *Engine) pushDeadlineLocked(id string, token int64, remaining time.Duration) {
+	if e.cache.deadlines.Push(deadline.Entry{At: time.Now().Add(max(remaining, 0)), ID: id, Token: token}) {
 		e.timers.give()
 	}
 }

@@ -245,6 +245,35 @@ func TestWorkerWithoutLeaseWritesNothing(t *testing.T) {
 	}
 }
 
+// A record that an earlier owner's transaction brought in late, at the position that the owner is about to write, is the
+// step's result: the owner's own counts for nothing, and nothing that follows from it is stored.
+func TestStepRecordedByAnEarlierOwnerCounts(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	entered, leave := make(chan struct{}), make(chan struct{})
+	whose := workflow.DefineActivity("whose", func(context.Context, int) (string, error) {
+		close(entered)
+		<-leave
+		return "the owner", nil
+	})
+	flow := workflow.Define("late", func(ctx *workflow.Context, n int) (string, error) { return whose.Execute(ctx, n) })
+	one := startWorker(t, pool, []workflow.Definition{flow})
+	ctx := testContext(t)
+	run, err := flow.Start(ctx, one.Engine, 0, workflow.WithID("late"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-entered
+	if _, err := pool.Exec(ctx, `insert into romancy.history (instance_id, position, token, kind, name, payload)
+		values ('late', 1, 0, 'activity', 'whose', '{"output":"an earlier owner"}')`); err != nil {
+		t.Fatal(err)
+	}
+	close(leave)
+	if got, err := run.Result(ctx); err != nil || got != "an earlier owner" {
+		t.Fatalf("got %q, %v: not what history says", got, err)
+	}
+}
+
 // Shutdown hands every run over at once, waiting ones and executing ones, and waits for what is in flight.
 func TestShutdownHandsRunsOver(t *testing.T) {
 	t.Parallel()
@@ -389,5 +418,67 @@ func TestResultsSurviveReplayInTheirType(t *testing.T) {
 	}
 	if n := executed.of("charge"); n != 1 || two.Status().Replayed != 1 {
 		t.Fatalf("executed %d times, replayed %d: want one of each", n, two.Status().Replayed)
+	}
+}
+
+// What a dead worker held parked is not forgotten: mail and deadlines that were due when its lease ended, and deadlines that
+// come later, without waiting for a fallback interval or for River's leader.
+func TestParkedRunsOfADeadWorkerGoOn(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	flow := workflow.Define("orphaned", func(ctx *workflow.Context, n int) (int, error) {
+		if n == 0 {
+			message, err := workflow.Receive[int](ctx, "numbers")
+			return message.Body, err
+		}
+		return n, workflow.Sleep(ctx, time.Hour) // the deadline stored below counts
+	})
+	ctx := testContext(t)
+	for _, statement := range []string{
+		`insert into romancy.workers (label, lease_until) values ('dead', clock_timestamp() + interval '1 second')`,
+		`insert into romancy.instances (id, workflow, status, worker, token, ready_at, wake_at, wake_position, wake_channels, input)
+		 select v.id, 'orphaned', 'waiting', (select id from romancy.workers), 1, now(), clock_timestamp() + v.due, 1, v.channels, v.input::json
+		 from (values ('mailed', null::interval, array['numbers'], '0'), ('due', '0', null, '1'), ('later', '3 seconds', null, '2')) as v (id, due, channels, input)`,
+		`insert into romancy.history (instance_id, position, token, kind, name, payload)
+		 select id, 1, 1, 'timer', 'sleep', json_build_object('fires_at_us', (extract(epoch from wake_at) * 1000000)::bigint)
+		 from romancy.instances where wake_at is not null`,
+		`insert into romancy.mailbox (channel, mode, receiver, payload) values ('numbers', 'direct', 'mailed', '3')`,
+	} {
+		if _, err := pool.Exec(ctx, statement); err != nil {
+			t.Fatalf("%s: %v", statement, err)
+		}
+	}
+	w := startWorker(t, pool, []workflow.Definition{flow}, configured(func(c *workflow.Config) {
+		c.Lease, c.FallbackInterval = 3*time.Second, time.Hour
+	}))
+	for id, want := range map[string]int{"mailed": 3, "due": 1, "later": 2} {
+		if got, err := flow.Run(w.Engine, id).Result(ctx); err != nil || got != want {
+			t.Errorf("%s: got %d, %v; want %d", id, got, err, want)
+		}
+	}
+}
+
+// While no notifications arrive a worker looks every second for the mail of the runs it holds, whoever else sweeps or not.
+func TestMailIsFoundWithinSecondsWithoutNotifications(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	flow := workflow.Define("waiting", func(ctx *workflow.Context, _ int) (int, error) {
+		message, err := workflow.Receive[int](ctx, "numbers")
+		return message.Body, err
+	})
+	rarely := configured(func(c *workflow.Config) { c.FallbackInterval = time.Hour })
+	one := startWorker(t, pool, []workflow.Definition{flow}, withoutNotify, rarely)
+	two := startWorker(t, pool, []workflow.Definition{flow}, withoutNotify, rarely)
+	ctx := testContext(t)
+	run, err := flow.Start(ctx, one.Engine, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the run is parked", func() bool { return one.Status().Parked == 1 })
+	if err := two.SendTo(ctx, run.ID(), "numbers", 4); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := run.Result(ctx); err != nil || got != 4 {
+		t.Fatalf("got %d, %v", got, err)
 	}
 }

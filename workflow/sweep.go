@@ -155,8 +155,28 @@ func (e *Engine) takeoverLoop(ctx context.Context) {
 		}
 		// Not only what the dead worker executed: also what it held parked, with mail and deadlines that the others have left
 		// to it for as long as it seemed alive.
-		e.sweepUntilDone(ctx, "runs of dead workers", e.SweepResume, e.SweepTimers, e.SweepChannelTimeouts)
+		e.sweepUntilDone(ctx, "runs of dead workers", e.SweepResume, e.SweepTimers, e.SweepChannelTimeouts, e.armCold)
 	}
+}
+
+// armCold takes over the deadlines that come before the next look of parked runs that no live worker holds in memory. Their
+// worker is dead or has shut down, and River's leader, which sweeps them too, may have been that worker.
+func (e *Engine) armCold(ctx context.Context) (int, error) {
+	deadlines := new([]store.Deadline)
+	if err := e.do(ctx, true, func(b *pgx.Batch) {
+		e.store.ColdDeadlines(b, e.names, e.config.FallbackInterval, maxTally, deadlines)
+	}); err != nil {
+		return 0, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, due := range *deadlines {
+		if e.cache.runs[due.ID] == nil && e.cache.cold[due.ID] != due.Token {
+			e.cache.cold[due.ID] = due.Token
+			e.pushDeadlineLocked(due.ID, due.Token, due.Until)
+		}
+	}
+	return len(*deadlines), nil
 }
 
 // mailSweepLoop looks, a little later, for the receivers of messages that are not in memory here.
@@ -202,7 +222,8 @@ func keys[V any](byName map[string]V) []string {
 }
 
 // safetyNet is the last one: whatever notifications and the cluster's periodic sweeps have missed, every worker finds by
-// itself, each fallback interval. While notifications do not arrive it looks for ready runs every second.
+// itself, each fallback interval. While notifications do not arrive it looks every second for ready runs, and for the mail of
+// the runs it holds: the leader that would otherwise have them swept can be absent for twenty seconds.
 func (e *Engine) safetyNet(ctx context.Context) {
 	swept := time.Now()
 	for {
@@ -216,12 +237,15 @@ func (e *Engine) safetyNet(ctx context.Context) {
 		case <-time.After(interval):
 		}
 		e.claims.give()
+		if !e.config.Listener.Healthy() {
+			e.lookForAll()
+		}
 		if time.Since(swept) < e.config.FallbackInterval {
 			continue
 		}
 		swept = time.Now()
 		e.orphans.give()
-		e.sweepUntilDone(ctx, "all", e.SweepResume, e.SweepTimers, e.SweepChannelTimeouts)
+		e.sweepUntilDone(ctx, "all", e.SweepResume, e.SweepTimers, e.SweepChannelTimeouts, e.armCold)
 	}
 }
 

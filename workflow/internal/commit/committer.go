@@ -250,6 +250,8 @@ func (c *Committer) carryOut(ctx context.Context, ops []*operation) {
 	case (pgErr.Code == "40P01" || pgErr.Code == "40001") && ops[0].conflicts < maxConflictRetries:
 		ops[0].conflicts++
 		c.carryOut(ctx, ops)
+	case ops[0].kind == kindAppend && store.IsUniqueViolation(err):
+		c.answerRecorded(ctx, ops[0], err)
 	case pgErr.Code == "55P03":
 		ops[0].err = fmt.Errorf("%w: %w", ErrLocked, err)
 		c.settle(ops[0])
@@ -257,6 +259,17 @@ func (c *Committer) carryOut(ctx context.Context, ops []*operation) {
 		ops[0].err = err
 		c.settle(ops[0])
 	}
+}
+
+// answerRecorded answers an append whose position is taken: by itself, before a reply was lost, or by an earlier owner.
+func (c *Committer) answerRecorded(ctx context.Context, op *operation, conflict error) {
+	ctx, cancel := context.WithTimeout(ctx, c.config.FlushTimeout)
+	defer cancel()
+	own, err := c.config.Store.OwnRecords(ctx, c.conn, asks[store.Append]([]*operation{op}))
+	if err != nil || len(own) == 0 {
+		op.err = errors.Join(conflict, err)
+	}
+	c.settle(op)
 }
 
 func (c *Committer) refuseFailedStreams(ops []*operation) []*operation {

@@ -158,7 +158,7 @@ func (g *opGroup) queueEnd(s *store.Store, batch *pgx.Batch) {
 }
 
 // complete answers, after the commit, what the statement itself could not: whether a start found an earlier run, and
-// whether a row of history that was there already is this owner's, written before a reply was lost.
+// whether an append that was refused had been carried out by this owner before a reply was lost.
 func (g *opGroup) complete(ctx context.Context, s *store.Store, conn *pgx.Conn) error {
 	switch g.kind {
 	case kindStart:

@@ -26,7 +26,7 @@ type Place struct {
 }
 
 // AppendHistory adds rows of history; written is called with each that was added. The others belong to runs that are not
-// owned any more, or are there already.
+// owned any more. A position that is taken fails the batch with a unique violation.
 func (s *Store) AppendHistory(b *pgx.Batch, rows []Append, written func(Place)) {
 	b.Queue(s.queries.Get("AppendHistory"),
 		column(rows, func(r Append) string { return r.ID }),

@@ -67,6 +67,7 @@ func statements() map[string]statement {
 		"SweepMail":           {arguments: "0, 100, 0", mayScan: "workers"},
 		"SweepMailFor":        {arguments: ids + ", array['approvals']", mayScan: "workers"},
 		"SweepDeadlines":      {arguments: "true, 100, 0", mayScan: "workers"},
+		"ColdDeadlines":       {arguments: "array['order', 'unknown'], 1000000, 100", mayScan: "workers"},
 		"NextDeadline":        {arguments: ""},
 		"DiscardOrphanedMail": {arguments: "0, 100"},
 	}

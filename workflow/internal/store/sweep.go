@@ -90,6 +90,28 @@ func (s *Store) SweepDeadlines(b *pgx.Batch, receiving bool, limit int, grace ti
 	b.Queue(s.queries.Get("SweepDeadlines"), receiving, limit, grace.Microseconds()).Query(collectNamed(into))
 }
 
+// Deadline is when a parked run is due.
+type Deadline struct {
+	Fence
+	Until time.Duration
+}
+
+// ColdDeadlines fetches up to limit deadlines within horizon of parked runs of these workflows that no live worker holds in
+// memory.
+func (s *Store) ColdDeadlines(b *pgx.Batch, workflows []string, horizon time.Duration, limit int, into *[]Deadline) {
+	b.Queue(s.queries.Get("ColdDeadlines"), workflows, horizon.Microseconds(), limit).Query(func(rows pgx.Rows) error {
+		*into = (*into)[:0]
+		var due Deadline
+		var micros int64
+		_, err := pgx.ForEachRow(rows, []any{&due.ID, &due.Token, &micros}, func() error {
+			due.Until = time.Duration(micros) * time.Microsecond
+			*into = append(*into, due)
+			return nil
+		})
+		return err
+	})
+}
+
 // NextDeadline stores the time until the earliest deadline of any parked run; nil when none has one.
 func (s *Store) NextDeadline(b *pgx.Batch, into **time.Duration) {
 	b.Queue(s.queries.Get("NextDeadline")).Query(func(rows pgx.Rows) error {

@@ -1,4 +1,6 @@
 -- name: AppendHistory
+-- A position that is taken is an error, so that nothing else of that run's commits with it: it would follow from a result
+-- that history does not have.
 with ask as materialized (
     select * from unnest($1::text[], $2::bigint[], $3::integer[], $4::text[], $5::text[], $6::text[])
         with ordinality as a(id, token, position, kind, name, payload, ord)
@@ -9,7 +11,6 @@ from ask a cross join lateral (
     select 1 from romancy.instances i where i.id = a.id and i.token = a.token and i.status = 'running' offset 0
 ) fence
 order by a.ord
-on conflict (instance_id, position) do nothing
 returning instance_id, position;
 
 -- name: AppendInTransaction

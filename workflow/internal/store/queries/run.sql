@@ -1,8 +1,10 @@
 -- name: Guard
 -- Every statement of a flush finds its rows by key. These settings hold until its commit: no plan may read a whole table,
--- however stale the statistics are, and no lock is waited for longer than this.
+-- however stale the statistics are, and no lock is waited for longer than this. With only one plan left to choose, it is made
+-- once a connection: planning a batch's statement anew takes longer than executing it.
 select set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
        set_config('enable_mergejoin', 'off', true), set_config('jit', 'off', true),
+       set_config('plan_cache_mode', 'force_generic_plan', true),
        set_config('lock_timeout', $1::text, true);
 
 -- name: StartRuns

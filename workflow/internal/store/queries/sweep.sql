@@ -96,6 +96,16 @@ from found f
 where i.id = f.id
 returning i.id, i.workflow;
 
+-- name: ColdDeadlines
+-- Parked runs of the workflows $1 that no live worker holds in memory and whose deadline comes within $2 microseconds.
+select i.id, i.token, (extract(epoch from i.wake_at - clock_timestamp()) * 1000000)::bigint
+from romancy.instances i
+where i.status = 'waiting' and i.wake_at <= clock_timestamp() + $2::bigint * interval '1 microsecond'
+  and i.workflow = any ($1::text[])
+  and not exists (select 1 from romancy.workers w where w.id = i.worker and w.lease_until > clock_timestamp())
+order by i.wake_at
+limit $3::bigint;
+
 -- name: NextDeadline
 -- Microseconds until the earliest deadline of any parked run; no row when none has one.
 select (extract(epoch from i.wake_at - clock_timestamp()) * 1000000)::bigint

@@ -13,18 +13,21 @@ with ask as materialized (
         where i.id = a.id and i.token = a.token and i.status = 'running'
         for no key update
     ) i
-), ranked as materialized (
-    select o.*, row_number() over (partition by o.channel, o.competing order by o.ord) - 1 as rank from owned o
 ), direct as materialized (
-    select r.ord, m.*
-    from ranked r cross join lateral (
+    select o.ord, m.*
+    from owned o cross join lateral (
         select m.id as message_id, m.channel as message_channel, m.sender, m.payload, m.metadata, m.created_at
         from romancy.mailbox m
-        where m.receiver = r.id and m.channel = r.channel
+        where m.receiver = o.id and m.channel = o.channel
         order by m.id
         limit 1
         for update skip locked
     ) m
+), ranked as materialized (
+    -- Each of those who compete looks for a message of its own: the first for the first, the second for the second.
+    select o.*, row_number() over (partition by o.channel order by o.ord) - 1 as rank
+    from owned o
+    where o.competing and not exists (select 1 from direct d where d.ord = o.ord)
 ), claimed as materialized (
     select distinct on (m.message_id) r.ord, m.*
     from ranked r cross join lateral (
@@ -35,7 +38,6 @@ with ask as materialized (
         limit 1 offset r.rank
         for update skip locked
     ) m
-    where r.competing and not exists (select 1 from direct d where d.ord = r.ord)
     order by m.message_id, r.ord
 ), letter as materialized (
     select * from direct union all select * from claimed
@@ -87,18 +89,21 @@ with ask as materialized (
         where i.id = a.id and i.token = a.token and i.status = 'waiting'
         for no key update skip locked
     ) i
-), ranked as materialized (
-    select o.*, row_number() over (partition by o.channel, o.competing order by o.ord) - 1 as rank from owned o
 ), direct as materialized (
-    select r.ord, m.*
-    from ranked r cross join lateral (
+    select o.ord, m.*
+    from owned o cross join lateral (
         select m.id as message_id, m.channel as message_channel, m.sender, m.payload, m.metadata, m.created_at
         from romancy.mailbox m
-        where m.receiver = r.id and m.channel = r.channel
+        where m.receiver = o.id and m.channel = o.channel
         order by m.id
         limit 1
         for update skip locked
     ) m
+), ranked as materialized (
+    -- Each of those who compete looks for a message of its own: the first for the first, the second for the second.
+    select o.*, row_number() over (partition by o.channel order by o.ord) - 1 as rank
+    from owned o
+    where o.competing and not exists (select 1 from direct d where d.ord = o.ord)
 ), claimed as materialized (
     select distinct on (m.message_id) r.ord, m.*
     from ranked r cross join lateral (
@@ -109,7 +114,6 @@ with ask as materialized (
         limit 1 offset r.rank
         for update skip locked
     ) m
-    where r.competing and not exists (select 1 from direct d where d.ord = r.ord)
     order by m.message_id, r.ord
 ), letter as materialized (
     select * from direct union all select * from claimed
