@@ -65,9 +65,10 @@ create table {{.schema}}.mailbox (
     autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0
 );
 
-create index mailbox_receiver on {{.schema}}.mailbox (receiver, channel, id) where receiver is not null;
+-- In the order of id, written as an expression: the primary key must not look like a way to the first message of a receiver.
+create index mailbox_receiver on {{.schema}}.mailbox (receiver, channel, (id + 0)) where receiver is not null;
 create index mailbox_age on {{.schema}}.mailbox (created_at); -- for the view below
-create index mailbox_unclaimed on {{.schema}}.mailbox (channel, id) where receiver is null;
+create index mailbox_unclaimed on {{.schema}}.mailbox (channel, (id + 0)) where receiver is null;
 
 create table {{.schema}}.subscriptions (
     instance_id text collate "C" not null,

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -92,6 +93,45 @@ func TestPoisonedOperationFailsAlone(t *testing.T) {
 	var stored int
 	if err := pool.QueryRow(within(t), "select count(*) from romancy.history").Scan(&stored); err != nil || stored != runs-1 {
 		t.Errorf("%d records, %v; want %d", stored, err, runs-1)
+	}
+}
+
+// Of two competitors in one flush the first has mail of its own: the second gets the message that both compete for.
+func TestCompetitorsOfOneFlushOverlookNoMessage(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	c := open(t, pool)
+	waits := []store.Wait{{Channel: "c", Competing: true, Position: 1}, {Channel: "c", Competing: true, Position: 1}}
+	for i := range waits {
+		waits[i].Fence = store.Fence{ID: fmt.Sprint("run-", i), Token: 1}
+		start(t, c, waits[i].ID)
+		waited, err := commit.Await(within(t), func(then func(store.Waited, error)) { c.Wait(nil, waits[i], then) })
+		if err != nil || waited.Outcome != store.Parked {
+			t.Fatalf("run %d: %+v, %v", i, waited, err)
+		}
+	}
+	if _, err := pool.Exec(within(t), `insert into romancy.mailbox (channel, mode, receiver, payload)
+		values ('c', 'competing', null, '"shared"'), ('c', 'direct', 'run-0', '"own"')`); err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Add(1 + len(waits))
+	// While this is under way, the others queue up.
+	c.Do(false, func(b *pgx.Batch) { b.Queue("select pg_sleep(0.2)") }, func(struct{}, error) { wg.Done() })
+	messages := make([]string, len(waits))
+	for i, wait := range waits {
+		ask := store.Wake{Fence: wait.Fence, Position: wait.Position, Channel: wait.Channel, Competing: wait.Competing}
+		c.Wake(1, ask, func(waited store.Waited, err error) {
+			if err != nil {
+				t.Error(err)
+			}
+			messages[i] = string(waited.Message)
+			wg.Done()
+		})
+	}
+	wg.Wait()
+	if !strings.Contains(messages[0], `"own"`) || !strings.Contains(messages[1], `"shared"`) {
+		t.Errorf("got %q", messages)
 	}
 }
 

@@ -24,8 +24,8 @@ type Sent struct {
 	Direct   bool   // sent to Receiver alone
 }
 
-// DeliverMessages puts messages into mailboxes. done is called for every operation that was carried out, with the number
-// of receivers found; sent for every message.
+// DeliverMessages puts messages into mailboxes. done is called for every operation that was carried out, with 0 if
+// its target does not exist or has ended; sent for every message.
 func (s *Store) DeliverMessages(b *pgx.Batch, rows []Deliver, done func(ord, receivers int), sent func(Sent)) {
 	b.Queue(s.queries.Get("DeliverMessages"), deliverArguments(rows)...).Query(func(found pgx.Rows) error {
 		return scanDelivered(found, done, sent)

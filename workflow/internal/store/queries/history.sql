@@ -8,7 +8,7 @@ with ask as materialized (
 insert into romancy.history (instance_id, position, token, kind, name, payload)
 select a.id, a.position, a.token, a.kind, a.name, a.payload::json
 from ask a cross join lateral (
-    select 1 from romancy.instances i where i.id = a.id and i.token = a.token and i.status = 'running' offset 0
+    select 1 from romancy.instances i where i.id = a.id and i.token = a.token and i.status || '' = 'running' offset 0
 ) fence
 order by a.ord
 returning instance_id, position;
@@ -19,7 +19,7 @@ returning instance_id, position;
 insert into romancy.history (instance_id, position, token, kind, name, payload)
 select i.id, $3::integer, i.token, $4::text, $5::text, ($6::text)::json
 from romancy.instances i
-where i.id = $1::text and i.token = $2::bigint and i.status = 'running'
+where i.id = $1::text and i.token = $2::bigint and i.status || '' = 'running'
 for share of i;
 
 -- name: OwnRecords
@@ -40,13 +40,13 @@ with ask as materialized (
     update romancy.instances i
     set status = 'waiting', wake_at = a.next_at, wake_position = a.position, wake_channels = null
     from ask a
-    where i.id = a.id and i.token = a.token and i.status = 'running'
-    returning a.ord
+    where i.id = any (array[a.id]) and i.token = a.token and i.status || '' = 'running'
+    returning a.ord, a.id, a.position, a.attempt, a.error, a.next_at
 ), noted as (
     insert into romancy.attempts (instance_id, position, attempt, error, next_at)
-    select a.id, a.position, a.attempt, a.error::json, a.next_at
-    from ask a join parked p on p.ord = a.ord
+    select p.id, p.position, p.attempt, p.error::json, p.next_at
+    from parked p
 )
-select a.ord, (extract(epoch from a.next_at) * 1000000)::bigint,
-       (extract(epoch from a.next_at - clock_timestamp()) * 1000000)::bigint
-from ask a join parked p on p.ord = a.ord;
+select p.ord, (extract(epoch from p.next_at) * 1000000)::bigint,
+       (extract(epoch from p.next_at - clock_timestamp()) * 1000000)::bigint
+from parked p;

@@ -7,6 +7,12 @@ select set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 
        set_config('plan_cache_mode', 'force_generic_plan', true),
        set_config('lock_timeout', $1::text, true);
 
+-- Plans are made once, perhaps while the tables are empty, so the statements leave the planner one way to each row:
+--   i.id = any (array[a.id])    joins by index lookup for each a; i.id = a.id could also walk the table in the key's order.
+--   i.status || '' = 'running'  is checked on the row found; without the || '' the partial index of that status could be walked.
+--   order by m.id + 0           is the order of the index that has the receiver; by m.id the primary key could be walked.
+--   (select true ... limit 1)   is a lookup; an exists could become a hash of everything.
+
 -- name: StartRuns
 -- A worker given: the run starts out owned by it, else it is ready for anyone.
 insert into romancy.instances (id, workflow, status, worker, token, ready_at, input)
@@ -41,7 +47,7 @@ with found as materialized (
 update romancy.instances i
 set status = 'running', worker = $2::bigint, token = i.token + 1
 from found f
-where i.id = f.id
+where i.id = any (array[f.id])
 returning i.id, i.workflow, i.token, i.input::text;
 
 -- name: ClaimWaiting
@@ -51,7 +57,7 @@ with found as materialized (
     from unnest($1::text[]) as a(id) cross join lateral (
         select i.id
         from romancy.instances i
-        where i.id = a.id and i.status = 'waiting' and i.wake_at <= clock_timestamp()
+        where i.id = a.id and i.status || '' = 'waiting' and i.wake_at <= clock_timestamp()
           and exists (select 1 from romancy.workers me where me.id = $2::bigint and me.lease_until > clock_timestamp())
         for no key update of i skip locked
     ) r
@@ -59,7 +65,7 @@ with found as materialized (
 update romancy.instances i
 set status = 'running', worker = $2::bigint, token = i.token + 1
 from found f
-where i.id = f.id
+where i.id = any (array[f.id])
 returning i.id, i.workflow, i.token, i.input::text;
 
 -- name: LoadHistory
@@ -78,7 +84,7 @@ from unnest($1::text[]) as a(id) cross join lateral (
 update romancy.instances i
 set status = 'ready', ready_at = clock_timestamp(), worker = null
 from unnest($1::text[], $2::bigint[]) as a(id, token)
-where i.id = a.id and i.token = a.token and i.status = 'running'
+where i.id = any (array[a.id]) and i.token = a.token and i.status || '' = 'running'
 returning i.id, i.workflow;
 
 -- name: FinishRuns
@@ -91,12 +97,14 @@ with ask as materialized (
         wake_at = null, wake_position = null, wake_channels = null,
         ended_at = case when a.status <> 'stuck' then clock_timestamp() end
     from ask a
-    where i.id = a.id and i.token = a.token and i.status = 'running'
+    where i.id = any (array[a.id]) and i.token = a.token and i.status || '' = 'running'
     returning i.id, i.status
 ), unsubscribed as (
-    delete from romancy.subscriptions s using ended e where s.instance_id = e.id and e.status <> 'stuck'
+    delete from romancy.subscriptions s using ended e where s.instance_id = any (array[e.id]) and e.status <> 'stuck'
 ), discarded as (
-    delete from romancy.mailbox m using ended e where m.receiver = e.id and e.status <> 'stuck'
+    delete from romancy.mailbox m
+    using ended e cross join lateral (select l.id from romancy.mailbox l where l.receiver = e.id offset 0) letter
+    where m.id = any (array[letter.id]) and e.status <> 'stuck'
 )
 select id from ended;
 

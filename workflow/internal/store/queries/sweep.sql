@@ -18,7 +18,7 @@ with page as materialized (
         select s.instance_id
         from romancy.subscriptions s cross join lateral (
             select 1 from romancy.instances i
-            where i.id = s.instance_id and i.status = 'waiting' and h.channel = any (i.wake_channels) offset 0
+            where i.id = s.instance_id and i.status || '' = 'waiting' and h.channel = any (i.wake_channels) offset 0
         ) waiting
         where s.channel = h.channel and s.mode = 'competing'
         limit h.messages
@@ -28,7 +28,7 @@ with page as materialized (
     from (select c.id, c.channel, min(c.created_at) as created_at from candidates c group by c.id, c.channel) c
     cross join lateral (
         select i.id from romancy.instances i
-        where i.id = c.id and i.status = 'waiting' and c.channel = any (i.wake_channels)
+        where i.id = c.id and i.status || '' = 'waiting' and c.channel = any (i.wake_channels)
           and (c.created_at <= clock_timestamp() - $3::bigint * interval '1 microsecond'
                or not exists (select 1 from romancy.workers w
                               where w.id = i.worker and w.listening and w.lease_until > clock_timestamp()))
@@ -38,7 +38,7 @@ with page as materialized (
     update romancy.instances i
     set status = 'ready', ready_at = clock_timestamp(), worker = null
     from found f
-    where i.id = f.id
+    where i.id = any (array[f.id])
     returning i.id, i.workflow
 )
 select (select max(id) from page), (select count(*) from page), w.id, w.workflow
@@ -58,22 +58,21 @@ with candidates as materialized (
     select i.id
     from candidates c cross join lateral (
         select i.id from romancy.instances i
-        where i.id = c.id and i.status = 'waiting' and i.wake_channels is not null
+        where i.id = c.id and i.status || '' = 'waiting' and i.wake_channels is not null
           and not exists (select 1 from romancy.workers w
                           where w.id = i.worker and w.listening and w.lease_until > clock_timestamp())
-          and exists (
-              select 1 from unnest(i.wake_channels) as on_channel(name)
-              where exists (select 1 from romancy.mailbox m where m.receiver = i.id and m.channel = on_channel.name)
-                 or exists (select 1 from romancy.mailbox m, romancy.subscriptions s
-                            where m.receiver is null and m.channel = on_channel.name
-                              and s.instance_id = i.id and s.channel = on_channel.name and s.mode = 'competing'))
+          and (select true from unnest(i.wake_channels) as on_channel(name)
+               where (select true from romancy.mailbox m where m.receiver = i.id and m.channel = on_channel.name limit 1)
+                  or ((select s.mode from romancy.subscriptions s where s.instance_id = i.id and s.channel = on_channel.name) = 'competing'
+                      and (select true from romancy.mailbox m where m.receiver is null and m.channel = on_channel.name limit 1))
+               limit 1)
         for no key update of i skip locked
     ) i
 )
 update romancy.instances i
 set status = 'ready', ready_at = clock_timestamp(), worker = null
 from found f
-where i.id = f.id
+where i.id = any (array[f.id])
 returning i.id, i.workflow;
 
 -- name: SweepDeadlines
@@ -82,7 +81,7 @@ returning i.id, i.workflow;
 with found as materialized (
     select i.id
     from romancy.instances i
-    where i.status = 'waiting' and i.wake_at <= clock_timestamp()
+    where i.status = 'waiting' and i.wake_at <= statement_timestamp()
       and (i.wake_channels is not null) = $1::boolean
       and (i.wake_at <= clock_timestamp() - $3::bigint * interval '1 microsecond'
            or not exists (select 1 from romancy.workers w where w.id = i.worker and w.lease_until > clock_timestamp()))
@@ -93,14 +92,14 @@ with found as materialized (
 update romancy.instances i
 set status = 'ready', ready_at = clock_timestamp(), worker = null
 from found f
-where i.id = f.id
+where i.id = any (array[f.id])
 returning i.id, i.workflow;
 
 -- name: ColdDeadlines
 -- Parked runs of the workflows $1 that no live worker holds in memory and whose deadline comes within $2 microseconds.
 select i.id, i.token, (extract(epoch from i.wake_at - clock_timestamp()) * 1000000)::bigint
 from romancy.instances i
-where i.status = 'waiting' and i.wake_at <= clock_timestamp() + $2::bigint * interval '1 microsecond'
+where i.status = 'waiting' and i.wake_at <= statement_timestamp() + $2::bigint * interval '1 microsecond'
   and i.workflow = any ($1::text[])
   and not exists (select 1 from romancy.workers w where w.id = i.worker and w.lease_until > clock_timestamp())
 order by i.wake_at
@@ -117,7 +116,7 @@ limit 1;
 -- name: DiscardOrphanedMail
 -- Mail that reached a run while it ended. Undelivered mail of a live run is never touched.
 with page as materialized (
-    select m.id, m.receiver from romancy.mailbox m where m.receiver is not null and m.id > $1::bigint order by m.id limit $2::bigint
+    select m.id, m.receiver from romancy.mailbox m where m.id > $1::bigint order by m.id limit $2::bigint
 ), ended as materialized (
     select p.id
     from page p cross join lateral (
@@ -125,6 +124,6 @@ with page as materialized (
         where i.id = p.receiver and i.status in ('completed', 'failed', 'cancelled', 'continued') offset 0
     ) i
 ), gone as (
-    delete from romancy.mailbox m using ended e where m.id = e.id returning m.id
+    delete from romancy.mailbox m using ended e where m.id = any (array[e.id]) returning m.id
 )
 select (select max(id) from page), (select count(*) from page), (select count(*) from gone);

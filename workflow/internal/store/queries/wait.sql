@@ -10,47 +10,41 @@ with ask as materialized (
     select a.*
     from ask a cross join lateral (
         select 1 from romancy.instances i
-        where i.id = a.id and i.token = a.token and i.status = 'running'
+        where i.id = a.id and i.token = a.token and i.status || '' = 'running'
         for no key update
     ) i
-), direct as materialized (
-    select o.ord, m.*
-    from owned o cross join lateral (
-        select m.id as message_id, m.channel as message_channel, m.sender, m.payload, m.metadata, m.created_at
+), ranked as materialized (
+    select o.*, row_number() over (partition by o.channel, o.competing order by o.ord) - 1 as rank from owned o
+), taken as materialized (
+    -- Its own message first. Among those that compete in this batch, each looks at a message further down.
+    select r.*, coalesce(own.message_id, shared.message_id) as message_id, coalesce(own.message, shared.message) as message
+    from ranked r left join lateral (
+        select m.id as message_id,
+               json_build_object('id', m.id, 'channel', m.channel, 'sender', m.sender, 'sent_at', m.created_at,
+                                 'metadata', m.metadata, 'body', m.payload) as message
         from romancy.mailbox m
-        where m.receiver = o.id and m.channel = o.channel
-        order by m.id
+        where m.receiver = r.id and m.channel = r.channel
+        order by m.id + 0
         limit 1
         for update skip locked
-    ) m
-), ranked as materialized (
-    -- Each of those who compete looks for a message of its own: the first for the first, the second for the second.
-    select o.*, row_number() over (partition by o.channel order by o.ord) - 1 as rank
-    from owned o
-    where o.competing and not exists (select 1 from direct d where d.ord = o.ord)
-), claimed as materialized (
-    select distinct on (m.message_id) r.ord, m.*
-    from ranked r cross join lateral (
-        select m.id as message_id, m.channel as message_channel, m.sender, m.payload, m.metadata, m.created_at
+    ) own on true left join lateral (
+        select m.id as message_id,
+               json_build_object('id', m.id, 'channel', m.channel, 'sender', m.sender, 'sent_at', m.created_at,
+                                 'metadata', m.metadata, 'body', m.payload) as message
         from romancy.mailbox m
-        where m.receiver is null and m.channel = r.channel
-        order by m.id
+        where r.competing and own.message_id is null and m.receiver is null and m.channel = r.channel
+        order by m.id + 0
         limit 1 offset r.rank
         for update skip locked
-    ) m
-    order by m.message_id, r.ord
-), letter as materialized (
-    select * from direct union all select * from claimed
-), gone as (
-    delete from romancy.mailbox m using letter l where m.id = l.message_id
+    ) shared on true
 ), outcome as materialized (
-    select o.*, l.message_id,
-           json_build_object('id', l.message_id, 'channel', l.message_channel, 'sender', l.sender, 'sent_at', l.created_at,
-                             'metadata', l.metadata, 'body', l.payload) as message,
-           case when l.message_id is not null then 'message'
-                when o.fires_at <= clock_timestamp() then 'due'
-                else 'parked' end as outcome
-    from owned o left join letter l on l.ord = o.ord
+    -- A lock that others gave up meanwhile can make two of them find one message: the first has it.
+    select t.*, case when t.message_id is not null and t.copy = 1 then 'message'
+                     when t.fires_at <= clock_timestamp() then 'due'
+                     else 'parked' end as outcome
+    from (select taken.*, row_number() over (partition by message_id order by ord) as copy from taken) t
+), gone as (
+    delete from romancy.mailbox m using outcome o where m.id = any (array[o.message_id]) and o.outcome = 'message'
 ), timers as (
     insert into romancy.history (instance_id, position, token, kind, name, payload)
     select o.id, o.timer_position, o.token, 'timer', o.timer_name,
@@ -68,7 +62,7 @@ with ask as materialized (
     set status = 'waiting', wake_at = o.fires_at, wake_position = coalesce(o.timer_position, o.position),
         wake_channels = case when o.channel is not null then array[o.channel] end
     from outcome o
-    where i.id = o.id and o.outcome = 'parked'
+    where i.id = any (array[o.id]) and o.outcome = 'parked'
 )
 select o.ord, o.outcome, case when o.outcome = 'message' then o.message::text end,
        (extract(epoch from o.fires_at) * 1000000)::bigint,
@@ -86,47 +80,41 @@ with ask as materialized (
     select a.*, i.wake_at
     from ask a cross join lateral (
         select i.wake_at from romancy.instances i
-        where i.id = a.id and i.token = a.token and i.status = 'waiting'
+        where i.id = a.id and i.token = a.token and i.status || '' = 'waiting'
         for no key update skip locked
     ) i
-), direct as materialized (
-    select o.ord, m.*
-    from owned o cross join lateral (
-        select m.id as message_id, m.channel as message_channel, m.sender, m.payload, m.metadata, m.created_at
+), ranked as materialized (
+    select o.*, row_number() over (partition by o.channel, o.competing order by o.ord) - 1 as rank from owned o
+), taken as materialized (
+    -- Its own message first. Among those that compete in this batch, each looks at a message further down.
+    select r.*, coalesce(own.message_id, shared.message_id) as message_id, coalesce(own.message, shared.message) as message
+    from ranked r left join lateral (
+        select m.id as message_id,
+               json_build_object('id', m.id, 'channel', m.channel, 'sender', m.sender, 'sent_at', m.created_at,
+                                 'metadata', m.metadata, 'body', m.payload) as message
         from romancy.mailbox m
-        where m.receiver = o.id and m.channel = o.channel
-        order by m.id
+        where m.receiver = r.id and m.channel = r.channel
+        order by m.id + 0
         limit 1
         for update skip locked
-    ) m
-), ranked as materialized (
-    -- Each of those who compete looks for a message of its own: the first for the first, the second for the second.
-    select o.*, row_number() over (partition by o.channel order by o.ord) - 1 as rank
-    from owned o
-    where o.competing and not exists (select 1 from direct d where d.ord = o.ord)
-), claimed as materialized (
-    select distinct on (m.message_id) r.ord, m.*
-    from ranked r cross join lateral (
-        select m.id as message_id, m.channel as message_channel, m.sender, m.payload, m.metadata, m.created_at
+    ) own on true left join lateral (
+        select m.id as message_id,
+               json_build_object('id', m.id, 'channel', m.channel, 'sender', m.sender, 'sent_at', m.created_at,
+                                 'metadata', m.metadata, 'body', m.payload) as message
         from romancy.mailbox m
-        where m.receiver is null and m.channel = r.channel
-        order by m.id
+        where r.competing and own.message_id is null and m.receiver is null and m.channel = r.channel
+        order by m.id + 0
         limit 1 offset r.rank
         for update skip locked
-    ) m
-    order by m.message_id, r.ord
-), letter as materialized (
-    select * from direct union all select * from claimed
-), gone as (
-    delete from romancy.mailbox m using letter l where m.id = l.message_id
+    ) shared on true
 ), outcome as materialized (
-    select o.*, l.message_id,
-           json_build_object('id', l.message_id, 'channel', l.message_channel, 'sender', l.sender, 'sent_at', l.created_at,
-                             'metadata', l.metadata, 'body', l.payload) as message,
-           case when l.message_id is not null then 'message'
-                when o.wake_at <= clock_timestamp() then 'due'
-                else 'parked' end as outcome
-    from owned o left join letter l on l.ord = o.ord
+    -- A lock that others gave up meanwhile can make two of them find one message: the first has it.
+    select t.*, case when t.message_id is not null and t.copy = 1 then 'message'
+                     when t.wake_at <= clock_timestamp() then 'due'
+                     else 'parked' end as outcome
+    from (select taken.*, row_number() over (partition by message_id order by ord) as copy from taken) t
+), gone as (
+    delete from romancy.mailbox m using outcome o where m.id = any (array[o.message_id]) and o.outcome = 'message'
 ), recorded as (
     insert into romancy.history (instance_id, position, token, kind, name, payload)
     select o.id, o.position, o.token + 1, 'receive', o.channel,
@@ -137,7 +125,7 @@ with ask as materialized (
     update romancy.instances i
     set status = 'running', worker = $6::bigint, token = i.token + 1
     from outcome o
-    where i.id = o.id and o.outcome <> 'parked'
+    where i.id = any (array[o.id]) and o.outcome <> 'parked'
 )
 select o.ord, o.outcome, case when o.outcome = 'message' then o.message::text end,
        (extract(epoch from o.wake_at) * 1000000)::bigint,
@@ -148,12 +136,12 @@ from outcome o;
 -- The look after a park has committed: which of these runs have mail that came in between?
 select a.ord
 from unnest($1::text[], $2::text[], $3::boolean[]) with ordinality as a(id, channel, competing, ord)
-where exists (select 1 from romancy.mailbox m where m.receiver = a.id and m.channel = a.channel)
-   or (a.competing and exists (select 1 from romancy.mailbox m where m.receiver is null and m.channel = a.channel));
+where (select true from romancy.mailbox m where m.receiver = a.id and m.channel = a.channel limit 1)
+   or (a.competing and (select true from romancy.mailbox m where m.receiver is null and m.channel = a.channel limit 1));
 
 -- name: LetGo
 -- Parked runs that this worker no longer holds in memory.
 update romancy.instances i
 set worker = null
 from unnest($1::text[], $2::bigint[]) as a(id, token)
-where i.id = a.id and i.token = a.token and i.status = 'waiting';
+where i.id = any (array[a.id]) and i.token = a.token and i.status || '' = 'waiting';

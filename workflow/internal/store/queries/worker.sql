@@ -42,11 +42,11 @@ with recursive owners (id) as (
 update romancy.instances i
 set status = 'ready', ready_at = clock_timestamp(), worker = null
 from found f
-where i.id = f.id
+where i.id = any (array[f.id])
 returning i.id, i.workflow;
 
 -- name: BuryWorkers
 -- Dead workers that own nothing any more.
 delete from romancy.workers w
 where w.lease_until <= clock_timestamp()
-  and not exists (select 1 from romancy.instances i where i.status = 'running' and i.worker = w.id);
+  and (select true from romancy.instances i where i.status = 'running' and i.worker = w.id limit 1) is null;
