@@ -16,9 +16,9 @@ func TestDocumentedCodeIsCompiled(t *testing.T) {
 	t.Parallel()
 	root := filepath.Join("..", "..")
 	var sources []string
-	err := filepath.WalkDir(root, func(path string, entry os.DirEntry, err error) error {
+	err := filepath.WalkDir(root, func(path string, _ os.DirEntry, err error) error {
 		if err == nil && strings.HasSuffix(path, ".go") {
-			text, readErr := os.ReadFile(path) //nolint:gosec // a source file of this repository
+			text, readErr := os.ReadFile(path)
 			sources, err = append(sources, string(text)), readErr
 		}
 		return err
@@ -32,7 +32,7 @@ func TestDocumentedCodeIsCompiled(t *testing.T) {
 	}
 	readme := filepath.Join(root, "README.md")
 	for _, document := range append(documents, readme) {
-		text, err := os.ReadFile(document) //nolint:gosec // a document of this repository
+		text, err := os.ReadFile(document)
 		if err != nil {
 			t.Fatal(err)
 		}
