@@ -306,6 +306,57 @@ func TestCallersTransactionDecides(t *testing.T) {
 	}
 }
 
+// A competitor that is woken for a published message and takes one sent to it alone, whose notification is still on the way,
+// leaves the published one to another.
+func TestCompetitorWithMailOfItsOwnLeavesTheSharedMessageToOthers(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	const pairs = 20
+	flow := workflow.Define("competitor", func(ctx *workflow.Context, channel string) (string, error) {
+		if err := workflow.Subscribe(ctx, channel, workflow.Competing); err != nil {
+			return "", err
+		}
+		message, err := workflow.Receive[string](ctx, channel)
+		return message.Body, err
+	})
+	// Without sweeps, which would find the message in the end.
+	one := startWorker(t, pool, []workflow.Definition{flow}, configured(func(c *workflow.Config) {
+		c.Lease, c.FallbackInterval = time.Second, time.Hour
+	}))
+	ctx := testContext(t)
+	for i := range 2 * pairs {
+		if _, err := flow.Start(ctx, one.Engine, fmt.Sprint("pair-", i/2), workflow.WithID(fmt.Sprint("run-", i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "all are parked, with a worker that is known to listen", func() bool {
+		return one.Status().Parked == 2*pairs && count(t, pool, "select count(*) from romancy.workers where listening") == 1
+	})
+	if _, err := pool.Exec(ctx, `insert into romancy.mailbox (channel, mode, receiver, payload)
+		select 'pair-' || i, 'direct', 'run-' || 2 * i, '"own"' from generate_series(0, $1::integer - 1) i`, pairs); err != nil {
+		t.Fatal(err)
+	}
+	// In a transaction: its notification is all that tells of it.
+	if err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+		var errs []error
+		for i := range pairs {
+			errs = append(errs, one.PublishTx(ctx, tx, fmt.Sprint("pair-", i), "shared"))
+		}
+		return errors.Join(errs...)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "one of each pair has a message", func() bool {
+		return count(t, pool, "select count(distinct name) from romancy.history where kind = 'receive'") == pairs
+	})
+	if _, err := pool.Exec(ctx, `select pg_notify('romancy_channel_message',
+			json_build_object('channel_name', 'pair-' || i, 'message_id', 1, 'target_instance_id', 'run-' || 2 * i)::text)
+		from generate_series(0, $1::integer - 1) i`, pairs); err != nil {
+		t.Fatal(err)
+	}
+	waitForRuns(t, pool, 2*pairs)
+}
+
 // With every notification lost, all of it still happens, later.
 func TestEverythingHappensWithoutNotifications(t *testing.T) {
 	t.Parallel()

@@ -105,3 +105,33 @@ func TestFailedRunCompensatesInReverse(t *testing.T) {
 		t.Fatalf("%d compensations, want 2", n)
 	}
 }
+
+// A transaction whose connection is lost between the activity's last statement and the record of its result is not a failed
+// attempt: the activity has done nothing wrong, and may have no other.
+func TestConnectionLostBeforeTheRecordIsNoFailedAttempt(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	var executed tally
+	work := workflow.DefineActivity("work", func(ctx context.Context, n int) (int, error) {
+		if executed.add("work") > 1 {
+			return n, nil
+		}
+		var ended bool
+		pid := workflow.Tx(ctx).Conn().PgConn().PID()
+		err := pool.QueryRow(ctx, "select pg_terminate_backend($1::integer, 10000)", pid).Scan(&ended)
+		return n, err
+	}, workflow.WithTransaction())
+	flow := workflow.Define("unlucky", func(ctx *workflow.Context, n int) (int, error) { return work.Execute(ctx, n) })
+	w := startWorker(t, pool, []workflow.Definition{flow})
+	ctx := testContext(t)
+	run, err := flow.Start(ctx, w.Engine, 7)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := run.Result(ctx); err != nil || got != 7 {
+		t.Fatalf("got %d, %v", got, err)
+	}
+	if n := executed.of("work"); n != 2 {
+		t.Errorf("executed %d times, want 2", n)
+	}
+}

@@ -155,6 +155,8 @@ func (r *run) attemptInTransaction(ctx context.Context, s step, position int32, 
 	case store.IsUniqueViolation(err):
 		rollback(tx)
 		r.giveUp(err)
+	case err != nil && ctx.Err() == nil && tx.Conn().IsClosed():
+		r.giveUp(fmt.Errorf("record %s %q in its transaction: %w", s.kind, s.name, err)) // not the activity's fault
 	case err != nil:
 		return done, fmt.Errorf("record the step in its transaction: %w", err)
 	case !owned:

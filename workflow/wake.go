@@ -190,10 +190,24 @@ func (e *Engine) woken(r *run, ask store.Wake, waited store.Waited, err error) {
 	case waited.Outcome != store.Parked:
 		e.resumeLocked(r, ask.Token+1, resumption{outcome: waited.Outcome, message: waited.Message})
 		e.tellResumable(r.id, r.definition.Name())
+		if ask.Competing && waited.Outcome == store.GotMessage {
+			e.nextCompetitorLocked(ask.Channel)
+		}
 	case r.wakeAgain:
 		e.wakeLocked(r)
 	case waited.RemainingMicros != nil && r.waiting.timed:
 		e.armLocked(r, time.Duration(*waited.RemainingMicros)*time.Microsecond)
+	}
+}
+
+// nextCompetitorLocked looks whether another competitor has something to take: one that was woken for a published message
+// may have taken one sent to it alone, and the other message then has nobody.
+func (e *Engine) nextCompetitorLocked(channel string) {
+	for r := range e.cache.receiving[channel] {
+		if r.waiting.wait.Competing && !r.waking {
+			e.lookLocked(r)
+			return
+		}
 	}
 }
 
