@@ -14,9 +14,10 @@ help: ## Show this list
 demo: ## Northwind's 830 orders as workflows, on real parts (KEEP=1 keeps the database, NOTIFY=off only polls)
 	$(GO) run ./examples/orders $(if $(filter-out 0 no off,$(KEEP)),-keep) $(if $(NOTIFY),-notify=$(NOTIFY))
 
+# The tests mostly wait for servers and processes, so more of them run at a time than there are cores.
 test: ## Run all tests, with the race detector, on a throwaway PostgreSQL (or on DATABASE_URL)
 	@$(if $(RACE),,echo "no C compiler found: testing without the race detector")
-	$(GO) test $(RACE) -shuffle=on -timeout=20m ./...
+	$(GO) test $(RACE) -shuffle=on -parallel=8 -timeout=20m ./...
 
 race: ## Run all tests three times over with the race detector, on one and on four threads: finds what hides
 	$(GO) test -race -shuffle=on -count=3 -cpu=1,4 -timeout=60m ./...
@@ -34,9 +35,8 @@ vet: ## Compile and vet everything, and check that go.mod is tidy
 arch: ## Check who imports whom, and the size of files
 	$(GO) test -count=1 ./internal/archtest
 
-cross: ## Check that the parts that differ by operating system compile for the others
+cross: ## Check that what differs by operating system compiles for another
 	GOOS=darwin GOARCH=arm64 CGO_ENABLED=0 $(GO) vet ./internal/pgtest
-	GOOS=windows GOARCH=amd64 CGO_ENABLED=0 $(GO) build ./internal/pgtest
 
 bench: ## Print the benchmark tables (BENCH=name: only that one, QUICK=1: shorter)
 	@if [ ! -f integration/bench/go.mod ]; then \
