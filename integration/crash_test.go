@@ -28,7 +28,7 @@ func (w *crashWorld) killWhileOrdersArrive(kills, orders int, longest time.Durat
 	w.openFor(orders)
 	for range kills {
 		w.arrive(orders / kills)
-		victim := 0
+		var victim int
 		if w.rng.IntN(2) == 0 {
 			victim = w.committed()
 		} else {

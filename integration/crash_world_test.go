@@ -78,7 +78,8 @@ func newCrashWorld(t *testing.T, url string, change func(*crashWorld)) *crashWor
 		t.Fatal(err)
 	}
 	w.app = romancy.NewApp(romancy.WithPool(w.pool), romancy.WithClientOnly(), romancy.WithLogger(noLogs),
-		romancy.WithListenNotify(&w.config.Notify), romancy.WithWorkflows(w.flows.definitions()...))
+		romancy.WithListenNotify(&w.config.Notify), romancy.WithNotifyFallbackInterval(w.config.Fallback),
+		romancy.WithWorkflows(w.flows.definitions()...))
 	if err := w.app.Start(ctx); err != nil {
 		t.Fatal(err)
 	}

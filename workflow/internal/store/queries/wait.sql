@@ -13,26 +13,30 @@ with ask as materialized (
         where i.id = a.id and i.token = a.token and i.status || '' = 'running'
         for no key update
     ) i
+), addressed as materialized (
+    select o.*, own.message_id as own_id, own.message as own_message
+    from owned o left join lateral (
+        select m.id as message_id,
+               json_build_object('id', m.id, 'channel', m.channel, 'sender', m.sender, 'sent_at', m.created_at,
+                                 'metadata', m.metadata, 'body', m.payload) as message
+        from romancy.mailbox m
+        where m.receiver = o.id and m.channel = o.channel
+        order by m.id + 0
+        limit 1
+        for update skip locked
+    ) own on true
 ), ranked as materialized (
-    select o.*, row_number() over (partition by o.channel, o.competing order by o.ord) - 1 as rank from owned o
+    -- Among those that compete in this batch and have no message of their own, each looks at a message further down.
+    select a.*, row_number() over (partition by a.channel, a.competing and a.own_id is null order by a.ord) - 1 as rank
+    from addressed a
 ), taken as materialized (
-    -- Its own message first. Among those that compete in this batch, each looks at a message further down.
-    select r.*, coalesce(own.message_id, shared.message_id) as message_id, coalesce(own.message, shared.message) as message
+    select r.*, coalesce(r.own_id, shared.message_id) as message_id, coalesce(r.own_message, shared.message) as message
     from ranked r left join lateral (
         select m.id as message_id,
                json_build_object('id', m.id, 'channel', m.channel, 'sender', m.sender, 'sent_at', m.created_at,
                                  'metadata', m.metadata, 'body', m.payload) as message
         from romancy.mailbox m
-        where m.receiver = r.id and m.channel = r.channel
-        order by m.id + 0
-        limit 1
-        for update skip locked
-    ) own on true left join lateral (
-        select m.id as message_id,
-               json_build_object('id', m.id, 'channel', m.channel, 'sender', m.sender, 'sent_at', m.created_at,
-                                 'metadata', m.metadata, 'body', m.payload) as message
-        from romancy.mailbox m
-        where r.competing and own.message_id is null and m.receiver is null and m.channel = r.channel
+        where r.competing and r.own_id is null and m.receiver is null and m.channel = r.channel
         order by m.id + 0
         limit 1 offset r.rank
         for update skip locked
@@ -83,26 +87,30 @@ with ask as materialized (
         where i.id = a.id and i.token = a.token and i.status || '' = 'waiting'
         for no key update skip locked
     ) i
+), addressed as materialized (
+    select o.*, own.message_id as own_id, own.message as own_message
+    from owned o left join lateral (
+        select m.id as message_id,
+               json_build_object('id', m.id, 'channel', m.channel, 'sender', m.sender, 'sent_at', m.created_at,
+                                 'metadata', m.metadata, 'body', m.payload) as message
+        from romancy.mailbox m
+        where m.receiver = o.id and m.channel = o.channel
+        order by m.id + 0
+        limit 1
+        for update skip locked
+    ) own on true
 ), ranked as materialized (
-    select o.*, row_number() over (partition by o.channel, o.competing order by o.ord) - 1 as rank from owned o
+    -- Among those that compete in this batch and have no message of their own, each looks at a message further down.
+    select a.*, row_number() over (partition by a.channel, a.competing and a.own_id is null order by a.ord) - 1 as rank
+    from addressed a
 ), taken as materialized (
-    -- Its own message first. Among those that compete in this batch, each looks at a message further down.
-    select r.*, coalesce(own.message_id, shared.message_id) as message_id, coalesce(own.message, shared.message) as message
+    select r.*, coalesce(r.own_id, shared.message_id) as message_id, coalesce(r.own_message, shared.message) as message
     from ranked r left join lateral (
         select m.id as message_id,
                json_build_object('id', m.id, 'channel', m.channel, 'sender', m.sender, 'sent_at', m.created_at,
                                  'metadata', m.metadata, 'body', m.payload) as message
         from romancy.mailbox m
-        where m.receiver = r.id and m.channel = r.channel
-        order by m.id + 0
-        limit 1
-        for update skip locked
-    ) own on true left join lateral (
-        select m.id as message_id,
-               json_build_object('id', m.id, 'channel', m.channel, 'sender', m.sender, 'sent_at', m.created_at,
-                                 'metadata', m.metadata, 'body', m.payload) as message
-        from romancy.mailbox m
-        where r.competing and own.message_id is null and m.receiver is null and m.channel = r.channel
+        where r.competing and r.own_id is null and m.receiver is null and m.channel = r.channel
         order by m.id + 0
         limit 1 offset r.rank
         for update skip locked
