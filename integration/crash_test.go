@@ -26,10 +26,10 @@ func TestKilledWorkersLoseNothingWithoutNotifications(t *testing.T) {
 
 func (w *crashWorld) killWhileOrdersArrive(kills, orders int, longest time.Duration) {
 	w.openFor(orders)
-	for range kills {
+	for kill := range kills {
 		w.arrive(orders / kills)
 		var victim int
-		if w.rng.IntN(2) == 0 {
+		if kill%2 == 0 {
 			victim = w.committed()
 		} else {
 			w.pause(50*time.Millisecond, longest)

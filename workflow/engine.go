@@ -278,6 +278,7 @@ func (e *Engine) startLoops(ctx context.Context) error {
 	e.loops.Go(func() { e.orphanLoop(loopCtx) })
 	e.loops.Go(func() { e.safetyNet(loopCtx) })
 	e.claims.give()
+	e.takeovers.give() // what was parked by workers that are gone is nobody's until somebody looks
 	return nil
 }
 

@@ -25,7 +25,7 @@ type Config struct {
 	Lost func()
 	// Registered is called when the worker has a new id after that.
 	Registered func()
-	// Expired is called when the lease of another worker has ended. It must not block.
+	// Expired is called when the lease of another worker has ended, or another worker has left. It must not block.
 	Expired func()
 	Logger  *slog.Logger
 }
@@ -35,6 +35,7 @@ type Keeper struct {
 	config     Config
 	id         atomic.Int64
 	validUntil time.Time // by the monotonic clock; Run's
+	others     int       // workers at the last heartbeat; Run's
 }
 
 // New returns a keeper without an id.
@@ -88,7 +89,7 @@ func (k *Keeper) Run(ctx context.Context) {
 		case <-beat.C:
 		}
 		beat.Reset(interval)
-		next, ok := k.renew(ctx)
+		answer, ok := k.renew(ctx)
 		if !ok {
 			if ctx.Err() != nil {
 				return
@@ -96,33 +97,35 @@ func (k *Keeper) Run(ctx context.Context) {
 			k.replace(ctx)
 			continue
 		}
-		switch {
-		case next == nil || *next > interval:
-			expiry = nil
-		default:
+		if answer.Others < k.others {
+			k.config.Expired() // it has handed over what it executed, but not what it held parked
+		}
+		k.others = answer.Others
+		expiry = nil
+		if next := answer.NextExpiry; next != nil && *next <= interval {
 			expiry = time.After(max(*next, 0) + 50*time.Millisecond)
 		}
 	}
 }
 
 // renew reports false when the lease is lost.
-func (k *Keeper) renew(ctx context.Context) (nextExpiry *time.Duration, ok bool) {
+func (k *Keeper) renew(ctx context.Context) (answer *store.Beat, ok bool) {
 	// Stop with a tenth to spare: the runs must have ended before the lease does.
 	deadline := k.validUntil.Add(-k.config.Lease / 10)
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	for {
 		asked := time.Now()
-		answer := new(beatAnswer) // its own: an unanswered attempt may still be carried out
+		answer := new(store.Beat) // its own: an unanswered attempt may still be carried out
 		_, err := commit.Await(ctx, func(then func(struct{}, error)) {
 			k.config.Committer.Do(true, func(b *pgx.Batch) {
-				k.config.Store.Heartbeat(b, k.ID(), k.config.Listening(), k.config.Lease, &answer.alive, &answer.nextExpiry)
+				k.config.Store.Heartbeat(b, k.ID(), k.config.Listening(), k.config.Lease, answer)
 			}, then)
 		})
 		switch {
-		case err == nil && answer.alive:
+		case err == nil && answer.Alive:
 			k.validUntil = asked.Add(k.config.Lease)
-			return answer.nextExpiry, true
+			return answer, true
 		case err == nil:
 			k.config.Logger.WarnContext(ctx, "worker lease has run out: its runs are abandoned to others", "worker", k.ID())
 			return nil, false
@@ -135,11 +138,6 @@ func (k *Keeper) renew(ctx context.Context) (nextExpiry *time.Duration, ok bool)
 		case <-ctx.Done():
 		}
 	}
-}
-
-type beatAnswer struct {
-	alive      bool
-	nextExpiry *time.Duration
 }
 
 // replace gives up the lost id and obtains a new one, however long it takes.

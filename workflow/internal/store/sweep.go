@@ -13,19 +13,25 @@ func (s *Store) RegisterWorker(b *pgx.Batch, label string, listening bool, lease
 	})
 }
 
-// Heartbeat renews a lease. alive: it had not run out. nextExpiry: until the first lease of another worker ends (it may
-// have ended); nil when there is no other.
-func (s *Store) Heartbeat(b *pgx.Batch, worker int64, listening bool, lease time.Duration, alive *bool, nextExpiry **time.Duration) {
+// Beat is the answer to a heartbeat.
+type Beat struct {
+	Alive      bool           // the lease had not run out
+	NextExpiry *time.Duration // until the first lease of another worker ends, which may have ended; nil when there is no other
+	Others     int            // workers beside this one
+}
+
+// Heartbeat renews a lease.
+func (s *Store) Heartbeat(b *pgx.Batch, worker int64, listening bool, lease time.Duration, beat *Beat) {
 	b.Queue(s.queries.Get("Heartbeat"), worker, lease.Microseconds(), listening).QueryRow(func(row pgx.Row) error {
 		var beaten int64
 		var micros *int64
-		if err := row.Scan(&beaten, &micros); err != nil {
+		if err := row.Scan(&beaten, &micros, &beat.Others); err != nil {
 			return err
 		}
-		*alive, *nextExpiry = beaten == 1, nil
+		beat.Alive, beat.NextExpiry = beaten == 1, nil
 		if micros != nil {
 			expiry := time.Duration(*micros) * time.Microsecond
-			*nextExpiry = &expiry
+			beat.NextExpiry = &expiry
 		}
 		return nil
 	})

@@ -4,7 +4,8 @@ values ($1::text, $2::boolean, clock_timestamp() + $3::bigint * interval '1 micr
 returning id;
 
 -- name: Heartbeat
--- A lease that has run out is never revived. Also: in how many microseconds does the first lease of another worker end?
+-- A lease that has run out is never revived. Also: in how many microseconds does the first lease of another worker end, and
+-- how many others are there?
 with beat as (
     update romancy.workers
     set lease_until = clock_timestamp() + $2::bigint * interval '1 microsecond', listening = $3::boolean
@@ -13,7 +14,8 @@ with beat as (
 )
 select (select count(*) from beat),
        (select (extract(epoch from min(w.lease_until) - clock_timestamp()) * 1000000)::bigint
-        from romancy.workers w where w.id <> $1::bigint);
+        from romancy.workers w where w.id <> $1::bigint),
+       (select count(*) from romancy.workers w where w.id <> $1::bigint);
 
 -- name: DeregisterWorker
 delete from romancy.workers where id = $1::bigint;
