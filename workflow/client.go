@@ -181,11 +181,10 @@ func (e *Engine) started(ask store.Start, started commit.Started, err error) {
 	if err != nil {
 		return
 	}
-	found := started.Run
-	// Created by an attempt whose answer was lost: the row says that it is ours, and it is not here.
-	adopted := !started.Created && ask.Worker != 0 && found.Worker == ask.Worker && found.Token == 1 &&
-		found.Status == string(StatusRunning) && e.cache.runs[ask.ID] == nil
-	if !started.Created && !adopted {
+	if !started.Created {
+		if found := started.Run; found.Worker == ask.Worker && found.Status == string(StatusRunning) && e.cache.runs[ask.ID] == nil {
+			e.orphans.give() // created by an attempt of ours whose answer was lost, or just being handed over
+		}
 		return
 	}
 	e.tellResumable(ask.ID, ask.Workflow)

@@ -211,6 +211,9 @@ func (e *Engine) nextCompetitorLocked(channel string) {
 	}
 }
 
+// verifyDelay is how long a parked run that could not be woken, although it is ours, waits for the next attempt.
+const verifyDelay = 50 * time.Millisecond
+
 // verifyLocked finds out why a parked run could not be woken: a sweep has made it ready and it will be claimed again, or
 // another worker has it and it is dropped here. While somebody only holds its row for a moment, it is tried again.
 func (e *Engine) verifyLocked(r *run) {
@@ -225,7 +228,7 @@ func (e *Engine) verifyLocked(r *run) {
 		case err != nil || len(rows) == 0 || rows[0].Token != r.token:
 			e.dropLocked(r)
 		case rows[0].Status == string(StatusWaiting):
-			e.armLocked(r, 10*time.Millisecond)
+			e.armLocked(r, verifyDelay)
 		case rows[0].Status == string(StatusReady):
 			e.claims.give()
 		default:

@@ -96,6 +96,40 @@ func TestPoisonedOperationFailsAlone(t *testing.T) {
 	}
 }
 
+// register adds a worker whose lease ends after the given time, or ended so long ago.
+func register(t *testing.T, pool *pgxpool.Pool, lease time.Duration) (id int64) {
+	t.Helper()
+	err := pool.QueryRow(within(t), "insert into romancy.workers (label, lease_until) values ('test', clock_timestamp() + $1::interval) returning id",
+		lease).Scan(&id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+// A worker whose lease has run out, and who may not know it, wakes nothing.
+func TestWorkerWithoutLeaseWakesNothing(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	c := open(t, pool)
+	start(t, c, "run")
+	at := time.Now().Add(-time.Hour).UnixMicro()
+	fence := store.Fence{ID: "run", Token: 1}
+	if _, err := pool.Exec(within(t), "update romancy.instances set status = 'waiting', wake_at = to_timestamp($1::bigint / 1000000)", at); err != nil {
+		t.Fatal(err)
+	}
+	wake := func(worker int64) error {
+		_, err := commit.Await(within(t), func(then func(store.Waited, error)) { c.Wake(worker, store.Wake{Fence: fence}, then) })
+		return err
+	}
+	if err := wake(register(t, pool, -time.Second)); !errors.Is(err, commit.ErrFenced) {
+		t.Errorf("without a lease: %v, want ErrFenced", err)
+	}
+	if err := wake(register(t, pool, time.Hour)); err != nil {
+		t.Errorf("with a lease: %v", err)
+	}
+}
+
 // Of two competitors in one flush the first has mail of its own: the second gets the message that both compete for.
 func TestCompetitorsOfOneFlushOverlookNoMessage(t *testing.T) {
 	t.Parallel()
@@ -114,6 +148,7 @@ func TestCompetitorsOfOneFlushOverlookNoMessage(t *testing.T) {
 		values ('c', 'competing', null, '"shared"'), ('c', 'direct', 'run-0', '"own"')`); err != nil {
 		t.Fatal(err)
 	}
+	worker := register(t, pool, time.Hour)
 	var wg sync.WaitGroup
 	wg.Add(1 + len(waits))
 	// While this is under way, the others queue up.
@@ -121,7 +156,7 @@ func TestCompetitorsOfOneFlushOverlookNoMessage(t *testing.T) {
 	messages := make([]string, len(waits))
 	for i, wait := range waits {
 		ask := store.Wake{Fence: wait.Fence, Position: wait.Position, Channel: wait.Channel, Competing: wait.Competing}
-		c.Wake(1, ask, func(waited store.Waited, err error) {
+		c.Wake(worker, ask, func(waited store.Waited, err error) {
 			if err != nil {
 				t.Error(err)
 			}

@@ -48,7 +48,7 @@ func (c *Committer) Look(ask store.Wake, then func(bool, error)) {
 }
 
 // Wake lets a parked run go on under worker if its message or deadline is there. ErrFenced: it is not parked under that
-// token, or somebody is busy with it.
+// token, somebody is busy with it, or worker's lease has run out.
 func (c *Committer) Wake(worker int64, ask store.Wake, then func(store.Waited, error)) {
 	submit(c, &operation{kind: kindWake, ask: wakeAsk{Wake: ask, worker: worker}}, then)
 }

@@ -54,7 +54,7 @@ func statements() map[string]statement {
 		"OwnRecords":          {arguments: ids + ", " + same("1::bigint") + ", " + same("1")},
 		"RetrySteps":          {arguments: ids + ", " + same("1::bigint") + ", " + same("9") + ", " + same("1") + ", " + same("'{}'") + ", " + same("1000::bigint")},
 		"WaitRuns":            {arguments: waits + ", " + same("8") + ", " + same("'sleep'") + ", " + same("1000::bigint") + ", " + same("null::bigint")},
-		"WakeRuns":            {arguments: waits + ", 1"},
+		"WakeRuns":            {arguments: waits + ", 1", mayScan: "workers"},
 		"LookForMail":         {arguments: ids + ", " + same("'approvals'") + ", " + same("true")},
 		"DeliverMessages": {arguments: same("null::text") + ", " + same("0::bigint") + ", " + same("null::integer") + ", " +
 			list(func(n int) string { return []string{fmt.Sprintf("'run-%d'", n), "null"}[n%2] }) + ", " + same("'approvals'") + ", " + same("'{}'") + ", " + same("null::text"), bare: true},

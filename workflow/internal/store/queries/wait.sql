@@ -75,7 +75,7 @@ from outcome o;
 
 -- name: WakeRuns
 -- A parked run held in memory here: the message or the deadline it waits for, its outcome and the change of owner are one
--- statement. Rows that somebody else is busy with are left alone.
+-- statement. Rows that somebody else is busy with are left alone, and a worker whose lease has run out wakes nothing.
 with ask as materialized (
     select *
     from unnest($1::text[], $2::bigint[], $3::integer[], $4::text[], $5::boolean[])
@@ -85,7 +85,8 @@ with ask as materialized (
     from ask a cross join lateral (
         select i.wake_at from romancy.instances i
         where i.id = a.id and i.token = a.token and i.status || '' = 'waiting'
-        for no key update skip locked
+          and exists (select 1 from romancy.workers me where me.id = $6::bigint and me.lease_until > clock_timestamp())
+        for no key update of i skip locked
     ) i
 ), addressed as materialized (
     select o.*, own.message_id as own_id, own.message as own_message
