@@ -14,7 +14,7 @@ import (
 // downloadVersion is what is fetched for a machine without PostgreSQL.
 const downloadVersion = embeddedpostgres.V17
 
-// downloadRepository is where embedded-postgres finds its archives.
+// downloadRepository is where archives are fetched from: empty is embedded-postgres' own choice.
 const downloadRepository = ""
 
 // downloadBinaries fetches PostgreSQL from repository into the directory cache, once per machine and user. The library
@@ -53,14 +53,17 @@ func fetch(repository, work, target string) error {
 		return err
 	}
 	defer http.DefaultClient.CloseIdleConnections() // else a goroutine outlives the download
-	server := embeddedpostgres.NewDatabase(embeddedpostgres.DefaultConfig().
+	config := embeddedpostgres.DefaultConfig().
 		Version(downloadVersion).
-		BinaryRepositoryURL(repository).
 		Port(uint32(port)).
 		CachePath(filepath.Join(work, "archive")).
 		BinariesPath(target).
 		RuntimePath(filepath.Join(work, "runtime")).
-		Logger(io.Discard))
+		Logger(io.Discard)
+	if repository != "" {
+		config = config.BinaryRepositoryURL(repository)
+	}
+	server := embeddedpostgres.NewDatabase(config)
 	if err := server.Start(); err != nil {
 		return err
 	}
