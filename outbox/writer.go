@@ -79,6 +79,9 @@ func NewWriter(config WriterConfig) (*Writer, error) {
 // It checks all events before it touches tx, and then returns one *InvalidEventError for every mistake, joined. After any
 // other error tx can only be rolled back.
 func (w *Writer) Add(ctx context.Context, tx pgx.Tx, events ...Event) error {
+	if w == nil {
+		return errors.New("add to the outbox: the writer is nil: make one with NewWriter, or start the App that you have it from")
+	}
 	if len(events) == 0 {
 		return nil
 	}

@@ -252,3 +252,12 @@ func TestEventsOfOneCallKeepTheirOrder(t *testing.T) {
 	published.untilPublished(t, len(events))
 	equal(t, "published", published.published(), ids(events))
 }
+
+// An App that is not started has no writer yet.
+func TestNilWriterSaysSo(t *testing.T) {
+	t.Parallel()
+	var w *Writer
+	if err := w.Add(t.Context(), nil, Event{Topic: "t"}); err == nil || !strings.Contains(err.Error(), "the writer is nil") {
+		t.Errorf("got %v", err)
+	}
+}

@@ -52,7 +52,7 @@ type run struct {
 	wakeAgain bool // something happened meanwhile
 }
 
-// launch begins to execute a run that this worker owns. The caller holds the engine's mutex.
+// launchLocked begins to execute a run that this worker owns. The caller holds the engine's mutex.
 func (e *Engine) launchLocked(definition Definition, owned store.Claimed, past *store.Past) {
 	logger := e.logger.With("instance_id", owned.ID, "workflow", owned.Workflow)
 	remembered, err := journal.New(past.Records, past.Attempts)

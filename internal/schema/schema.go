@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/tern/v2/migrate"
 
+	"github.com/romancy-go/romancy/internal/dial"
 	"github.com/romancy-go/romancy/internal/sqlfile"
 )
 
@@ -60,17 +61,11 @@ func Migrate(ctx context.Context, pool *pgxpool.Pool, schema string) error {
 	}
 	// A connection of its own, not the pool's: tern ends each migration with RESET ALL, which would undo what the host's
 	// AfterConnect has set.
-	config := pool.Config().ConnConfig.Copy()
-	if before := pool.Config().BeforeConnect; before != nil {
-		if err := before(ctx, config); err != nil {
-			return fmt.Errorf("migrate schema %q: before connect: %w", schema, err)
-		}
-	}
-	conn, err := pgx.ConnectConfig(ctx, config)
+	conn, err := dial.Beside(ctx, pool, " migrate", nil)
 	if err != nil {
 		return fmt.Errorf("migrate schema %q: %w", schema, err)
 	}
-	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	defer dial.HangUp(conn)
 
 	if err := createSchema(ctx, conn, schema); err != nil {
 		return fmt.Errorf("migrate schema %q: create it: %w", schema, err)
