@@ -32,6 +32,26 @@ func Beside(ctx context.Context, pool *pgxpool.Pool, suffix string, prepare func
 			return nil, fmt.Errorf("BeforeConnect of the pool: %w", err)
 		}
 	}
+	conn, err := open(ctx, cfg, suffix, prepare)
+	if err != nil {
+		return nil, err
+	}
+	if poolConfig.AfterConnect != nil {
+		if err := poolConfig.AfterConnect(ctx, conn); err != nil {
+			HangUp(conn)
+			return nil, fmt.Errorf("AfterConnect of the pool: %w", err)
+		}
+	}
+	return conn, nil
+}
+
+// With connects with a configuration made by pgx.ParseConfig, which stays as it is. Suffix and prepare are as for Beside.
+func With(ctx context.Context, cfg *pgx.ConnConfig, suffix string, prepare func(*pgx.ConnConfig)) (*pgx.Conn, error) {
+	return open(ctx, cfg.Copy(), suffix, prepare)
+}
+
+// open connects with cfg, which it changes.
+func open(ctx context.Context, cfg *pgx.ConnConfig, suffix string, prepare func(*pgx.ConnConfig)) (*pgx.Conn, error) {
 	if cfg.RuntimeParams == nil {
 		cfg.RuntimeParams = map[string]string{}
 	}
@@ -45,17 +65,7 @@ func Beside(ctx context.Context, pool *pgxpool.Pool, suffix string, prepare func
 	}
 	ctx, cancel := context.WithTimeout(ctx, cfg.ConnectTimeout*time.Duration(1+len(cfg.Fallbacks)))
 	defer cancel()
-	conn, err := pgx.ConnectConfig(ctx, cfg)
-	if err != nil {
-		return nil, err
-	}
-	if poolConfig.AfterConnect != nil {
-		if err := poolConfig.AfterConnect(ctx, conn); err != nil {
-			HangUp(conn)
-			return nil, fmt.Errorf("AfterConnect of the pool: %w", err)
-		}
-	}
-	return conn, nil
+	return pgx.ConnectConfig(ctx, cfg)
 }
 
 // HangUp closes conn, whose server may be gone, and waits for pgx to have cleaned up, both within bounds.
