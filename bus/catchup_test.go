@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -221,5 +222,124 @@ func TestCatchUpReadsByIndex(t *testing.T) {
 		if text := strings.Join(plan, "\n"); strings.Contains(text, "Seq Scan") {
 			t.Errorf("%s:\n%s", event, text)
 		}
+	}
+}
+
+// What a notification has said and a handler has acknowledged is not said again by the next catch-up, unless it cannot be
+// known to be the same.
+func TestCatchUpRepeatsNothingThatWasHeard(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	l := startListener(t, pool, func(c *ListenerConfig) { c.ReconnectDelay = time.Hour })
+	eventually(t, "the listener is connected", l.Healthy)
+	m := newMeter()
+	s := newSubscriber(t, pool, l, func(c *SubscriberConfig) { c.MeterProvider = m })
+	names := ChannelsFor("romancy")
+	var out [4]<-chan *message.Message
+	for i, name := range names.All() {
+		out[i] = messages(t, s, name)
+		pass := "romancy.subscriber.catch_ups{channel=" + name + ",outcome=done}"
+		eventually(t, "the first catch-up is over", func() bool { return m.read(t)[pass] == 1 })
+	}
+	execute(t, pool, `insert into romancy.instances (id, workflow, status, token, ready_at) values ('ready', 'orders', 'ready', 1, now())`)
+	execute(t, pool, `insert into romancy.instances (id, workflow, status, token, ready_at, wake_at, wake_position) values
+		('timer', 'orders', 'waiting', 1, now(), '2030-01-15 10:30:00.123456Z', 3), ('moved', 'orders', 'waiting', 1, now(), '2030-01-15 10:30:00Z', 3)`)
+	execute(t, pool, `insert into romancy.mailbox (id, channel, mode, receiver, payload) overriding system value
+		values (42, 'approvals', 'direct', 'timer', '{}'), (43, 'approvals', 'broadcast', 'timer', '{}')`)
+	addEvents(t, pool, "new", "failed")
+	at := time.Date(2030, 1, 15, 10, 30, 0, 123456789, time.FixedZone("", 3600)).Add(time.Hour)
+	notify(t, pool, names.WorkflowResumable, Encode(WorkflowResumable{"ready", "orders"}))
+	notify(t, pool, names.TimerExpired, Encode(TimerRegistered{"timer", "timer:3", at}))
+	notify(t, pool, names.TimerExpired, Encode(TimerRegistered{"moved", "timer:3", at}))
+	notify(t, pool, names.ChannelMessage, Encode(ChannelMessage{"approvals", 42, "timer"}))
+	notify(t, pool, names.OutboxPending, Encode(OutboxPending{"new"}))
+	notify(t, pool, names.OutboxPending, Encode(OutboxPending{"failed"}))
+	execute(t, pool, "update romancy.outbox set attempts = 1 where event_id = 'failed'")
+	for i, count := range []int{1, 2, 1, 2} {
+		for range count {
+			msg := receive(t, out[i])
+			if msg.Metadata.Get(MetadataSource) != SourceNotify {
+				t.Errorf("%s came by %s", msg.Payload, msg.Metadata.Get(MetadataSource))
+			}
+			msg.Ack()
+		}
+	}
+	pass := func(want ...string) {
+		t.Helper()
+		for i, name := range names.All() {
+			notify(t, pool, name, "") // catch up
+			if want[i] == "" {
+				continue
+			}
+			msg := receive(t, out[i])
+			if !strings.Contains(string(msg.Payload), want[i]) || msg.Metadata.Get(MetadataSource) != SourceCatchUp {
+				t.Errorf("%s: got %s by %s, want %s", name, msg.Payload, msg.Metadata.Get(MetadataSource), want[i])
+			}
+			msg.Ack()
+		}
+	}
+	pass("ready", "moved", "43", "failed")
+	// Now all of it is known, and stays known.
+	execute(t, pool, `insert into romancy.instances (id, workflow, status, token, ready_at) values ('next', 'orders', 'ready', 1, now())`)
+	execute(t, pool, `insert into romancy.instances (id, workflow, status, token, ready_at, wake_at, wake_position)
+		values ('latest', 'orders', 'waiting', 1, now(), '2030-01-16', 3)`)
+	execute(t, pool, `insert into romancy.mailbox (channel, mode, receiver, payload) values ('last', 'direct', 'timer', '{}')`)
+	addEvents(t, pool, "younger")
+	pass("next", "latest", "last", "younger")
+}
+
+func TestWhatWasHeardIsRememberedWithinBounds(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	s := newSubscriber(t, pool, startListener(t, pool))
+	c := newCatchUp(pool, s.queries, EventOutboxPending, 100)
+	for i := range maxHeard + 10 {
+		c.hear(Encode(OutboxPending{fmt.Sprint("evt_", i)}))
+	}
+	if len(c.heard) != maxHeard {
+		t.Errorf("it remembers %d", len(c.heard))
+	}
+	first, beyond := fmt.Sprint("evt_", 0), fmt.Sprint("evt_", maxHeard)
+	addEvents(t, pool, first, beyond)
+	var got []string
+	for range 2 {
+		if err := c.pass(within(t), func(payload string) bool { got = append(got, payload); return true }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(got) != 1 || !strings.Contains(got[0], beyond) {
+		t.Errorf("got %v, want %s alone, once", got, beyond)
+	}
+	if len(c.heard) != 0 || len(c.settled) != 2 {
+		t.Errorf("it remembers %v and %v after the pass", c.heard, c.settled)
+	}
+}
+
+// What nobody acknowledged, or what was refused, is delivered to whoever subscribes next.
+func TestUnacknowledgedAtCloseIsDeliveredAgain(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	l := startListener(t, pool)
+	eventually(t, "the listener is connected", l.Healthy)
+	addEvents(t, pool, "caught up")
+	s := newSubscriber(t, pool, l, func(c *SubscriberConfig) { c.MaxInFlight = 3; c.NackDelay = time.Hour })
+	out := messages(t, s, outboxChannel)
+	receive(t, out)
+	addEvents(t, pool, "heard", "refused")
+	for _, id := range []string{"heard", "refused"} {
+		notify(t, pool, outboxChannel, Encode(OutboxPending{id}))
+		if msg := receive(t, out); id == "refused" {
+			msg.Nack()
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	out = messages(t, newSubscriber(t, pool, l), outboxChannel)
+	missing := map[string]bool{"caught up": true, "heard": true, "refused": true}
+	for len(missing) > 0 {
+		msg := receive(t, out)
+		delete(missing, eventID(t, msg))
+		msg.Ack()
 	}
 }

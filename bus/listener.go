@@ -12,42 +12,39 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"go.opentelemetry.io/otel/metric"
 )
 
 // ErrClosed is returned by everything here that was closed.
 var ErrClosed = errors.New("closed")
 
-// State is where the connection of a [Listener] is in its life.
-type State string
-
-const (
-	// StateIdle: not started yet.
-	StateIdle State = "idle"
-	// StateDisabled: it never connects.
-	StateDisabled State = "disabled"
-	// StateConnecting: it is making a connection.
-	StateConnecting State = "connecting"
-	// StateListening: LISTEN is committed, notifications arrive.
-	StateListening State = "listening"
-	// StateBackoff: the connection was lost or refused; it waits before it tries again.
-	StateBackoff State = "backoff"
-	// StateClosed: ended by Close.
-	StateClosed State = "closed"
-)
-
 // ListenerConfig configures a [Listener].
 type ListenerConfig struct {
 	// Pool gives the configuration of the connection: address, credentials, TLS, BeforeConnect, AfterConnect. None of
-	// the pool's connections is used. Required unless Connect is set.
+	// the pool's connections listens; one is borrowed for a moment whenever a probe is sent. Required unless ListenURL
+	// or Connect is set, and worth giving even then: without it each probe makes a connection of its own.
 	Pool *pgxpool.Pool
 
-	// Connect makes the connection instead of Pool, for instance to reach the server around a pooler that cannot LISTEN.
-	// It must return promptly when ctx ends, and set no OnNotification handler. The listener closes what it returns.
+	// ListenURL names the database to listen to instead of Pool, as a URL or keyword/value string: for a pool that
+	// goes through a pooler which cannot LISTEN, such as PgBouncer in transaction mode, the server behind it. Where
+	// credentials change, set Connect instead.
+	ListenURL string
+
+	// Connect makes the connection instead of Pool and ListenURL. It must return promptly when ctx ends, and set no
+	// OnNotification handler. The listener closes what it returns. Without Pool it is called for each probe, too.
 	Connect func(ctx context.Context) (*pgx.Conn, error)
 
 	// ReconnectDelay is the longest wait between two attempts to connect: the first follows at once, then about 100 ms,
 	// doubling. Default 60 s.
 	ReconnectDelay time.Duration
+
+	// ProbeInterval is how long no notification may come before another connection sends one to prove that they still
+	// arrive. One that does not come within 2 s makes the listener deaf, see [StateDeaf]. Default 15 s.
+	ProbeInterval time.Duration
+
+	// SilenceLimit is how long nothing at all may come before the server is asked whether it is still there. It has 2 s
+	// to answer, so a connection that died without a word is found in SilenceLimit and at most 4 s. Default 5 s.
+	SilenceLimit time.Duration
 
 	// FallbackInterval is how often those who listen look for themselves even though all is well. The listener only
 	// logs it. Default 30 s.
@@ -56,12 +53,19 @@ type ListenerConfig struct {
 	// Logger. Default slog.Default().
 	Logger *slog.Logger
 
+	// MeterProvider makes the metrics romancy.listener.state (by state: 1 or 0), romancy.listener.reconnects,
+	// romancy.listener.received, romancy.listener.dropped (notifications that a catch-up replaced) and
+	// romancy.listener.probe.duration (seconds). They last from Start to Close. Default otel.GetMeterProvider().
+	MeterProvider metric.MeterProvider
+
 	// Disabled: never connect. Subscriptions work and stay silent.
 	Disabled bool
 }
 
 func (c ListenerConfig) withDefaults() ListenerConfig {
 	c.ReconnectDelay = cmp.Or(c.ReconnectDelay, 60*time.Second)
+	c.ProbeInterval = cmp.Or(c.ProbeInterval, 15*time.Second)
+	c.SilenceLimit = cmp.Or(c.SilenceLimit, 5*time.Second)
 	c.FallbackInterval = cmp.Or(c.FallbackInterval, 30*time.Second)
 	c.Logger = cmp.Or(c.Logger, slog.Default())
 	return c
@@ -69,13 +73,34 @@ func (c ListenerConfig) withDefaults() ListenerConfig {
 
 func (c ListenerConfig) validate() error {
 	var errs []error
-	if c.Pool == nil && c.Connect == nil && !c.Disabled {
-		errs = append(errs, errors.New("bus.ListenerConfig.Pool is nil: give the pgx pool whose settings the LISTEN connection uses, or set Connect"))
+	if c.Pool == nil && c.ListenURL == "" && c.Connect == nil && !c.Disabled {
+		errs = append(errs, errors.New("bus.ListenerConfig.Pool is nil: give the pgx pool whose settings the LISTEN connection uses, or set ListenURL or Connect"))
+	}
+	if c.ListenURL != "" && c.Connect != nil {
+		errs = append(errs, errors.New("bus.ListenerConfig.ListenURL and Connect are both set: give one of them"))
+	}
+	if _, err := c.listenConfig(); err != nil {
+		errs = append(errs, err)
 	}
 	errs = append(errs,
 		checkDuration("bus.ListenerConfig.ReconnectDelay", c.ReconnectDelay),
+		checkDuration("bus.ListenerConfig.ProbeInterval", c.ProbeInterval),
+		checkDuration("bus.ListenerConfig.SilenceLimit", c.SilenceLimit),
 		checkDuration("bus.ListenerConfig.FallbackInterval", c.FallbackInterval))
 	return errors.Join(errs...)
+}
+
+// listenConfig returns what ListenURL says, or nil if it says nothing. A pool's settings in it (pool_max_conns and the
+// like) mean nothing to one connection.
+func (c ListenerConfig) listenConfig() (*pgx.ConnConfig, error) {
+	if c.ListenURL == "" {
+		return nil, nil //nolint:nilnil // nil is the configuration of no URL
+	}
+	config, err := pgxpool.ParseConfig(c.ListenURL) // pgx keeps the password out of the error
+	if err != nil {
+		return nil, fmt.Errorf("bus.ListenerConfig.ListenURL: %w: give a URL like postgres://user:password@localhost:5432/dbname", err)
+	}
+	return config.ConnConfig, nil
 }
 
 // checkDuration reports a negative duration; zero has been replaced by the default before.
@@ -84,17 +109,6 @@ func checkDuration(field string, d time.Duration) error {
 		return fmt.Errorf("%s is %s: use a positive duration, or 0 for the default", field, d)
 	}
 	return nil
-}
-
-// Status is a snapshot of a [Listener].
-type Status struct {
-	State            State
-	Since            time.Time // when State began
-	Reconnects       int64     // connections made after the first
-	Received         int64     // notifications
-	Dropped          int64     // notifications that full queues replaced by a catch-up
-	LastError        error     // why the last connection ended or failed; nil if none did
-	LastNotification time.Time // zero if none came yet
 }
 
 // Notification is what a [Subscription] receives.
@@ -112,9 +126,14 @@ type Notification struct {
 // Listener owns the one connection that listens, and the goroutine that is alone in using it. It connects again whenever
 // the connection ends, and tells every [Subscription] then that something may have been missed.
 type Listener struct {
-	cfg  ListenerConfig
-	log  *slog.Logger
-	done chan struct{} // closed when the goroutine has ended
+	cfg     ListenerConfig
+	url     *pgx.ConnConfig // what ListenURL says; nil without
+	log     *slog.Logger
+	metrics *listenerMetrics
+	retry   backoff       // the goroutine's
+	deaf    deafBackoff   // the goroutine's
+	hints   chan struct{} // holds a token after Retry
+	done    chan struct{} // closed when the goroutine has ended
 
 	mu        sync.Mutex
 	status    Status
@@ -124,11 +143,10 @@ type Listener struct {
 	subs      map[string][]*Subscription
 	listened  map[string]bool // LISTEN is committed on the connection there is, and no UNLISTEN under way
 	stale     bool            // listened is no longer what the subscriptions ask for
+	poked     bool            // there is something to do other than wait
 	interrupt func()          // ends the wait on the connection; nil while nobody waits
 	observers []*observer
 }
-
-type observer struct{ call func(State) }
 
 // NewListener returns a listener that does nothing until Start. All mistakes in cfg are reported together.
 func NewListener(cfg ListenerConfig) (*Listener, error) {
@@ -136,9 +154,22 @@ func NewListener(cfg ListenerConfig) (*Listener, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
+	metrics, err := newListenerMetrics(cfg.MeterProvider)
+	if err != nil {
+		return nil, fmt.Errorf("bus.ListenerConfig.MeterProvider: %w", err)
+	}
+	url, err := cfg.listenConfig()
+	if err != nil {
+		return nil, err
+	}
 	l := &Listener{
 		cfg:      cfg,
+		url:      url,
 		log:      cfg.Logger,
+		metrics:  metrics,
+		retry:    backoff{limit: cfg.ReconnectDelay},
+		deaf:     deafBackoff{first: 10 * time.Second, limit: 5 * time.Minute},
+		hints:    make(chan struct{}, 1),
 		done:     make(chan struct{}),
 		status:   Status{State: StateIdle, Since: time.Now()},
 		subs:     map[string][]*Subscription{},
@@ -168,11 +199,10 @@ func (l *Listener) Start(ctx context.Context) error {
 	ctx, l.stop = context.WithCancel(context.WithoutCancel(ctx))
 	if l.cfg.Disabled {
 		l.log.Info("PostgreSQL LISTEN/NOTIFY disabled", "fallback_interval", seconds(l.cfg.FallbackInterval))
-		close(l.done)
-		return nil
+	} else {
+		l.log.Info("PostgreSQL LISTEN/NOTIFY configured",
+			"fallback_interval", seconds(l.cfg.FallbackInterval), "reconnect_delay", seconds(l.cfg.ReconnectDelay))
 	}
-	l.log.Info("PostgreSQL LISTEN/NOTIFY configured",
-		"fallback_interval", seconds(l.cfg.FallbackInterval), "reconnect_delay", seconds(l.cfg.ReconnectDelay))
 	go l.run(ctx)
 	return nil
 }
@@ -181,13 +211,13 @@ func (l *Listener) Start(ctx context.Context) error {
 // error only if ctx ends before that. It may be called more than once, before Start too.
 func (l *Listener) Close(ctx context.Context) error {
 	l.mu.Lock()
-	first, running := !l.closed, l.stop != nil && !l.cfg.Disabled
+	first, running := !l.closed, l.stop != nil
 	l.closed = true
-	if first && l.stop == nil {
-		close(l.done)
-	}
-	if l.stop != nil {
+	switch {
+	case running:
 		l.stop()
+	case first:
+		close(l.done)
 	}
 	l.mu.Unlock()
 	if first {
@@ -204,43 +234,16 @@ func (l *Listener) Close(ctx context.Context) error {
 	}
 }
 
-// Status returns a snapshot.
-func (l *Listener) Status() Status {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.status
-}
-
-// Healthy reports whether notifications arrive. A nil listener is not healthy.
-func (l *Listener) Healthy() bool {
-	return l != nil && l.Status().State == StateListening
-}
-
-// OnChange has observe called with every state from now on, in order and by one goroutine. It must not block, nor close
-// the listener, because the connection waits for it. A call may still be under way when remove returns.
-func (l *Listener) OnChange(observe func(State)) (remove func()) {
-	o := &observer{call: observe}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.observers = append(slices.Clone(l.observers), o)
-	return func() {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		l.observers = slices.DeleteFunc(slices.Clone(l.observers), func(other *observer) bool { return other == o })
-	}
-}
-
-func (l *Listener) setState(state State) {
-	l.mu.Lock()
-	if l.status.State == state {
-		l.mu.Unlock()
+// Retry says that the database has just answered somebody else in this process: a listener that waits before it connects
+// again does so at once, though not within 100 ms of its last attempt, and less often if that has failed before. While
+// notifications arrive it does nothing. It never blocks, and a nil listener may be told as well.
+func (l *Listener) Retry() {
+	if l == nil || l.Healthy() {
 		return
 	}
-	l.status.State, l.status.Since = state, time.Now()
-	observers := l.observers // never changed in place
-	l.mu.Unlock()
-	for _, o := range observers {
-		o.call(state)
+	select {
+	case l.hints <- struct{}{}:
+	default:
 	}
 }
 
@@ -295,14 +298,6 @@ func (l *Listener) unsubscribe(s *Subscription) {
 			delete(l.subs, channel)
 			l.resync()
 		}
-	}
-}
-
-// resync has the goroutine compare what it listens to with what is asked for. The caller holds mu.
-func (l *Listener) resync() {
-	l.stale = true
-	if l.interrupt != nil {
-		l.interrupt()
 	}
 }
 

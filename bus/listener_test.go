@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -41,14 +42,14 @@ func TestListenerDeliversWhatIsNotified(t *testing.T) {
 
 func TestListenerConnectionIsItsOwnAndNamed(t *testing.T) {
 	t.Parallel()
-	var before, after int
+	var before, after atomic.Int64
 	pool := pgtest.Pool(t, func(c *pgxpool.Config) {
 		c.MaxConns = 1
 		c.ConnConfig.RuntimeParams["application_name"] = "shop"
 		c.ConnConfig.OnNotification = func(*pgconn.PgConn, *pgconn.Notification) {}
-		c.BeforeConnect = func(context.Context, *pgx.ConnConfig) error { before++; return nil }
+		c.BeforeConnect = func(context.Context, *pgx.ConnConfig) error { before.Add(1); return nil }
 		c.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
-			after++
+			after.Add(1)
 			_, err := conn.Exec(ctx, "set search_path to pg_catalog")
 			return err
 		}
@@ -60,8 +61,8 @@ func TestListenerConnectionIsItsOwnAndNamed(t *testing.T) {
 	defer conn.Release()
 	l := startListener(t, pool)
 	s := subscribe(t, l, 0, "named")
-	if before != 2 || after != 2 {
-		t.Errorf("BeforeConnect was called %d times, AfterConnect %d times, want 2: for the pool's connection and ours", before, after)
+	if before.Load() != 3 || after.Load() != 3 {
+		t.Errorf("BeforeConnect was called %d times, AfterConnect %d times, want 3: for the pool's connection, for ours and for the probe's", before.Load(), after.Load())
 	}
 	if _, err := conn.Exec(within(t), "select pg_notify('named', application_name) from pg_stat_activity where application_name like '%listen' and datname = current_database()"); err != nil {
 		t.Fatal(err)
@@ -77,7 +78,7 @@ func TestListenerCatchesUpAtOnceAfterEachLostConnection(t *testing.T) {
 	// A wait of the backoff would be seen: the first retry has none, however many connections were lost before.
 	l := startListener(t, pool, func(c *ListenerConfig) { c.ReconnectDelay = time.Hour })
 	s := subscribe(t, l, 0, "kills", "kills_too")
-	for kill := int64(1); kill <= 8; kill++ {
+	for kill := int64(1); kill <= 10; kill++ {
 		if killed := pgtest.KillBackends(t, pool, "% listen"); killed != 1 {
 			t.Fatalf("killed %d listeners, want 1", killed)
 		}
@@ -186,19 +187,36 @@ func TestListenerWaitsOutAServerThatIsAway(t *testing.T) {
 
 func TestListenerNoticesAPeerThatFellSilent(t *testing.T) {
 	t.Parallel()
-	url := pgtest.URL(t)
-	proxy := pgtest.NewProxy(t, url)
-	l := startListener(t, pgtest.Connect(t, proxy.URL()))
-	s := subscribe(t, l, 0, "silent")
-	start := time.Now()
-	proxy.Stall()
-	eventually(t, "the connection is given up", func() bool { return !l.Healthy() })
-	if took := time.Since(start); took > 2*(silence+pingTimeout) {
-		t.Errorf("noticed after %s", took)
-	}
-	proxy.Resume()
-	if n := next(t, s); !n.CatchUp {
-		t.Errorf("got %+v, want a catch-up", n)
+	for name, test := range map[string]struct {
+		limit time.Duration
+		slow  time.Duration // as slow as that is a mistake even on a busy machine
+	}{
+		"by default":    {limit: 0, slow: 14 * time.Second},
+		"as configured": {limit: 200 * time.Millisecond, slow: 6 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			url := pgtest.URL(t)
+			proxy := pgtest.NewProxy(t, url)
+			l := startListener(t, pgtest.Connect(t, url), func(c *ListenerConfig) {
+				c.ListenURL = proxy.URL()
+				c.SilenceLimit = test.limit
+			})
+			s := subscribe(t, l, 0, "silent")
+			start := time.Now()
+			proxy.Stall()
+			eventually(t, "the connection is given up", func() bool { return !l.Healthy() })
+			if took := time.Since(start); took > test.slow {
+				t.Errorf("noticed after %s", took)
+			}
+			if err := l.Status().LastError; err == nil || errors.Is(err, ErrDeaf) {
+				t.Errorf("the reason is said to be: %v", err)
+			}
+			proxy.Resume()
+			if n := next(t, s); !n.CatchUp {
+				t.Errorf("got %+v, want a catch-up", n)
+			}
+		})
 	}
 }
 
@@ -298,7 +316,10 @@ func TestSubscriptionThatIsNotReadCollapsesIntoOneCatchUp(t *testing.T) {
 func TestNothingIsLostWhileSubscriptionsComeAndGo(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Pool(t)
-	l := startListener(t, pool)
+	l := startListener(t, pool, func(c *ListenerConfig) {
+		c.ProbeInterval = time.Millisecond
+		c.SilenceLimit = 20 * time.Millisecond
+	})
 	const total = 20_000
 	s := subscribe(t, l, total, "steady")
 	stop := make(chan struct{})
@@ -361,8 +382,11 @@ func TestNothingIsLostWhileSubscriptionsComeAndGo(t *testing.T) {
 func TestListenerSurvivesStartSubscribeAndCloseInParallel(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Pool(t)
-	for range 20 {
-		l, err := NewListener(ListenerConfig{Pool: pool, Logger: (&logbook{}).logger()})
+	for round := range 20 {
+		l, err := NewListener(ListenerConfig{
+			Pool: pool, Logger: (&logbook{}).logger(),
+			ProbeInterval: time.Millisecond, SilenceLimit: time.Millisecond, ReconnectDelay: time.Millisecond,
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -387,7 +411,12 @@ func TestListenerSurvivesStartSubscribeAndCloseInParallel(t *testing.T) {
 				}
 			})
 			all.Go(func() {
-				if i%4 == 3 {
+				switch {
+				case i == 0 && round%2 == 0:
+					pgtest.KillBackends(t, pool, "% listen")
+				case i == 1:
+					l.Retry()
+				case i%4 == 3 && round%3 > 0:
 					_ = l.Close(within(t))
 				}
 			})
@@ -401,11 +430,19 @@ func TestListenerSurvivesStartSubscribeAndCloseInParallel(t *testing.T) {
 
 func TestListenerConfigReportsAllMistakes(t *testing.T) {
 	t.Parallel()
-	_, err := NewListener(ListenerConfig{ReconnectDelay: -1, FallbackInterval: -1})
-	for _, field := range []string{"Pool", "ReconnectDelay", "FallbackInterval"} {
+	_, err := NewListener(ListenerConfig{ReconnectDelay: -1, FallbackInterval: -1, ProbeInterval: -1, SilenceLimit: -1})
+	for _, field := range []string{"Pool", "ReconnectDelay", "FallbackInterval", "ProbeInterval", "SilenceLimit"} {
 		if err == nil || !strings.Contains(err.Error(), "ListenerConfig."+field) {
 			t.Errorf("%s is missing in: %v", field, err)
 		}
+	}
+	_, err = NewListener(ListenerConfig{
+		ListenURL: "postgres://user:secret@localhost:notaport/db",
+		Connect:   func(context.Context) (*pgx.Conn, error) { return nil, errors.New("unused") },
+	})
+	if err == nil || !strings.Contains(err.Error(), "ListenerConfig.ListenURL: ") || !strings.Contains(err.Error(), "ListenURL and Connect are both set") ||
+		strings.Contains(err.Error(), "secret") {
+		t.Errorf("ListenURL: %v", err)
 	}
 	l := startListener(t, nil, func(c *ListenerConfig) { c.Disabled = true })
 	if _, err := l.Subscribe(-1, "", strings.Repeat("x", 64)); err == nil ||

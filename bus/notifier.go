@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"go.opentelemetry.io/otel/metric"
 
 	"github.com/romancy-go/romancy/internal/dial"
 )
@@ -47,6 +48,11 @@ type NotifierConfig struct {
 
 	// Logger. Default slog.Default().
 	Logger *slog.Logger
+
+	// MeterProvider makes the metrics romancy.notifier.sent (notifications), romancy.notifier.collapsed (payloads that an
+	// empty one replaced), romancy.notifier.batches (statements), romancy.notifier.pending (payloads) and
+	// romancy.notifier.open_transactions. Default otel.GetMeterProvider().
+	MeterProvider metric.MeterProvider
 
 	// Disabled: notify nobody. All methods do nothing.
 	Disabled bool
@@ -88,6 +94,7 @@ func checkCount(field string, n int) error {
 type Notifier struct {
 	cfg     NotifierConfig
 	log     *slog.Logger
+	metrics *notifierMetrics
 	wake    chan struct{} // holds a token while there may be something to send
 	closing chan struct{}
 	done    chan struct{} // closed when the goroutine has ended
@@ -109,9 +116,14 @@ func NewNotifier(cfg NotifierConfig) (*Notifier, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
+	metrics, err := newNotifierMetrics(cfg.MeterProvider)
+	if err != nil {
+		return nil, fmt.Errorf("bus.NotifierConfig.MeterProvider: %w", err)
+	}
 	return &Notifier{
 		cfg:     cfg,
 		log:     cfg.Logger,
+		metrics: metrics,
 		wake:    make(chan struct{}, 1),
 		closing: make(chan struct{}),
 		done:    make(chan struct{}),
@@ -190,7 +202,7 @@ func (n *Notifier) Notify(channel, payload string) {
 	if n.closed {
 		return
 	}
-	n.ready.add(m)
+	n.metrics.collapse(n.ready.add(m))
 	n.signal()
 }
 
@@ -205,6 +217,7 @@ func (n *Notifier) signal() {
 // during the send finds an empty set and a wake-up that nobody has consumed, and so makes another send.
 func (n *Notifier) run(ctx context.Context) {
 	defer close(n.done)
+	defer n.metrics.observe(n)()
 	retry := backoff{limit: reconnectCeiling}
 	conn, err := connect(ctx, n.cfg.Pool, " notify")
 	if err != nil {

@@ -79,58 +79,6 @@ func TestNotifierSendsInEveryQueryMode(t *testing.T) {
 	}
 }
 
-// Everybody notifies and then waits to hear of it: one notification swallowed by the send in progress, and one of them
-// waits for ever.
-func TestNoNotificationIsSwallowedByTheSendInProgress(t *testing.T) {
-	t.Parallel()
-	pool := pgtest.Pool(t)
-	s := subscribe(t, startListener(t, pool), 100_000, "race")
-	n := startNotifier(t, pool, func(c *NotifierConfig) { c.Window = 100 * time.Microsecond })
-	const workers, rounds = 100, 200
-	var heard [workers]chan string
-	for i := range heard {
-		heard[i] = make(chan string, 1)
-	}
-	ctx, cancel := context.WithCancel(within(t))
-	var reader sync.WaitGroup
-	reader.Go(func() {
-		for {
-			note, err := s.Next(ctx)
-			if err != nil {
-				return
-			}
-			var worker, round int
-			if _, err := fmt.Sscanf(note.Payload, "%d:%d", &worker, &round); err != nil {
-				t.Errorf("got %+v", note)
-				return
-			}
-			heard[worker] <- note.Payload
-		}
-	})
-	var all sync.WaitGroup
-	for worker := range workers {
-		all.Go(func() {
-			for round := range rounds {
-				payload := fmt.Sprintf("%d:%d", worker, round)
-				n.Notify("race", payload)
-				select {
-				case got := <-heard[worker]:
-					if got != payload {
-						t.Errorf("got %s, want %s", got, payload)
-						return
-					}
-				case <-ctx.Done():
-					t.Errorf("%s was swallowed", payload)
-					return
-				}
-			}
-		})
-	}
-	all.Wait()
-	cancel()
-	reader.Wait()
-}
-
 func TestNotifierGathersWhileBusyAndCollapsesTheRest(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Pool(t)

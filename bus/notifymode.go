@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -74,6 +75,20 @@ func (n *Notifier) NotifyTx(ctx context.Context, tx pgx.Tx, channel, payload str
 
 // NotifyTxMany is NotifyTx for several messages, in one round trip. Without messages it does nothing.
 func (n *Notifier) NotifyTxMany(ctx context.Context, tx pgx.Tx, messages []Message) error {
+	return n.notifyTx(ctx, tx, messages, func() (xid string, err error) {
+		err = tx.QueryRow(ctx, queries.Get("CurrentTransaction")).Scan(&xid)
+		return xid, err
+	})
+}
+
+// NotifyTxID is NotifyTxMany for a caller that knows the id of tx, pg_current_xact_id()::text, because a statement of its
+// own has returned it: coalesced notifications then take no round trip at all. With a wrong id they are sent when another
+// transaction commits, or never.
+func (n *Notifier) NotifyTxID(ctx context.Context, tx pgx.Tx, xid string, messages []Message) error {
+	return n.notifyTx(ctx, tx, messages, func() (string, error) { return xid, nil })
+}
+
+func (n *Notifier) notifyTx(ctx context.Context, tx pgx.Tx, messages []Message, id func() (string, error)) error {
 	if n == nil || n.cfg.Disabled || len(messages) == 0 {
 		return nil
 	}
@@ -81,9 +96,12 @@ func (n *Notifier) NotifyTxMany(ctx context.Context, tx pgx.Tx, messages []Messa
 		return fmt.Errorf("notify: %w", err)
 	}
 	if n.coalesces() {
-		var xid string
-		if err := tx.QueryRow(ctx, queries.Get("CurrentTransaction")).Scan(&xid); err != nil {
+		xid, err := id()
+		if err != nil {
 			return fmt.Errorf("notify: read the transaction's id: %w", err)
+		}
+		if _, err := strconv.ParseUint(xid, 10, 64); err != nil {
+			return fmt.Errorf("notify: %q is no transaction id: give what pg_current_xact_id()::text returns", xid)
 		}
 		if n.remember(xid, messages) {
 			return nil
@@ -133,7 +151,7 @@ func (n *Notifier) remember(xid string, messages []Message) bool {
 		tx = &openTransaction{xid: xid, messages: newPending(n.cfg.MaxPending), since: now, check: now.Add(n.cfg.Window)}
 		n.open[xid] = tx
 	}
-	tx.messages.add(messages...)
+	n.metrics.collapse(tx.messages.add(messages...))
 	n.signal()
 	return true
 }

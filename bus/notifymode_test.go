@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"sync"
@@ -8,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/romancy-go/romancy/internal/pgtest"
@@ -195,5 +197,55 @@ func TestStalledStandbyDelaysWakeUpsButNoCoalescedCommit(t *testing.T) {
 	release()
 	for missing := map[string]bool{"coalesced": true, "after the commit": true}; len(missing) > 0; {
 		delete(missing, next(t, s).Payload)
+	}
+}
+
+func TestKnownTransactionIDSavesTheRoundTrip(t *testing.T) {
+	t.Parallel()
+	var counted *pgtest.RoundTrips
+	pool := pgtest.Pool(t, func(cfg *pgxpool.Config) { counted = pgtest.CountRoundTrips(&cfg.ConnConfig.Config) })
+	other := pgtest.Connect(t, pool.Config().ConnString())
+	n := startNotifier(t, other, func(cfg *NotifierConfig) { cfg.Mode = ModeCoalesced })
+	l := startListener(t, other)
+	s := subscribe(t, l, 0, "orders")
+	ctx := within(t)
+	notifyWith := func(payload string, notify func(tx pgx.Tx, xid string) error) int64 {
+		t.Helper()
+		tx, err := pool.Begin(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+		var xid string
+		if err := tx.QueryRow(ctx, "select pg_current_xact_id()::text").Scan(&xid); err != nil {
+			t.Fatal(err)
+		}
+		before := counted.Count()
+		if err := notify(tx, xid); err != nil {
+			t.Fatal(err)
+		}
+		taken := counted.Count() - before
+		if err := tx.Commit(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if got := next(t, s); got.Payload != payload {
+			t.Fatalf("got %+v, want %s", got, payload)
+		}
+		return taken
+	}
+	known := notifyWith("known", func(tx pgx.Tx, xid string) error {
+		return n.NotifyTxID(ctx, tx, xid, []Message{{Channel: "orders", Payload: "known"}})
+	})
+	asked := notifyWith("asked", func(tx pgx.Tx, _ string) error { return n.NotifyTx(ctx, tx, "orders", "asked") })
+	if known != 0 || asked == 0 {
+		t.Errorf("%d round trips with a known id, %d without, want 0 and some", known, asked)
+	}
+	tx, err := pool.Begin(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+	if err := n.NotifyTxID(ctx, tx, "soon", []Message{{Channel: "orders"}}); err == nil || !strings.Contains(err.Error(), "pg_current_xact_id") {
+		t.Errorf("a mistaken id: %v", err)
 	}
 }

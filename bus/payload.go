@@ -2,6 +2,7 @@ package bus
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -38,6 +39,29 @@ type ChannelMessage struct {
 	ChannelName      string `json:"channel_name"`
 	MessageID        int64  `json:"message_id"`
 	TargetInstanceID string `json:"target_instance_id,omitempty"`
+}
+
+// UnmarshalJSON implements json.Unmarshaler. It also reads what Romancy 0.6 sends, where the key of the channel is
+// "channel", and takes a message_id that is written as a string of digits.
+func (m *ChannelMessage) UnmarshalJSON(text []byte) error {
+	var wire struct {
+		ChannelName      string      `json:"channel_name"`
+		Channel          string      `json:"channel"`
+		MessageID        json.Number `json:"message_id"`
+		TargetInstanceID string      `json:"target_instance_id"`
+	}
+	if err := json.Unmarshal(text, &wire); err != nil {
+		return err
+	}
+	var id int64
+	if wire.MessageID != "" {
+		var err error
+		if id, err = wire.MessageID.Int64(); err != nil {
+			return fmt.Errorf("message_id is %s: %w", wire.MessageID, err)
+		}
+	}
+	*m = ChannelMessage{ChannelName: cmp.Or(wire.ChannelName, wire.Channel), MessageID: id, TargetInstanceID: wire.TargetInstanceID}
+	return nil
 }
 
 // OutboxPending is the payload of [EventOutboxPending].
@@ -79,14 +103,17 @@ func Encode[T Payload](payload T) string {
 }
 
 // Decode reads the payload of a message that came from a [Subscriber]. Keys that it does not know are ignored, so that
-// later versions may add some. It returns a [*PayloadError] if the payload is not JSON of that kind or lacks an id.
+// later versions may add some; a [ChannelMessage] may also be one of Romancy 0.6. It returns a [*PayloadError] if the payload is not JSON of that kind or lacks an id.
 func Decode[T Payload](msg *message.Message) (T, error) {
 	return decode[T](msg.Metadata.Get(MetadataChannel), msg.Payload)
 }
 
 func decode[T Payload](channel string, payload []byte) (T, error) {
-	var v T
-	err := json.Unmarshal(payload, &v)
+	v, ok := readEncoded[T](string(payload))
+	var err error
+	if !ok {
+		err = json.Unmarshal(payload, &v)
+	}
 	if err == nil {
 		err = checkIDs(v)
 	}

@@ -18,7 +18,8 @@ func newPending(limit int) *pending {
 	return &pending{limit: limit, byName: map[string]*pendingChannel{}}
 }
 
-func (p *pending) add(messages ...Message) {
+// add returns how many payloads were replaced by an empty one.
+func (p *pending) add(messages ...Message) (collapsed int) {
 	for _, m := range messages {
 		c := p.byName[m.Channel]
 		if c == nil {
@@ -30,12 +31,28 @@ func (p *pending) add(messages ...Message) {
 			continue
 		}
 		if m.Payload == "" || len(c.payloads) >= p.limit {
+			if m.Payload != "" {
+				collapsed++
+			}
 			c.more = true
 			continue
 		}
 		c.known[m.Payload] = struct{}{}
 		c.payloads = append(c.payloads, m.Payload)
 	}
+	return collapsed
+}
+
+// size is how many messages there are.
+func (p *pending) size() int {
+	size := 0
+	for _, c := range p.byName {
+		size += len(c.payloads)
+		if c.more {
+			size++
+		}
+	}
+	return size
 }
 
 func (p *pending) empty() bool { return len(p.channels) == 0 }

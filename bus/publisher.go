@@ -19,9 +19,10 @@ type PublisherConfig struct {
 	Timeout time.Duration
 }
 
-// Publisher notifies PostgreSQL channels as a Watermill publisher. A topic is the name of a channel, and only the
-// message's payload travels: no UUID, no metadata, at most [MaxPayload] bytes of UTF-8. Nothing is stored; who does not
-// listen at the moment does not hear it. It implements message.Publisher.
+// Publisher notifies PostgreSQL channels as a Watermill publisher, at most once: nothing is stored, so who does not listen
+// at the moment does not hear it. A topic is the name of a channel, and only the message's payload travels: no UUID, no
+// metadata, at most [MaxPayload] bytes of UTF-8. Messages of one call with the same payload arrive as one, because
+// PostgreSQL sends what a transaction notifies twice only once. It implements message.Publisher.
 //
 // Every Publish is a notifying transaction, of which PostgreSQL commits one at a time in the whole cluster. Where that is
 // too slow, publish several messages at once, or use a [Notifier].
@@ -84,9 +85,9 @@ func (p *Publisher) Close() error {
 	return nil
 }
 
-// TxPublisher returns a publisher whose notifications are sent when tx commits, with the limits of [Publisher]. What
-// PostgreSQL would refuse is an error before tx is touched; any other error comes from tx, which is then aborted. It is
-// good for one goroutine, as tx is, and Close does nothing.
+// TxPublisher returns a publisher whose notifications are sent, at most once, when tx commits, with the limits of
+// [Publisher]. What PostgreSQL would refuse is an error before tx is touched; any other error comes from tx, which is then
+// aborted. It is good for one goroutine, as tx is, and Close does nothing.
 func TxPublisher(tx pgx.Tx) message.Publisher { return txPublisher{tx} }
 
 type txPublisher struct{ tx pgx.Tx }

@@ -2,10 +2,10 @@ package bus
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
-	"slices"
-	"strings"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -15,156 +15,211 @@ import (
 )
 
 const (
-	// silence is how long nothing may come before the server is asked whether it is still there, and pingTimeout how
-	// long it may take to answer: pgx alone would notice a connection that died without a word after 151 s.
-	silence     = 5 * time.Second
+	// pingTimeout is how long the server may take to answer when it is asked whether it is there: pgx alone would notice
+	// a connection that died without a word after 151 s.
 	pingTimeout = 2 * time.Second
-	// commandTimeout bounds SET, LISTEN and UNLISTEN, none of which waits for anybody.
-	commandTimeout = 5 * time.Second
+	// partTimeout bounds the goodbye to a server that may be gone.
+	partTimeout = time.Second
 )
-
-// sessionSettings let the server end a session whose process no longer reads (it would hold back vacuum in the whole
-// database), and keep it from ending one that is merely quiet. They are SET, not startup parameters, which poolers refuse.
-var sessionSettings = []string{
-	"SET tcp_user_timeout = '30s'",
-	"SET tcp_keepalives_idle = '10s'",
-	"SET tcp_keepalives_interval = '5s'",
-	"SET tcp_keepalives_count = 3",
-	"SET idle_session_timeout = 0",
-}
 
 // run is the listener's goroutine: it connects, receives until the connection ends, and begins again.
 func (l *Listener) run(ctx context.Context) {
 	defer close(l.done)
 	defer l.setState(StateClosed)
-	retry := backoff{limit: l.cfg.ReconnectDelay}
-	refused := "" // the refusal that was logged last
+	defer l.metrics.observe(l)()
+	if l.cfg.Disabled {
+		<-ctx.Done()
+		return
+	}
+	var told outage
 	for ctx.Err() == nil {
 		l.setState(StateConnecting)
-		retry.attempt()
-		conn, err := l.open(ctx)
-		if err == nil {
-			err = l.serve(ctx, conn, retry.healthy)
-			dial.HangUp(conn)
-		}
+		l.retry.attempt()
+		l.forgetHints()
+		err := l.attempt(ctx, func() {
+			l.retry.healthy()
+			l.deaf.heard = true
+			told = outage{}
+		})
 		if ctx.Err() != nil {
 			return
 		}
-		lost := l.disconnected(err)
-		switch {
-		case lost:
-			refused = ""
-			l.log.Warn("LISTEN/NOTIFY connection lost, reconnecting", "error", err, "reconnect_delay", seconds(l.cfg.ReconnectDelay))
-		case err.Error() != refused: // said once, not at every attempt of a long outage
-			refused = err.Error()
-			l.log.Warn("PostgreSQL LISTEN/NOTIFY connection failed, retrying", "error", err, "reconnect_delay", seconds(l.cfg.ReconnectDelay))
+		l.report(&told, err, l.disconnected(err))
+		if errors.Is(err, ErrDeaf) {
+			l.setState(StateDeaf)
+			pause(ctx, l.deaf.next())
+			continue
 		}
-		if wait := retry.next(); wait > 0 {
-			l.setState(StateBackoff)
-			pause(ctx, wait)
-		}
+		l.rest(ctx)
 	}
 }
 
-// open makes a connection that is ready to LISTEN.
-func (l *Listener) open(ctx context.Context) (*pgx.Conn, error) {
-	var conn *pgx.Conn
-	var err error
-	if l.cfg.Connect != nil {
-		conn, err = l.cfg.Connect(ctx)
-	} else {
-		conn, err = connect(ctx, l.cfg.Pool, " listen")
-	}
+// attempt connects and receives until the connection or ctx ends. Once notifications arrive it calls healthy.
+func (l *Listener) attempt(ctx context.Context, healthy func()) error {
+	conn, err := l.dial(ctx, " listen")
 	if err != nil {
-		return nil, fmt.Errorf("connect: %w", err)
+		return fmt.Errorf("connect: %w", err)
 	}
-	if err := setSession(ctx, conn, sessionSettings); err != nil {
-		dial.HangUp(conn)
-		return nil, fmt.Errorf("set up the session: %w", err)
+	s := &session{l: l, conn: conn, private: "romancy_probe_" + rand.Text(), healthy: healthy, heard: time.Now()}
+	err = s.serve(ctx)
+	if ctx.Err() != nil || errors.Is(err, ErrDeaf) {
+		s.unlisten()
 	}
-	return conn, nil
+	dial.HangUp(conn)
+	return err
 }
 
-// setSession applies the settings. A server that does not know one, or cannot do it on its platform, is no reason to go
-// without notifications.
-func setSession(ctx context.Context, conn *pgx.Conn, settings []string) error {
-	err := command(ctx, conn, strings.Join(settings, "; "))
-	var refusal *pgconn.PgError
-	if !errors.As(err, &refusal) {
-		return err
+// rest waits before the next attempt, less long if there is a hint that it may succeed.
+func (l *Listener) rest(ctx context.Context) {
+	wait := l.retry.next()
+	if wait <= 0 {
+		return
 	}
-	for _, setting := range settings {
-		if err := command(ctx, conn, setting); err != nil && !errors.As(err, &refusal) {
+	l.setState(StateBackoff)
+	over := time.Now().Add(wait)
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	case <-l.hints:
+		if at := l.retry.hinted(); at.Before(over) {
+			over = at
+		}
+		pause(ctx, time.Until(over))
+	}
+}
+
+// forgetHints drops a hint that is older than the attempt which begins now.
+func (l *Listener) forgetHints() {
+	select {
+	case <-l.hints:
+	default:
+	}
+}
+
+// outage is what was logged since notifications last arrived: each kind of trouble is said once, however many attempts a
+// long outage takes.
+type outage struct {
+	refused string // the refusal that was logged last
+	deaf    bool
+}
+
+// report logs why there is no connection. lost: there was one that worked.
+func (l *Listener) report(told *outage, err error, lost bool) {
+	delay := seconds(l.cfg.ReconnectDelay)
+	switch {
+	case errors.Is(err, ErrDeaf):
+		if !told.deaf {
+			l.log.Warn("PostgreSQL LISTEN/NOTIFY is deaf, polling instead", "error", err, "remedy", deafRemedy)
+		}
+		told.deaf = true
+	case lost:
+		l.log.Warn("LISTEN/NOTIFY connection lost, reconnecting", "error", err, "reconnect_delay", delay)
+	case err.Error() != told.refused:
+		told.refused = err.Error()
+		l.log.Warn("PostgreSQL LISTEN/NOTIFY connection failed, retrying", "error", err, "reconnect_delay", delay)
+	}
+}
+
+// session is the life of one connection. All of it happens in the listener's goroutine, but for the sending of probes.
+type session struct {
+	l       *Listener
+	conn    *pgx.Conn
+	private string // the channel that nobody else listens to, for probes
+	backend string // the process that executed LISTEN, whose connection a pooler may have lent us
+	healthy func()
+
+	up      bool           // notifications arrive
+	heard   time.Time      // when something came last
+	proof   time.Time      // when a notification came last that no statement of ours can have brought along
+	probe   *probe         // under way; nil if none
+	senders sync.WaitGroup // of probes
+	unsent  bool           // the last probe could not be sent
+}
+
+// serve proves that a notification arrives, listens to what is asked for, and receives until the connection or ctx ends.
+func (s *session) serve(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer s.senders.Wait()
+	defer cancel()
+	var err error
+	if s.backend, err = command(ctx, s.conn, listenSQL([]string{s.private}, nil)+"SELECT pg_backend_pid()"); err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	s.l.setState(StateProbing)
+	s.send(ctx)
+	for {
+		if err := s.wait(ctx); err != nil {
 			return err
 		}
+		if err := s.tend(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// wait receives until there is something to do, or the connection or ctx ends.
+func (s *session) wait(ctx context.Context) error {
+	wait, stop := context.WithDeadline(ctx, s.nextLook())
+	defer stop()
+	if !s.l.arm(stop) {
+		return nil
+	}
+	err := s.receive(wait)
+	s.l.disarm()
+	over := wait.Err() != nil
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err != nil && (!over || s.conn.IsClosed()):
+		// Our wait was not over, so it is the connection that ended. What kind of error it is proves nothing: a dead
+		// peer looks like a timeout too.
+		return err
 	}
 	return nil
 }
 
-// command sends SQL by the simple protocol, several statements as one transaction.
-func command(ctx context.Context, conn *pgx.Conn, sql string) error {
-	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
-	defer cancel()
-	_, err := conn.PgConn().Exec(ctx, sql).ReadAll()
-	return err
-}
-
-// serve listens to what is asked for and receives, until the connection or ctx ends. Once all channels are listened to
-// it calls healthy, and everybody catches up: what was notified in between is lost, and what they wait for may be
-// committed already.
-func (l *Listener) serve(ctx context.Context, conn *pgx.Conn, healthy func()) error {
-	l.mu.Lock()
-	l.stale = true
-	l.mu.Unlock()
-	if err := l.listen(ctx, conn, func() {
-		healthy()
-		l.established()
-	}); err != nil {
-		return err
-	}
-	heard := time.Now()
+// receive takes notifications until the wait is over, the connection ends, or a probe has arrived, which changes what is
+// due. A wait that ends in the middle of a message is resumed by the next: pgx keeps what has arrived.
+func (s *session) receive(wait context.Context) error {
 	for {
-		wait, stop := context.WithDeadline(ctx, heard.Add(silence))
-		var err error
-		if l.arm(stop) {
-			heard, err = l.receive(wait, conn, heard)
-			l.disarm()
-		}
-		over := wait.Err() != nil
-		stop()
-		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case err != nil && (!over || conn.IsClosed()):
-			// Our wait was not over, so it is the connection that ended. What kind of error it is proves nothing: a
-			// dead peer looks like a timeout too.
-			return err
-		}
-		if time.Since(heard) >= silence {
-			if err := ping(ctx, conn); err != nil {
-				return err
-			}
-			heard = time.Now()
-		}
-		if err := l.listen(ctx, conn, nil); err != nil {
-			return err
-		}
-	}
-}
-
-// receive takes notifications until the wait is over or the connection ends, and returns when it last heard something.
-// A wait that ends in the middle of a message is resumed by the next: pgx keeps what has arrived.
-func (l *Listener) receive(wait context.Context, conn *pgx.Conn, heard time.Time) (time.Time, error) {
-	for {
-		n, err := conn.WaitForNotification(wait)
+		n, err := s.conn.WaitForNotification(wait)
 		if n != nil {
-			heard = time.Now()
-			l.dispatch(n, heard)
+			s.heard = time.Now()
+			s.proof = s.heard
+			s.take(wait, n, true)
+		}
+		if err != nil || n == nil || n.Channel == s.private {
+			return err // nil and nothing: a handler of the connection's own has taken it
+		}
+	}
+}
+
+// leftOver takes the notifications that came along with the answer to a statement. They prove nothing: a pooler may lend
+// the connection that listens to whoever has a statement to execute.
+func (s *session) leftOver(ctx context.Context) {
+	over, stop := context.WithCancel(ctx)
+	stop()
+	for {
+		n, err := s.conn.WaitForNotification(over)
+		if n != nil {
+			s.heard = time.Now()
+			s.take(ctx, n, false)
 		}
 		if err != nil {
-			return heard, err
+			return // that the wait was over before it began; a broken connection shows at the next
 		}
 	}
+}
+
+// take hands n to those it is for. idle: no statement of ours can have brought it along.
+func (s *session) take(ctx context.Context, n *pgconn.Notification, idle bool) {
+	if n.Channel == s.private {
+		s.echo(ctx, n.Payload, idle)
+		return
+	}
+	s.l.dispatch(n, s.heard)
 }
 
 // dispatch hands n to the queues; it blocks on nobody.
@@ -179,135 +234,93 @@ func (l *Listener) dispatch(n *pgconn.Notification, at time.Time) {
 	}
 }
 
-// listen issues the LISTENs and UNLISTENs that are due, as one transaction, and has those concerned catch up once it is
-// committed. committed, if not nil, is called between the two.
-func (l *Listener) listen(ctx context.Context, conn *pgx.Conn, committed func()) error {
-	l.mu.Lock()
-	var add, drop []string
-	if l.stale {
-		add, drop = l.difference()
-		l.stale = false
-		// From here on, whoever subscribes to one of these has to wait for the next LISTEN.
-		for _, channel := range drop {
-			delete(l.listened, channel)
+// tend does what is due between two waits.
+func (s *session) tend(ctx context.Context) error {
+	if err := s.judge(ctx); err != nil {
+		return err
+	}
+	if !s.up && s.probe == nil && !s.proof.IsZero() {
+		return s.establish(ctx)
+	}
+	if s.probe == nil && time.Since(s.proof) >= s.l.cfg.ProbeInterval {
+		s.send(ctx)
+	}
+	if !s.listensForEcho() && time.Since(s.heard) >= s.l.cfg.SilenceLimit {
+		if err := s.ping(ctx); err != nil {
+			return err
 		}
 	}
-	l.mu.Unlock()
-
-	if sql := listenSQL(add, drop); sql != "" {
-		if err := command(ctx, conn, sql); err != nil {
-			return fmt.Errorf("listen: %w", err)
-		}
+	if !s.up {
+		return nil
 	}
-	if committed != nil {
-		committed()
+	if err := s.l.listen(ctx, s.conn, nil); err != nil {
+		return err
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, channel := range add {
-		l.listened[channel] = true
-	}
-	told := map[*Subscription]bool{}
-	for _, channel := range add {
-		for _, s := range l.subs[channel] {
-			if !told[s] {
-				told[s] = true
-				s.catchUp(intersect(s.channels, add), l.hears(s))
-			}
-		}
-	}
+	s.leftOver(ctx)
 	return nil
 }
 
-// difference returns the channels that lack a LISTEN and those that nobody wants any more. The caller holds mu.
-func (l *Listener) difference() (add, drop []string) {
-	for channel := range l.subs {
-		if !l.listened[channel] {
-			add = append(add, channel)
-		}
+// establish listens to what is asked for. The session is set up only now: what is SET in a session that a pooler lends to
+// others would be theirs, too.
+func (s *session) establish(ctx context.Context) error {
+	if err := setSession(ctx, s.conn, sessionSettings); err != nil {
+		return fmt.Errorf("set up the session: %w", err)
 	}
-	for channel := range l.listened {
-		if len(l.subs[channel]) == 0 {
-			drop = append(drop, channel)
-		}
+	s.l.mu.Lock()
+	s.l.stale = true
+	s.l.mu.Unlock()
+	if err := s.l.listen(ctx, s.conn, func() {
+		s.healthy()
+		s.l.established()
+	}); err != nil {
+		return err
 	}
-	return add, drop
+	s.up = true
+	s.heard = time.Now()
+	s.leftOver(ctx)
+	return nil
 }
 
-func (l *Listener) hears(s *Subscription) bool {
-	for _, channel := range s.channels {
-		if !l.listened[channel] {
-			return false
-		}
+// nextLook returns until when there is nothing to do but wait, unless something comes.
+func (s *session) nextLook() time.Time {
+	silent := s.heard.Add(s.l.cfg.SilenceLimit)
+	switch {
+	case s.listensForEcho():
+		return s.probe.look
+	case s.probe != nil:
+		return earlier(silent, s.probe.look)
 	}
-	return true
+	return earlier(silent, s.proof.Add(s.l.cfg.ProbeInterval))
 }
 
-func intersect(a, b []string) []string {
-	var both []string
-	for _, s := range a {
-		if slices.Contains(b, s) {
-			both = append(both, s)
-		}
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
 	}
-	return both
-}
-
-func listenSQL(add, drop []string) string {
-	var sql strings.Builder
-	for _, channel := range drop {
-		sql.WriteString("UNLISTEN " + pgx.Identifier{channel}.Sanitize() + ";")
-	}
-	for _, channel := range add {
-		sql.WriteString("LISTEN " + pgx.Identifier{channel}.Sanitize() + ";")
-	}
-	return sql.String()
-}
-
-// arm lets a subscriber end the wait that begins now, and reports whether there is nothing to do before.
-func (l *Listener) arm(interrupt func()) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.stale {
-		return false
-	}
-	l.interrupt = interrupt
-	return true
-}
-
-func (l *Listener) disarm() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.interrupt = nil
-}
-
-// established notes that notifications arrive from now on.
-func (l *Listener) established() {
-	l.mu.Lock()
-	if l.connected {
-		l.status.Reconnects++
-	}
-	l.connected = true
-	l.mu.Unlock()
-	l.log.Info("PostgreSQL LISTEN/NOTIFY connection established")
-	l.setState(StateListening)
-}
-
-// disconnected notes why there is no connection, and reports whether there was one that worked.
-func (l *Listener) disconnected(err error) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	clear(l.listened)
-	l.status.LastError = err
-	return l.status.State == StateListening
+	return a
 }
 
 // ping asks the server for a sign of life.
-func ping(ctx context.Context, conn *pgx.Conn) error {
+func (s *session) ping(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
 	defer cancel()
-	if err := conn.Ping(ctx); err != nil {
-		return fmt.Errorf("no answer within %s after %s of silence: %w", pingTimeout, silence, err)
+	if err := s.conn.Ping(ctx); err != nil {
+		return fmt.Errorf("no answer within %s after %s of silence: %w", pingTimeout, time.Since(s.heard).Round(time.Millisecond), err)
 	}
+	s.heard = time.Now()
+	s.leftOver(ctx)
 	return nil
+}
+
+// unlisten keeps a pooler from lending a connection that listens to others. Best effort: which of its connections a
+// pooler gives us is its secret, and the server may be gone.
+func (s *session) unlisten() {
+	ctx, cancel := context.WithTimeout(context.Background(), partTimeout)
+	defer cancel()
+	for range 10 {
+		backend, err := command(ctx, s.conn, "UNLISTEN *; SELECT pg_backend_pid()")
+		if err != nil || backend == s.backend {
+			return
+		}
+	}
 }

@@ -45,11 +45,13 @@ func (n *Notifier) send(ctx context.Context, conn *pgx.Conn, work *batch) (*pgx.
 		dial.HangUp(conn)
 		return nil, err
 	}
+	n.metrics.sentBatch(ctx, ended[0])
 	n.settle(work, ended)
 	return conn, nil
 }
 
-// statement sends the batch and returns the status of its transactions by their place, beginning with 1.
+// statement sends the batch and returns the status of its transactions by their place, beginning with 1; at place 0 is how
+// many notifications were sent.
 func (n *Notifier) statement(ctx context.Context, conn *pgx.Conn, work *batch) (map[int]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, sendTimeout)
 	defer cancel()

@@ -11,6 +11,7 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"go.opentelemetry.io/otel/metric"
 
 	"github.com/romancy-go/romancy/internal/schema"
 	"github.com/romancy-go/romancy/internal/sqlfile"
@@ -55,6 +56,10 @@ type SubscriberConfig struct {
 
 	// Logger. Default slog.Default().
 	Logger *slog.Logger
+
+	// MeterProvider makes the metrics romancy.subscriber.delivered (messages, by channel and source, redeliveries
+	// included) and romancy.subscriber.catch_ups (by channel and outcome). Default otel.GetMeterProvider().
+	MeterProvider metric.MeterProvider
 }
 
 func (c SubscriberConfig) withDefaults() SubscriberConfig {
@@ -97,18 +102,27 @@ func (c SubscriberConfig) validate() error {
 	return errors.Join(errs...)
 }
 
-// Subscriber delivers notifications as Watermill messages: at least once on the channels of the four events, at most
-// once on any other channel, where a notification that nobody hears is lost. A topic is the name of a PostgreSQL channel.
+// Subscriber delivers notifications as Watermill messages, at most once on any channel but those of the four events.
+// There it delivers at least once: what is pending is delivered until it is acknowledged. A notification on any other
+// channel is lost if nobody hears it. A topic is the name of a PostgreSQL channel.
 //
 // What a lost notification of the four would have said is read from the schema: after subscribing, after every reconnect,
 // after the queue overflowed, and every FallbackInterval. It comes with the same payload ([MetadataSource] tells the
-// difference) and may repeat what was heard before. Every subscription receives everything: there are no consumer groups.
+// difference). What this subscription has delivered before is repeated only if it has changed since, with two exceptions.
+// A run can become resumable many times, and the notification does not say which of them it speaks of: if the run still
+// waits for a worker at the next catch-up, that says so once more. And of what is notified between two catch-ups, the
+// first 10,000 are remembered. What was not acknowledged when a subscription ends is delivered to the next, as is
+// everything else that is pending then. Every subscription receives everything: there are no consumer groups.
+//
+// A notification carries its payload and nothing else. A message gets a UUID of its own, and as metadata what the
+// Metadata constants say.
 //
 // It implements message.Subscriber and message.SubscribeInitializer.
 type Subscriber struct {
 	cfg     SubscriberConfig
 	log     *slog.Logger
 	queries sqlfile.Queries
+	metrics *subscriberMetrics
 
 	ctx  context.Context // ended by Close
 	stop context.CancelFunc
@@ -134,7 +148,11 @@ func NewSubscriber(cfg SubscriberConfig) (*Subscriber, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Subscriber{cfg: cfg, log: cfg.Logger, queries: loaded}
+	metrics, err := newSubscriberMetrics(cfg.MeterProvider)
+	if err != nil {
+		return nil, fmt.Errorf("bus.SubscriberConfig.MeterProvider: %w", err)
+	}
+	s := &Subscriber{cfg: cfg, log: cfg.Logger, queries: loaded, metrics: metrics}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	return s, nil
 }
@@ -142,9 +160,10 @@ func NewSubscriber(cfg SubscriberConfig) (*Subscriber, error) {
 // subscribePatience is how long Subscribe waits for a connected listener to have its LISTEN committed.
 const subscribePatience = 5 * time.Second
 
-// Subscribe returns the messages of the channel called topic until ctx ends or the subscriber is closed. If the listener
-// is connected, everything that is notified after Subscribe has returned is delivered. It returns an error for a name
-// that PostgreSQL would refuse, and [ErrClosed] after Close of the subscriber or of its listener.
+// Subscribe delivers a channel at most once unless it is one of the four, see [Subscriber]. It returns the messages of the
+// channel called topic until ctx ends, or the subscriber or its listener is closed. If the listener is connected,
+// everything that is notified after Subscribe has returned is delivered. It returns an error for a name that PostgreSQL
+// would refuse, and [ErrClosed] after Close of the subscriber or of its listener.
 func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
 	if err := checkChannel(topic); err != nil {
 		return nil, fmt.Errorf("subscribe: %w", err)

@@ -274,36 +274,77 @@ func TestSubscriptionEndsWithItsContextOrItsListener(t *testing.T) {
 	closed(t, one)
 	notify(t, pool, "other", "still there")
 	receive(t, other).Ack()
+	addEvents(t, pool, "e1", "e2")
+	unread, unacked := messages(t, s, outboxChannel), messages(t, s, outboxChannel)
+	receive(t, unacked) // and the next waits for this one
 	if err := l.Close(within(t)); err != nil {
 		t.Fatal(err)
 	}
 	closed(t, other)
+	closed(t, unread)
+	closed(t, unacked)
 }
 
+// Subscriptions end in whatever state they are: handled, blocked on an acknowledgement, waiting after a refusal, unread;
+// by Close of the subscriber, of the listener or by their context, while the listener starts.
 func TestSubscriberSurvivesSubscribeAndCloseInParallel(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Pool(t)
-	l := startListener(t, pool)
 	addEvents(t, pool, "e1", "e2", "e3")
-	for range 20 {
+	handlers := []func(<-chan *message.Message){
+		func(out <-chan *message.Message) {
+			for msg := range out {
+				msg.Ack()
+			}
+		},
+		func(out <-chan *message.Message) {
+			for range out { // no acknowledgement ever
+			}
+		},
+		func(out <-chan *message.Message) {
+			for msg := range out {
+				msg.Nack()
+			}
+		},
+		func(<-chan *message.Message) {}, // unread
+	}
+	for round := range 20 {
+		l, err := NewListener(ListenerConfig{Pool: pool, Logger: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
 		s := newSubscriber(t, pool, l, func(c *SubscriberConfig) { c.MaxInFlight = 2 })
+		ctx, cancel := context.WithCancel(t.Context())
 		var all sync.WaitGroup
-		for i := range 8 {
+		all.Go(func() {
+			if err := l.Start(t.Context()); err != nil && !errors.Is(err, ErrClosed) {
+				t.Error(err)
+			}
+		})
+		for i := range 2 * len(handlers) {
 			all.Go(func() {
-				out, err := s.Subscribe(t.Context(), []string{outboxChannel, "x"}[i%2])
-				if err != nil {
-					return
-				}
-				for msg := range out {
-					if i%4 < 2 {
-						msg.Ack()
-					}
+				out, err := s.Subscribe(ctx, []string{outboxChannel, "x"}[i%2])
+				if err == nil {
+					handlers[i/2](out)
 				}
 			})
 		}
-		all.Go(func() { _ = s.Close() })
+		all.Go(func() {
+			time.Sleep(time.Duration(round) * time.Millisecond) // begins before, while and after they are connected
+			switch round % 3 {
+			case 0:
+				_ = s.Close()
+			case 1:
+				_ = l.Close(within(t))
+			case 2:
+				cancel()
+			}
+		})
 		all.Wait()
-		_ = s.Close()
+		cancel()
+		all.Go(func() { _ = s.Close() })
+		all.Go(func() { _ = l.Close(within(t)) })
+		all.Wait()
 	}
 }
 

@@ -43,8 +43,34 @@ type topic struct {
 	out       chan *message.Message
 	changed   chan struct{} // holds a token after the listener's state changed
 	slots     chan struct{} // one for each message that is out
+	metrics   topicMetrics
 	unsettled sync.WaitGroup
-	failing   bool // the last catch-up failed
+	failing   bool   // the last catch-up failed
+	next      *draft // nil if none is written
+}
+
+// draft is a message that lacks what it is about. One is written while there is nothing else to do, because half of what
+// a notification costs on its way to the handler is the same for each.
+type draft struct {
+	msg      *message.Message
+	source   string
+	finished context.CancelFunc // ends the message's context
+}
+
+func newDraft(ctx context.Context, channel string) *draft {
+	d := &draft{msg: message.NewMessage(watermill.NewUUID(), nil)}
+	ctx, d.finished = context.WithCancel(ctx)
+	d.msg.SetContext(ctx)
+	d.msg.Metadata.Set(MetadataChannel, channel)
+	return d
+}
+
+// copy returns the draft of a redelivery.
+func (d *draft) copy(ctx context.Context) *draft {
+	again := &draft{msg: d.msg.Copy(), source: d.source}
+	ctx, again.finished = context.WithCancel(ctx)
+	again.msg.SetContext(ctx)
+	return again
 }
 
 func newTopic(s *Subscriber, sub *Subscription, channel string) *topic {
@@ -57,6 +83,7 @@ func newTopic(s *Subscriber, sub *Subscription, channel string) *topic {
 		out:      make(chan *message.Message),
 		changed:  make(chan struct{}, 1),
 		slots:    make(chan struct{}, s.cfg.MaxInFlight),
+		metrics:  s.metrics.of(channel),
 	}
 	if t.event, t.ours = s.cfg.Channels.Event(channel); t.ours {
 		t.pending = newCatchUp(s.cfg.Pool, s.queries, t.event, s.cfg.BatchSize)
@@ -94,6 +121,9 @@ func (t *topic) run(ctx context.Context) {
 		case ok:
 			t.hear(ctx, n)
 			continue
+		}
+		if t.next == nil {
+			t.next = newDraft(ctx, t.channel) // if it is never sent, it ends with ctx
 		}
 		select {
 		case <-t.sub.ready:
@@ -133,10 +163,11 @@ func (t *topic) hear(ctx context.Context, n Notification) {
 			return
 		}
 	}
-	msg := message.NewMessage(watermill.NewUUID(), []byte(n.Payload))
-	msg.Metadata.Set(MetadataSource, SourceNotify)
-	msg.Metadata.Set(MetadataPID, strconv.FormatUint(uint64(n.PID), 10))
-	t.deliver(ctx, msg, n.Received)
+	d := t.write(ctx, n.Payload, SourceNotify, n.Received)
+	d.msg.Metadata.Set(MetadataPID, strconv.FormatUint(uint64(n.PID), 10))
+	if t.deliver(ctx, d) && t.ours {
+		t.pending.hear(n.Payload)
+	}
 }
 
 // look catches up, if the channel is one of the four.
@@ -145,72 +176,100 @@ func (t *topic) look(ctx context.Context) {
 		return
 	}
 	err := t.pending.pass(ctx, func(payload string) bool {
-		msg := message.NewMessage(watermill.NewUUID(), []byte(payload))
-		msg.Metadata.Set(MetadataSource, SourceCatchUp)
-		return t.deliver(ctx, msg, time.Now())
+		return t.deliver(ctx, t.write(ctx, payload, SourceCatchUp, time.Now()))
 	})
 	if ctx.Err() != nil {
 		return
 	}
+	t.metrics.caughtUp(ctx, err)
 	if err != nil && !t.failing {
 		t.log.Warn("cannot read what notifications may have been missed, trying again", "error", err, "poll_interval", seconds(t.cfg.PollInterval))
+	}
+	if err == nil {
+		t.listener.Retry()
 	}
 	t.failing = err != nil
 }
 
-// deliver lets msg out as soon as there is a slot for it, and reports whether it did before ctx ended.
-func (t *topic) deliver(ctx context.Context, msg *message.Message, received time.Time) bool {
-	msg.Metadata.Set(MetadataChannel, t.channel)
-	msg.Metadata.Set(MetadataReceived, received.UTC().Format(time.RFC3339Nano))
+// write completes the draft there is, or a new one.
+func (t *topic) write(ctx context.Context, payload, source string, received time.Time) *draft {
+	d := t.next
+	if t.next = nil; d == nil {
+		d = newDraft(ctx, t.channel)
+	}
+	d.source = source
+	d.msg.Payload = []byte(payload)
+	d.msg.Metadata.Set(MetadataSource, source)
+	d.msg.Metadata.Set(MetadataReceived, received.UTC().Format(time.RFC3339Nano))
+	return d
+}
+
+// deliver lets a message out as soon as there is a slot for it, and reports whether it did before ctx or the subscription
+// ended.
+func (t *topic) deliver(ctx context.Context, d *draft) bool {
 	select {
 	case t.slots <- struct{}{}:
+	case <-t.sub.done:
+		d.finished()
+		return false
 	case <-ctx.Done():
+		d.finished()
 		return false
 	}
-	finished, ok := t.letOut(ctx, msg)
-	if !ok {
+	if !t.letOut(ctx, d) {
 		<-t.slots
 		return false
 	}
-	t.unsettled.Go(func() {
+	settled := func() {
 		defer func() { <-t.slots }()
-		t.settle(ctx, msg, finished)
-	})
+		t.settle(ctx, d)
+	}
+	if t.cfg.MaxInFlight == 1 {
+		settled() // nothing can be let out before, so a goroutine would only take the handler's turn
+	} else {
+		t.unsettled.Go(settled)
+	}
 	return true
 }
 
-// letOut hands msg to the handler, with a context that lasts until finished is called.
-func (t *topic) letOut(ctx context.Context, msg *message.Message) (finished context.CancelFunc, ok bool) {
-	msgCtx, finished := context.WithCancel(ctx)
-	msg.SetContext(msgCtx)
+// letOut hands the message to the handler. If ctx or the subscription ends before, its context is finished.
+func (t *topic) letOut(ctx context.Context, d *draft) bool {
 	select {
-	case t.out <- msg:
-		return finished, true
+	case t.out <- d.msg:
+		t.metrics.delivered(ctx, d.source)
+		return true
+	case <-t.sub.done:
 	case <-ctx.Done():
-		finished()
-		return nil, false
 	}
+	d.finished()
+	return false
 }
 
-// settle waits for msg to be acknowledged, and delivers copies of it for as long as it is refused.
-func (t *topic) settle(ctx context.Context, msg *message.Message, finished context.CancelFunc) {
+// settle waits for the message to be acknowledged, and delivers copies of it for as long as it is refused, until ctx or
+// the subscription ends.
+func (t *topic) settle(ctx context.Context, d *draft) {
 	for {
 		select {
-		case <-msg.Acked():
-			finished()
+		case <-d.msg.Acked():
+			d.finished()
+			return
+		case <-t.sub.done:
+			d.finished()
 			return
 		case <-ctx.Done():
-			finished()
+			d.finished()
 			return
-		case <-msg.Nacked():
-			finished()
+		case <-d.msg.Nacked():
+			d.finished()
 		}
-		if !pause(ctx, t.cfg.NackDelay) {
-			return
+		delay := time.NewTimer(t.cfg.NackDelay)
+		select {
+		case <-delay.C:
+		case <-t.sub.done:
+		case <-ctx.Done():
 		}
-		msg = msg.Copy()
-		var ok bool
-		if finished, ok = t.letOut(ctx, msg); !ok {
+		delay.Stop()
+		if d = d.copy(ctx); !t.letOut(ctx, d) {
 			return
 		}
 	}

@@ -1,0 +1,6 @@
+//go:build !race
+
+package bus
+
+// raceEnabled: everything takes several times as long.
+const raceEnabled = false

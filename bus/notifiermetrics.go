@@ -1,0 +1,81 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"strconv"
+
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/metric"
+)
+
+// meterName names the library to whoever exports the metrics.
+const meterName = "github.com/romancy-go/romancy/bus"
+
+// meterOf returns the meter of provider, or of the process's.
+func meterOf(provider metric.MeterProvider) metric.Meter {
+	if provider == nil {
+		provider = otel.GetMeterProvider()
+	}
+	return provider.Meter(meterName)
+}
+
+// notifierMetrics is what a [Notifier] counts.
+type notifierMetrics struct {
+	meter                    metric.Meter
+	sent, collapsed, batches metric.Int64Counter
+	pending, open            metric.Int64ObservableGauge
+}
+
+func newNotifierMetrics(provider metric.MeterProvider) (*notifierMetrics, error) {
+	meter := meterOf(provider)
+	m := &notifierMetrics{meter: meter}
+	var errs [5]error
+	m.sent, errs[0] = meter.Int64Counter("romancy.notifier.sent", metric.WithUnit("{notification}"),
+		metric.WithDescription("Notifications sent after the commits that they speak of."))
+	m.collapsed, errs[1] = meter.Int64Counter("romancy.notifier.collapsed", metric.WithUnit("{notification}"),
+		metric.WithDescription("Notifications that an empty payload replaced, because too many were pending."))
+	m.batches, errs[2] = meter.Int64Counter("romancy.notifier.batches", metric.WithUnit("{statement}"),
+		metric.WithDescription("Statements that sent notifications or asked for the fate of transactions."))
+	m.pending, errs[3] = meter.Int64ObservableGauge("romancy.notifier.pending", metric.WithUnit("{notification}"),
+		metric.WithDescription("Notifications of committed transactions that are not sent yet."))
+	m.open, errs[4] = meter.Int64ObservableGauge("romancy.notifier.open_transactions", metric.WithUnit("{transaction}"),
+		metric.WithDescription("Callers' transactions whose commit is waited for."))
+	return m, errors.Join(errs[:]...)
+}
+
+// observe has the gauges read from n until stop is called.
+func (m *notifierMetrics) observe(n *Notifier) (stop func()) {
+	registration, err := m.meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
+		n.mu.Lock()
+		pending, open := n.ready.size(), len(n.open)
+		n.mu.Unlock()
+		o.ObserveInt64(m.pending, int64(pending))
+		o.ObserveInt64(m.open, int64(open))
+		return nil
+	}, m.pending, m.open)
+	if err != nil {
+		n.log.Warn("the notifier's gauges are not observed", "error", err)
+		return func() {}
+	}
+	return func() {
+		if err := registration.Unregister(); err != nil {
+			n.log.Warn("the notifier's gauges are still observed", "error", err)
+		}
+	}
+}
+
+// collapse counts payloads that an empty one replaced.
+func (m *notifierMetrics) collapse(payloads int) {
+	if payloads > 0 {
+		m.collapsed.Add(context.Background(), int64(payloads))
+	}
+}
+
+// sentBatch counts a statement, and the notifications that it says it has sent.
+func (m *notifierMetrics) sentBatch(ctx context.Context, count string) {
+	m.batches.Add(ctx, 1)
+	if sent, err := strconv.ParseInt(count, 10, 64); err == nil && sent > 0 { // it is the server's count(*)
+		m.sent.Add(ctx, sent)
+	}
+}

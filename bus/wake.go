@@ -1,0 +1,305 @@
+package bus
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill"
+	watermillsql "github.com/ThreeDotsLabs/watermill-sql/v4/pkg/sql"
+)
+
+const (
+	// settleStep is the wait after the first empty look that follows a sign of life; it doubles with each further one.
+	settleStep = 5 * time.Millisecond
+	// retryStep is the longest wait after the first error in a row; it doubles with each further one.
+	retryStep = 100 * time.Millisecond
+)
+
+// WakeConfig configures a [Waker].
+type WakeConfig struct {
+	// PollInterval is how often an idle subscription looks for messages although none was announced, which finds those
+	// of publishers that do not notify, and those that become visible by time alone. Default 30 s.
+	PollInterval time.Duration
+
+	// UnhealthyInterval is the same while the listener is not healthy; never more than PollInterval. Default 1 s, as
+	// watermill-sql's own.
+	UnhealthyInterval time.Duration
+
+	// RetryDelay is the longest wait after an error: the first is about 100 ms, doubling, with jitter. Default 5 s.
+	RetryDelay time.Duration
+}
+
+func (c WakeConfig) withDefaults() WakeConfig {
+	c.PollInterval = cmp.Or(c.PollInterval, 30*time.Second)
+	c.UnhealthyInterval = min(cmp.Or(c.UnhealthyInterval, time.Second), c.PollInterval)
+	c.RetryDelay = cmp.Or(c.RetryDelay, 5*time.Second)
+	return c
+}
+
+func (c WakeConfig) validate() error {
+	return errors.Join(
+		checkDuration("bus.WakeConfig.PollInterval", c.PollInterval),
+		checkDuration("bus.WakeConfig.UnhealthyInterval", c.UnhealthyInterval),
+		checkDuration("bus.WakeConfig.RetryDelay", c.RetryDelay))
+}
+
+// Waker is a watermill-sql BackoffManager that looks for messages when a notification comes instead of every second. It
+// serves one subscription: one Subscribe of one subscriber. Whoever calls HandleError for several at once gets a warning
+// and polls at the UnhealthyInterval, since it cannot be told apart whom a notification has woken already.
+//
+// Watermill-sql's subscriber cannot interrupt it, so its Close, and the end of a Subscribe's context, take effect only
+// when the waiting is over: close the Waker before. [WokenSubscriber] does all of that by itself, and is the better
+// choice wherever the subscriber can be replaced.
+//
+// A message can be hidden for a while after its notification: watermill-sql's default schema shows it only when every
+// transaction of the cluster that began to write before it has ended. So the looks after a sign of life follow each other
+// after 5 ms, doubling up to PollInterval, and such a message is late by no more than about as long again as it was
+// hidden. A [WokenSubscriber] knows better: it asks the database, and is late by a quarter of that and at most a second.
+type Waker struct {
+	listener *Listener
+	sub      *Subscription
+	cfg      WakeConfig
+	remove   func() // the observer
+
+	visibility *visibility // nil if there is no database to ask; of the one subscription's goroutine alone
+
+	mu       sync.Mutex
+	round    context.Context // ends when all who wait are to look
+	endRound context.CancelFunc
+	healthy  bool // when the last wait began, or since
+	closed   bool
+	waiting  int
+	shared   bool // it was warned of
+	empty    int  // looks in a row without a message since the last sign of life
+	settled  bool // the look in progress, or the last one, sees all that was committed before
+	failures int  // in a row
+	reported string
+}
+
+var _ watermillsql.BackoffManager = (*Waker)(nil)
+
+// WakeOn returns a [Waker] for the channel that publishers notify, see [NotifyingSchema] and [TopicChannel]. All mistakes
+// are reported together; it returns [ErrClosed] if the listener is closed. Close ends it.
+func WakeOn(listener *Listener, channel string, cfg WakeConfig) (*Waker, error) {
+	err := cfg.validate()
+	if listener == nil {
+		err = errors.Join(errors.New("the listener of bus.WakeOn is nil: give the listener that hears the notifications"), err)
+	}
+	if err = errors.Join(err, checkChannel(channel)); err != nil {
+		return nil, err
+	}
+	sub, err := listener.Subscribe(0, channel)
+	if err != nil {
+		return nil, fmt.Errorf("wake on %s: %w", channel, err)
+	}
+	w := &Waker{listener: listener, sub: sub, cfg: cfg.withDefaults()}
+	w.round, w.endRound = context.WithCancel(context.Background())
+	w.remove = listener.OnChange(w.observe)
+	return w, nil
+}
+
+// Close ends the waiting, at once. From then on HandleError waits no more, and its subscription polls at the
+// UnhealthyInterval; the same happens when the listener is closed. It may be called more than once.
+func (w *Waker) Close() {
+	w.remove()
+	w.sub.Close()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.closed = true
+	w.endRound()
+}
+
+// HandleError implements watermill-sql's BackoffManager: it waits, up to the interval that applies, until a look for
+// messages is due, and returns for how long watermill-sql is to sleep after that, which is 0 but for errors and after
+// Close.
+func (w *Waker) HandleError(logger watermill.LoggerAdapter, noMsg bool, err error) time.Duration {
+	switch {
+	case err != nil:
+		return w.failed(logger, err)
+	case noMsg:
+		return w.idle(logger)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.succeeded()
+	w.alive()
+	return 0
+}
+
+// idle waits for the next look. What was notified since the last look began is still in the queue and ends it at once.
+func (w *Waker) idle(logger watermill.LoggerAdapter) time.Duration {
+	round, wait, settled := w.enter(logger)
+	if !settled && w.visibility != nil {
+		return w.leave(w.settle(round, wait, logger))
+	}
+	return w.leave(w.wait(round, wait))
+}
+
+// enter returns what ends the wait that begins, how long it lasts at most, and whether the last look has settled that
+// nothing is there.
+func (w *Waker) enter(logger watermill.LoggerAdapter) (round context.Context, wait time.Duration, settled bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.succeeded()
+	w.waiting++
+	if w.waiting > 1 && !w.shared {
+		w.shared = true
+		logger.Error("Subscriptions share a bus.Waker and poll: give each one its own",
+			errors.New("concurrent calls of HandleError"), watermill.LogFields{"poll_interval": w.cfg.UnhealthyInterval})
+	}
+	w.healthy = w.listener.Healthy()
+	wait = w.cfg.PollInterval
+	if w.shared || !w.healthy {
+		wait = w.cfg.UnhealthyInterval
+	}
+	if w.visibility == nil {
+		wait = doubled(settleStep, w.empty, wait)
+		w.empty++
+	}
+	return w.round, wait, w.settled
+}
+
+// settle waits until whatever is committed now can be seen, for at most limit. The look that follows is then sure to
+// find what there is.
+func (w *Waker) settle(round context.Context, limit time.Duration, logger watermill.LoggerAdapter) error {
+	if err := w.wait(round, 0); err == nil || errors.Is(err, ErrClosed) {
+		return err
+	}
+	w.visibility.forget()
+	began := time.Now()
+	for {
+		reached, err := w.visibility.reached(round)
+		switch {
+		case round.Err() != nil:
+			return round.Err()
+		case err != nil: // the look that follows a step later says more
+			logger.Debug("Cannot tell whether messages are hidden", watermill.LogFields{"err": err.Error()})
+			return w.wait(round, min(limit, retryStep))
+		case reached:
+			w.setSettled()
+			return nil
+		}
+		gone := time.Since(began)
+		if gone >= limit {
+			return nil
+		}
+		err = w.wait(round, min(max(settleStep, gone/4), w.cfg.UnhealthyInterval, limit-gone))
+		if !errors.Is(err, context.DeadlineExceeded) {
+			return err
+		}
+	}
+}
+
+// wait waits for a notification, and returns nil if one came; [ErrClosed]; or the error of a context: that of round, or
+// that the limit has passed.
+func (w *Waker) wait(round context.Context, limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(round, limit)
+	defer cancel()
+	if _, err := w.sub.Next(ctx); err != nil {
+		return err
+	}
+	w.drain()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.alive()
+	w.wakeOthers()
+	return nil
+}
+
+// leave ends what enter began. Err is the end of the waiting.
+func (w *Waker) leave(err error) time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.waiting--
+	if w.closed || errors.Is(err, ErrClosed) {
+		return w.cfg.UnhealthyInterval // watermill-sql can interrupt this itself
+	}
+	return 0
+}
+
+// alive notes a sign of life: something may be there that the next empty look does not show. The caller holds mu.
+func (w *Waker) alive() { w.empty, w.settled = 0, false }
+
+func (w *Waker) setSettled() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.settled = true
+}
+
+// drain takes what else is queued: one look answers it all. It is bounded, so that no flood keeps it busy.
+func (w *Waker) drain() {
+	ended, end := context.WithCancel(context.Background())
+	end()
+	for range DefaultQueue {
+		if _, err := w.sub.Next(ended); err != nil {
+			return
+		}
+	}
+}
+
+// wakeOthers has everybody else who waits look, too. The caller holds mu.
+func (w *Waker) wakeOthers() {
+	if w.closed {
+		return
+	}
+	w.endRound()
+	w.round, w.endRound = context.WithCancel(context.Background())
+}
+
+// observe ends the waiting when notifications stop to arrive, because it goes by the wrong interval then. When they come
+// again, the catch-up does.
+func (w *Waker) observe(state State) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	was := w.healthy
+	w.healthy = state == StateListening
+	if was && !w.healthy {
+		w.alive()
+		w.wakeOthers()
+	}
+}
+
+// failed returns how long to wait before the next attempt.
+func (w *Waker) failed(logger watermill.LoggerAdapter, err error) time.Duration {
+	if contended(err) {
+		logger.Debug("Another subscriber was faster, looking again", watermill.LogFields{"err": err.Error()})
+		return 0
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.alive()
+	ceiling := doubled(min(retryStep, w.cfg.RetryDelay), w.failures, w.cfg.RetryDelay)
+	w.failures++
+	wait := ceiling/2 + rand.N(ceiling/2+1)
+	fields := watermill.LogFields{"wait_time": wait, "failures": w.failures}
+	switch {
+	case errors.Is(err, context.Canceled): // the end of a subscription, usually
+		logger.Debug("Looking for messages was cancelled", fields)
+	case err.Error() == w.reported:
+		logger.Debug("Still cannot look for messages", fields.Add(watermill.LogFields{"err": err.Error()}))
+	default:
+		w.reported = err.Error()
+		logger.Error("Cannot look for messages, trying again", err, fields)
+	}
+	return wait
+}
+
+// succeeded ends a row of errors. The caller holds mu.
+func (w *Waker) succeeded() { w.failures, w.reported = 0, "" }
+
+// contended reports whether err says that another transaction was faster: a serialization failure or a deadlock. Every
+// driver for PostgreSQL tells the code; the texts are for errors that lost it on the way.
+func contended(err error) bool {
+	var coded interface{ SQLState() string }
+	if errors.As(err, &coded) {
+		return coded.SQLState() == "40001" || coded.SQLState() == "40P01"
+	}
+	text := err.Error()
+	return strings.Contains(text, "could not serialize access") || strings.Contains(text, "deadlock detected")
+}
