@@ -83,6 +83,7 @@ func TestNoStatementScansTheOutbox(t *testing.T) {
 		"Settle":               {"outbox_pkey", "outbox_blocked"},
 		"ReleaseStranded":      {"outbox_blocked", "outbox_pkey"},
 		"CountRunnable":        {"outbox_ready", "outbox_retry"},
+		"MoveLow":              {"outbox_ready"},
 		"Stats":                {"outbox_age", "outbox_dead\\w*"},
 		"DeadLetters":          {"outbox_dead"},
 		"RequeueDeadLetters":   {"outbox_dead\\w*"}, // only dead letters, at any rate

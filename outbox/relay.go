@@ -43,6 +43,7 @@ type Relay struct {
 	calling   atomic.Int64 // calls of the publisher that have not returned
 	late      atomic.Int64 // those of them that nobody waits for any more
 	stranded  strandedCursor
+	low       lowMarks
 
 	mu       sync.Mutex
 	started  bool
@@ -66,6 +67,7 @@ func NewRelay(config RelayConfig) (*Relay, error) {
 		draining: make(chan struct{}),
 		quiet:    make(chan struct{}),
 		finished: make(chan struct{}),
+		low:      newLowMarks(),
 	}
 	r.alarm = newAlarm(func() time.Duration {
 		if config.Listener.Healthy() {
@@ -123,6 +125,7 @@ func (r *Relay) Start(ctx context.Context) error {
 	}
 	r.goroutines.Go(func() { r.alarm.watch(r.run) })
 	r.goroutines.Go(r.care)
+	r.goroutines.Go(r.raiseLowMarks)
 	r.alarm.wake()
 	r.started = true
 	r.config.Logger.Info("outbox relay started", slog.Int("consumers", r.config.Consumers), slog.Int("lanes", r.config.Lanes),
@@ -168,6 +171,9 @@ func (r *Relay) care() {
 		}
 		if err := r.releaseStranded(r.run); err != nil && r.run.Err() == nil {
 			r.config.Logger.Warn("outbox relay could not look for held events without a cause", slog.Any("error", err))
+		}
+		if err := r.checkLowMarks(r.run); err != nil && r.run.Err() == nil {
+			r.config.Logger.Warn("outbox relay could not check its low-water marks", slog.Any("error", err))
 		}
 	}
 }

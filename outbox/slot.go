@@ -200,6 +200,7 @@ func (r *Relay) settlement(b *batch) []any {
 			slog.Int("published", len(deliveredIDs)), slog.String("event_id", failure.eventID), slog.String("topic", failure.topic),
 			slog.Int("attempts", failure.attempts), slog.Any("error", failure.err))
 	}
+	r.low.note(deliveredIDs)
 	r.published.Add(int64(len(deliveredIDs)))
 	r.failed.Add(int64(len(failedIDs) + len(deadIDs)))
 	return []any{

@@ -104,15 +104,16 @@ func (w *Writer) Add(ctx context.Context, tx pgx.Tx, events ...Event) error {
 		}
 		return nil
 	}
-	if _, err := tx.Exec(ctx, w.queries.Get("AddEvents"),
-		c.ids, c.topics, c.keys, c.slots, c.payloads, c.headers); err != nil {
+	var xid string // so that notifying need not ask for it
+	if err := tx.QueryRow(ctx, w.queries.Get("AddEvents"),
+		c.ids, c.topics, c.keys, c.slots, c.payloads, c.headers).Scan(&xid); err != nil {
 		return fmt.Errorf("add to the outbox: %w", err)
 	}
 	messages := make([]bus.Message, len(c.ids))
 	for i, id := range c.ids {
 		messages[i] = bus.Message{Channel: channel, Payload: bus.Encode(bus.OutboxPending{EventID: id})}
 	}
-	if err := w.config.Notifier.NotifyTxMany(ctx, tx, messages); err != nil {
+	if err := w.config.Notifier.NotifyTxID(ctx, tx, xid, messages); err != nil {
 		return fmt.Errorf("add to the outbox: notify: %w", err)
 	}
 	return nil

@@ -32,6 +32,7 @@ func (e *Engine) claimLoop(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-e.claims:
+		case <-e.ready.later:
 		}
 		for e.claim(ctx) {
 		}
@@ -54,14 +55,16 @@ func (e *Engine) claim(ctx context.Context) bool {
 		return false
 	}
 	each := max(1, min(room, e.config.MaxWorkflowsPerBatch)/len(e.names))
-	owned := new([]store.Claimed) // its own: an operation that is not waited for any more may still write to it
-	err := e.do(ctx, false, func(b *pgx.Batch) { e.store.ClaimReady(b, e.names, worker, each, owned) })
+	marks, full := e.ready.begin()
+	look := new(store.Look) // its own: an operation that is not waited for any more may still write to it
+	err := e.do(ctx, false, func(b *pgx.Batch) { e.store.ClaimReady(b, e.names, marks, worker, each, readyMargin, look) })
+	e.ready.end(look, full, each, err)
 	if err != nil {
 		e.claimFailed(ctx, err)
 		return false
 	}
-	e.launch(ctx, worker, *owned)
-	return len(*owned) >= each
+	e.launch(ctx, worker, look.Claimed)
+	return len(look.Claimed) >= each
 }
 
 func (e *Engine) claimFailed(ctx context.Context, err error) {

@@ -15,6 +15,7 @@ type Definition interface {
 	// Name returns the workflow's name.
 	Name() string
 	execute(ctx *Context, input []byte) ([]byte, error)
+	checkInput(input []byte) error
 	validate() error
 }
 
@@ -60,6 +61,15 @@ func (w *Workflow[In, Out]) execute(ctx *Context, input []byte) ([]byte, error) 
 		return nil, fmt.Errorf("encode the output of workflow %q (%T): %w", w.name, out, err)
 	}
 	return output, nil
+}
+
+// checkInput reports why input, which comes from outside, is not one of this workflow.
+func (w *Workflow[In, Out]) checkInput(input []byte) error {
+	var in In
+	if err := json.Unmarshal(input, &in); err != nil {
+		return fmt.Errorf("decode the input into %T: %w", in, err)
+	}
+	return nil
 }
 
 func decodeValue(text []byte, into any) error {

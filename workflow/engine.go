@@ -16,6 +16,7 @@ import (
 
 	"github.com/romancy-go/romancy/bus"
 	"github.com/romancy-go/romancy/internal/dial"
+	"github.com/romancy-go/romancy/internal/pace"
 	"github.com/romancy-go/romancy/internal/schema"
 	"github.com/romancy-go/romancy/workflow/internal/commit"
 	"github.com/romancy-go/romancy/workflow/internal/lease"
@@ -58,6 +59,9 @@ type Config struct {
 	// FallbackInterval is how often this process looks for what a lost notification would have said. Default 30 s. While the
 	// listener is not healthy it looks for ready runs every second.
 	FallbackInterval time.Duration
+	// Retention is how long ended runs are kept, with their history. Default 0: for ever. Whoever calls SweepRetention
+	// removes them: riverjobs does, once a minute or so.
+	Retention time.Duration
 	// Logger. Default slog.Default().
 	Logger *slog.Logger
 }
@@ -103,6 +107,9 @@ func (c Config) validate() error {
 	}
 	if c.FallbackInterval < 0 {
 		errs = append(errs, fmt.Errorf("workflow.Config.FallbackInterval is %s: use a positive duration, or 0 for the default", c.FallbackInterval))
+	}
+	if c.Retention < 0 {
+		errs = append(errs, fmt.Errorf("workflow.Config.Retention is %s: use a positive duration, or 0 to keep ended runs for ever", c.Retention))
 	}
 	return errors.Join(append(errs, validateWorkflows(c.Workflows))...)
 }
@@ -166,6 +173,12 @@ type Engine struct {
 	mailChannels *tally // channels whose subscribers may have mail
 	cold         *tally // runs not in memory here that are due
 
+	// Where looks begin.
+	ready               *readyMarks
+	sleeping, receiving deadlineMark
+	owners              pace.Pace
+	mail                mailMarks
+
 	mu    sync.Mutex // guards state and cache
 	state engineState
 	cache cache
@@ -194,17 +207,22 @@ func NewEngine(config Config) (*Engine, error) {
 		}
 	}
 	connect := func(ctx context.Context) (*pgx.Conn, error) {
-		return dial.Beside(ctx, config.Pool, " engine", nil)
+		conn, err := dial.Beside(ctx, config.Pool, " engine", nil)
+		if err == nil {
+			config.Listener.Retry() // the end of an outage shows here first
+		}
+		return conn, err
 	}
 	e.committer = commit.New(commit.Config{Store: statements, Connect: connect, Sent: e.sent, Logger: e.logger})
 	e.side = commit.New(commit.Config{Store: statements, Connect: connect, Lazy: true, LockTimeout: 200 * time.Millisecond, Logger: e.logger})
 	e.lease = lease.New(lease.Config{
 		Store: statements, Committer: e.committer, Label: config.Label, Lease: config.Lease,
-		Listening: config.Listener.Healthy,
-		Lost:      e.abandonAll, Registered: e.claims.give, Expired: e.takeovers.give,
+		Listening: config.Listener.Healthy, Answered: config.Listener.Retry,
+		Lost: e.abandonAll, Registered: e.claims.give, Expired: e.takeovers.give,
 		Logger: e.logger,
 	})
 	e.watch = newWatch(e)
+	e.ready = newReadyMarks(e.names)
 	return e, nil
 }
 

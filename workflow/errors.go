@@ -21,6 +21,8 @@ var (
 	ErrModeConflict = errors.New("channel is in use in another mode")
 	// ErrIDConflict is returned by Start when the id belongs to a run of another workflow or with another input.
 	ErrIDConflict = errors.New("id belongs to another run")
+	// ErrNotRetryable is returned by Retry for a run that is neither stuck nor failed, or that was compensated.
+	ErrNotRetryable = errors.New("the run cannot be retried")
 	// ErrOutcomeUnknown says that the connection was lost before the database confirmed: it may have been carried out or not.
 	ErrOutcomeUnknown = errors.New("outcome unknown: the connection was lost before the database confirmed")
 )

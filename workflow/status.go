@@ -25,6 +25,15 @@ func (s Status) Final() bool {
 	}
 }
 
+func (s Status) known() bool {
+	switch s {
+	case StatusReady, StatusRunning, StatusWaiting, StatusStuck:
+		return true
+	default:
+		return s.Final()
+	}
+}
+
 // EngineStatus is a snapshot of an Engine.
 type EngineStatus struct {
 	Worker     int64    // this worker's id; 0: it has none (client only, not started, or its lease is lost)

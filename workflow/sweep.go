@@ -45,34 +45,14 @@ func (e *Engine) SweepChannelTimeouts(ctx context.Context) (int, error) {
 	return e.sweepDeadlines(ctx, true)
 }
 
-// SweepRetention removes mail that reached a run while it ended, and returns how much. Mail of live runs is never removed.
-func (e *Engine) SweepRetention(ctx context.Context) (int, error) {
-	if err := e.check(); err != nil {
-		return 0, err
-	}
-	total := 0
-	page := &store.Page{Full: true}
-	for page.Full {
-		removed := new(int)
-		next := &store.Page{Last: page.Last}
-		if err := e.do(ctx, true, func(b *pgx.Batch) {
-			e.store.DiscardOrphanedMail(b, next, e.config.MaxMessagesPerBatch, removed)
-		}); err != nil {
-			return total, err
-		}
-		total += *removed
-		page = next
-	}
-	return total, nil
-}
-
 // NextDeadline returns the earliest deadline of any parked run, by this process's clock; ok is false if none has one.
 func (e *Engine) NextDeadline(ctx context.Context) (at time.Time, ok bool, err error) {
 	if err := e.check(); err != nil {
 		return time.Time{}, false, err
 	}
 	until := new(*time.Duration)
-	if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.NextDeadline(b, until) }); err != nil {
+	mark := e.deadlineMark()
+	if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.NextDeadline(b, mark, until) }); err != nil {
 		return time.Time{}, false, err
 	}
 	if *until == nil {
@@ -93,8 +73,14 @@ func (e *Engine) madeReady(runs []store.Named) {
 
 func (e *Engine) takeOver(ctx context.Context) (total int, err error) {
 	for {
+		began := time.Now()
+		full := e.owners.Begin(began)
 		taken := new([]store.Named)
-		if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.TakeOver(b, e.config.MaxWorkflowsPerBatch, taken) }); err != nil {
+		err := e.do(ctx, true, func(b *pgx.Batch) { e.store.TakeOver(b, e.config.MaxWorkflowsPerBatch, full, taken) })
+		if full {
+			e.owners.Took(time.Now(), time.Since(began))
+		}
+		if err != nil {
 			return total, err
 		}
 		total += len(*taken)
@@ -110,13 +96,19 @@ func (e *Engine) takeOver(ctx context.Context) (total int, err error) {
 }
 
 func (e *Engine) sweepMail(ctx context.Context) (total int, err error) {
-	page := &store.Page{Full: true}
-	for page.Full {
+	began := time.Now()
+	after, full := e.mail.begin(began)
+	page := &store.Page{Last: after, Full: true}
+	for first := true; page.Full; first = false {
 		next := &store.Page{Last: page.Last}
 		woken := new([]store.Named)
-		if err := e.do(ctx, true, func(b *pgx.Batch) {
+		err := e.do(ctx, true, func(b *pgx.Batch) {
 			e.store.SweepMail(b, next, e.config.MaxMessagesPerBatch, hotGrace, woken)
-		}); err != nil {
+		})
+		if first {
+			e.mail.end(next, full, time.Since(began), err)
+		}
+		if err != nil {
 			return total, err
 		}
 		total += len(*woken)
@@ -130,11 +122,19 @@ func (e *Engine) sweepDeadlines(ctx context.Context, receiving bool) (total int,
 	if err := e.check(); err != nil {
 		return 0, err
 	}
-	for {
-		due := new([]store.Named)
-		if err := e.do(ctx, true, func(b *pgx.Batch) {
-			e.store.SweepDeadlines(b, receiving, e.config.MaxTimersPerBatch, hotGrace, due)
-		}); err != nil {
+	marked := &e.sleeping
+	if receiving {
+		marked = &e.receiving
+	}
+	for first := true; ; first = false {
+		began := time.Now()
+		from, full := marked.begin(began, first)
+		seen, due := new(int64), new([]store.Named)
+		err := e.do(ctx, true, func(b *pgx.Batch) {
+			e.store.SweepDeadlines(b, receiving, e.config.MaxTimersPerBatch, hotGrace, from, deadlineMargin, seen, due)
+		})
+		marked.end(seen, full, time.Since(began), err)
+		if err != nil {
 			return total, err
 		}
 		total += len(*due)
@@ -163,8 +163,9 @@ func (e *Engine) takeoverLoop(ctx context.Context) {
 // worker is dead or has shut down, and River's leader, which sweeps them too, may have been that worker.
 func (e *Engine) armCold(ctx context.Context) (int, error) {
 	deadlines := new([]store.Deadline)
+	mark := e.deadlineMark()
 	if err := e.do(ctx, true, func(b *pgx.Batch) {
-		e.store.ColdDeadlines(b, e.names, e.config.FallbackInterval, maxTally, deadlines)
+		e.store.ColdDeadlines(b, e.names, e.config.FallbackInterval, maxTally, mark, deadlines)
 	}); err != nil {
 		return 0, err
 	}
@@ -210,7 +211,12 @@ func (e *Engine) sweepMailHeardOf(ctx context.Context) error {
 		return nil
 	}
 	woken := new([]store.Named)
-	if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.SweepMailFor(b, keys(runs), keys(channels), woken) }); err != nil {
+	ids, names := keys(runs), keys(channels)
+	since := make([]int64, len(names))
+	for i, name := range names {
+		since[i] = e.mail.since(name)
+	}
+	if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.SweepMailFor(b, ids, names, since, woken) }); err != nil {
 		return err
 	}
 	e.madeReady(*woken)
@@ -244,6 +250,7 @@ func (e *Engine) safetyNet(ctx context.Context) {
 			continue
 		}
 		swept = time.Now()
+		e.mail.reset()
 		e.orphans.give()
 		e.sweepUntilDone(ctx, "all", e.SweepResume, e.SweepTimers, e.SweepChannelTimeouts, e.armCold)
 	}

@@ -81,6 +81,7 @@ func (r *run) receive(channel string, timeout time.Duration) (storedMessage, err
 
 // wait returns once the run may go on: with a message, or because its deadline has passed.
 func (r *run) wait(ask store.Wait) (outcome string, message []byte) {
+	ask.Since = r.engine.mail.since(ask.Channel)
 	for {
 		ask.Fence = store.Fence{ID: r.id, Token: r.token}
 		r.checkpoint()
@@ -91,6 +92,7 @@ func (r *run) wait(ask store.Wait) (outcome string, message []byte) {
 			r.giveUp(err)
 		}
 		r.pending = nil // carried out before the wait, in the same stream
+		r.engine.mail.took(ask.Channel, waited.Shared)
 		if waited.Outcome != store.Parked {
 			return waited.Outcome, waited.Message
 		}
@@ -102,6 +104,7 @@ func (r *run) wait(ask store.Wait) (outcome string, message []byte) {
 		if resumed.outcome != claimed {
 			return resumed.outcome, resumed.message
 		}
+		ask.Since = 0 // a sweep has found what the look from the mark on did not
 	}
 }
 

@@ -36,6 +36,7 @@ func (e *Engine) listen(ctx context.Context, subscription *bus.Subscription) {
 // heard takes a channel_message notification to the run it is for.
 func (e *Engine) heard(ctx context.Context, notification bus.Notification) {
 	if notification.CatchUp {
+		e.mail.reset()
 		e.lookForAll()
 		e.mailRuns.tooMany()
 		return
@@ -46,6 +47,7 @@ func (e *Engine) heard(ctx context.Context, notification bus.Notification) {
 			"channel", notification.Channel, "payload", fmt.Sprintf("%.100q", notification.Payload))
 		return
 	}
+	e.mail.note(message.ChannelName, message.MessageID)
 	if message.TargetInstanceID == "" {
 		e.published.add(message.ChannelName)
 		return
@@ -70,6 +72,7 @@ func (e *Engine) arrived(channel, receiver string) {
 func (e *Engine) sent(messages []store.Sent) {
 	for _, message := range messages {
 		e.config.Notifier.Notify(e.config.Channels.ChannelMessage, announcement(message))
+		e.mail.note(message.Channel, message.ID)
 		switch {
 		case !e.executes():
 		case message.Receiver == "":
@@ -122,7 +125,7 @@ func (e *Engine) lookLocked(r *run) {
 	if r.phase != parked {
 		return
 	}
-	e.committer.Look(asWake(r.waiting.wait), func(found bool, err error) {
+	e.committer.Look(e.asWake(r.waiting.wait), func(found bool, err error) {
 		if err != nil {
 			if !errors.Is(err, commit.ErrClosed) {
 				e.logger.Warn("look for mail failed; the next sweep will find it", "instance_id", r.id, "error", err)
@@ -148,8 +151,11 @@ func (e *Engine) lookForAll() {
 	}
 }
 
-func asWake(wait store.Wait) store.Wake {
-	return store.Wake{Fence: wait.Fence, Position: wait.Position, Channel: wait.Channel, Competing: wait.Competing}
+func (e *Engine) asWake(wait store.Wait) store.Wake {
+	return store.Wake{
+		Fence: wait.Fence, Position: wait.Position, Channel: wait.Channel, Competing: wait.Competing,
+		Since: e.mail.since(wait.Channel),
+	}
 }
 
 // wakeLocked tries to let a parked run go on. One attempt is under way at a time; a reason that comes meanwhile causes
@@ -163,12 +169,13 @@ func (e *Engine) wakeLocked(r *run) {
 		return
 	}
 	r.waking, r.wakeAgain = true, false
-	ask := asWake(r.waiting.wait)
+	ask := e.asWake(r.waiting.wait)
 	e.committer.Wake(e.lease.ID(), ask, func(waited store.Waited, err error) { e.woken(r, ask, waited, err) })
 }
 
 // woken continues a run with the outcome of a wake operation.
 func (e *Engine) woken(r *run, ask store.Wake, waited store.Waited, err error) {
+	e.mail.took(ask.Channel, waited.Shared)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if r.phase != parked || r.token != ask.Token {
@@ -284,7 +291,11 @@ func (e *Engine) tellResumable(id, workflow string) {
 }
 
 func (e *Engine) tellTimer(id string, position int32, firesAtMicros int64) {
-	e.config.Notifier.Notify(e.config.Channels.TimerExpired, bus.Encode(bus.TimerRegistered{
+	e.config.Notifier.Notify(e.config.Channels.TimerExpired, timerAnnouncement(id, position, firesAtMicros))
+}
+
+func timerAnnouncement(id string, position int32, firesAtMicros int64) string {
+	return bus.Encode(bus.TimerRegistered{
 		InstanceID: id, TimerID: fmt.Sprintf("timer:%d", position), ExpiresAt: time.UnixMicro(firesAtMicros).UTC(),
-	}))
+	})
 }

@@ -4,17 +4,30 @@
 -- that the slot's previous owner did. In one statement the snapshot would be older than the lock, and a batch could
 -- overtake an event that just went into backoff. The probes are scalar subqueries with a limit, because an EXISTS may
 -- become a hash of the whole backlog. A slot that is already $1's comes first: its claim was lost on the way back.
-with free as (
-    select s.slot
-    from romancy.outbox_slots s
-    where s.slot >= 0
-      and (s.owner is null or s.owner = $1::text or s.lease_until < clock_timestamp())
+-- The current row of a slot is the one with the highest token, and ready events begin at its low-water mark: so neither former
+-- rows nor delivered events are read while an old snapshot keeps them from being removed (see low.sql). Leaves the
+-- slot and its token in a setting for the rest of the transaction.
+with current as materialized (
+    select c.*
+    from generate_series(0, 63) as n(slot) cross join lateral (
+        select s.slot, s.token, s.owner, s.lease_until, s.low
+        from romancy.outbox_slots s where s.slot = n.slot order by s.token desc limit 1
+    ) c
+), candidate as materialized (
+    select c.slot, c.token
+    from current c
+    where (c.owner is null or c.owner = $1::text or c.lease_until < clock_timestamp())
       and ((select true from romancy.outbox o
-            where o.slot = s.slot and o.dead_at is null and o.next_at is null
+            where o.slot = c.slot and o.dead_at is null and o.next_at is null and o.id >= c.low
             order by o.id limit 1)
         or (select true from romancy.outbox o
-            where o.slot = s.slot and o.dead_at is null and o.next_at <= statement_timestamp()
+            where o.slot = c.slot and o.dead_at is null and o.next_at <= statement_timestamp()
             order by o.next_at limit 1))
+), free as (
+    select s.slot, s.token
+    from candidate c cross join romancy.outbox_slots s
+    where s.slot = any (array[c.slot]) and s.token = any (array[c.token])
+      and (s.owner is null or s.owner = $1::text or s.lease_until < clock_timestamp())
     order by (s.owner is not distinct from $1::text) desc, s.served_at
     limit 1
     for update of s skip locked
@@ -22,24 +35,27 @@ with free as (
 update romancy.outbox_slots s
 set owner = $1::text, token = s.token + 1, served_at = clock_timestamp(),
     lease_until = clock_timestamp() + $2::bigint * interval '1 millisecond'
-where s.slot = (select slot from free);
+from free f
+where s.slot = any (array[f.slot]) and s.token = any (array[f.token])
+returning set_config('romancy.outbox_slot', s.slot || ' ' || s.token, true);
 
 -- name: ClaimBatch
 -- Takes the next events of the slot that $1 just took, at most $2 of them and at most $3 bytes unless one alone is larger,
 -- and counts the attempt. Without a slot it returns nothing; with a slot at least one row, whose event is null if all
 -- candidates turned out to be blocked.
-with mine as materialized (
-    select s.slot, s.token
-    from romancy.outbox_slots s
-    where s.slot >= 0 and s.owner = $1::text
-    order by s.served_at desc limit 1
+with taken_slot as materialized (
+    select string_to_array(nullif(current_setting('romancy.outbox_slot', true), ''), ' ') as part
+), mine as materialized (
+    select s.slot, s.token, s.low
+    from taken_slot t cross join romancy.outbox_slots s
+    where s.slot = any (array[t.part[1]::integer]) and s.token = any (array[t.part[2]::bigint]) and s.owner = $1::text
 ), candidate as materialized (
     select c.id, c.key, c.taken, c.size
     from mine
     cross join lateral (
         (select o.id, o.key, o.taken, octet_length(o.payload) as size
          from romancy.outbox o
-         where o.slot = mine.slot and o.dead_at is null and o.next_at is null
+         where o.slot = mine.slot and o.dead_at is null and o.next_at is null and o.id >= mine.low
          order by o.id limit $2::bigint)
         union all
         (select o.id, o.key, o.taken, octet_length(o.payload)
@@ -66,6 +82,12 @@ with mine as materialized (
           where not j.blocked
           window batch as (order by j.id rows unbounded preceding)) p
     where p.place = 1 or (p.suspects = 0 and p.bytes <= $3::bigint)
+), lowered as (
+    -- An event out of backoff is among the ready ones again if this relay dies, and what is held behind it if it is published.
+    update romancy.outbox_slots s
+    set low = (select min(id) from picked)
+    from mine
+    where s.slot = any (array[mine.slot]) and s.token = any (array[mine.token]) and s.low > (select min(id) from picked)
 ), held as (
     -- Each blocked event is moved out of the way once, and back once by Settle.
     update romancy.outbox o
@@ -84,15 +106,21 @@ from mine left join taken t on true;
 -- What comes next, in the snapshot after the claim: whether $1 got a slot and another free slot has something to do, and,
 -- if it got none, in how many milliseconds something will be: an event comes out of backoff, or the lease of an owner who
 -- may have died ends.
-with mine as materialized (
-    select true as found from romancy.outbox_slots s where s.slot >= 0 and s.owner = $1::text limit 1
+with current as materialized (
+    select c.*
+    from generate_series(0, 63) as n(slot) cross join lateral (
+        select s.slot, s.token, s.owner, s.lease_until, s.low
+        from romancy.outbox_slots s where s.slot = n.slot order by s.token desc limit 1
+    ) c
+), mine as materialized (
+    select true as found from current c where c.owner = $1::text limit 1
 ), more as materialized (
     select true as found
-    from romancy.outbox_slots s
-    where s.slot >= 0 and (select found from mine)
+    from current s
+    where (select found from mine)
       and (s.owner is null or s.lease_until < clock_timestamp())
       and ((select true from romancy.outbox o
-            where o.slot = s.slot and o.dead_at is null and o.next_at is null
+            where o.slot = s.slot and o.dead_at is null and o.next_at is null and o.id >= s.low
             order by o.id limit 1)
         or (select true from romancy.outbox o
             where o.slot = s.slot and o.dead_at is null and o.next_at <= statement_timestamp()
@@ -107,14 +135,14 @@ with mine as materialized (
          order by o.next_at limit 1),
         case when s.owner is not null
               and ((select true from romancy.outbox o
-                    where o.slot = s.slot and o.dead_at is null and o.next_at is null
+                    where o.slot = s.slot and o.dead_at is null and o.next_at is null and o.id >= s.low
                     order by o.id limit 1)
                 or (select true from romancy.outbox o
                     where o.slot = s.slot and o.dead_at is null and o.next_at <= statement_timestamp()
                     order by o.next_at limit 1))
              then s.lease_until end) as at
-    from romancy.outbox_slots s
-    where s.slot >= 0 and (select found from mine) is null
+    from current s
+    where (select found from mine) is null
 )
 select coalesce((select found from more), false),
        (select extract(epoch from min(due.at) - clock_timestamp()) * 1000

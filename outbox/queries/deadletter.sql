@@ -7,9 +7,27 @@ order by o.dead_at, o.id
 limit $3::bigint;
 
 -- name: RequeueDeadLetters
+-- The low-water marks of their slots make way for them, also where that changes nothing: whoever is raising a mark in between
+-- then sees that the row is another. Slots are locked in order and before anything else.
+with asked as materialized (
+    select o.id, o.slot from romancy.outbox o
+    where o.event_id = any ($1::text[]) and o.dead_at is not null
+), slots as materialized (
+    select s.slot from romancy.outbox_slots s
+    where s.slot = any (array(select slot from asked))
+    order by s.slot
+    for update
+), lowered as (
+    update romancy.outbox_slots s
+    set low = least(s.low, (select min(a.id) from asked a where a.slot = f.slot))
+    from slots f
+    where s.slot = any (array[f.slot])
+    returning s.slot
+)
 update romancy.outbox o
 set dead_at = null, next_at = null, taken = null, attempts = 0
-where o.event_id = any ($1::text[]) and o.dead_at is not null;
+where o.id = any (array(select id from asked)) and o.dead_at is not null
+  and o.slot = any (array(select slot from lowered));
 
 -- name: DiscardDeadLetters
 delete from romancy.outbox o

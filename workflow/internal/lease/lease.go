@@ -5,6 +5,7 @@ package lease
 import (
 	"context"
 	"log/slog"
+	"math"
 	"sync/atomic"
 	"time"
 
@@ -21,6 +22,8 @@ type Config struct {
 	Label     string
 	Lease     time.Duration // renewed three times as often
 	Listening func() bool   // shown in the worker's row
+	// Answered is called after each heartbeat that the database has answered. It must not block.
+	Answered func()
 	// Lost is called when the lease has run out, or is about to and cannot be renewed: stop everything. It must not block.
 	Lost func()
 	// Registered is called when the worker has a new id after that.
@@ -35,11 +38,13 @@ type Keeper struct {
 	config     Config
 	id         atomic.Int64
 	validUntil time.Time // by the monotonic clock; Run's
-	others     int       // workers at the last heartbeat; Run's
+	// others is how many workers there were at the last heartbeat; before the first, more than there can be: one may leave
+	// between this one's start and its first heartbeat. Run's.
+	others int
 }
 
 // New returns a keeper without an id.
-func New(config Config) *Keeper { return &Keeper{config: config} }
+func New(config Config) *Keeper { return &Keeper{config: config, others: math.MaxInt} }
 
 // ID returns the worker's id; 0 while it has none.
 func (k *Keeper) ID() int64 { return k.id.Load() }
@@ -122,6 +127,9 @@ func (k *Keeper) renew(ctx context.Context) (answer *store.Beat, ok bool) {
 				k.config.Store.Heartbeat(b, k.ID(), k.config.Listening(), k.config.Lease, answer)
 			}, then)
 		})
+		if err == nil {
+			k.config.Answered()
+		}
 		switch {
 		case err == nil && answer.Alive:
 			k.validUntil = asked.Add(k.config.Lease)
@@ -143,6 +151,7 @@ func (k *Keeper) renew(ctx context.Context) (answer *store.Beat, ok bool) {
 // replace gives up the lost id and obtains a new one, however long it takes.
 func (k *Keeper) replace(ctx context.Context) {
 	k.id.Store(0)
+	k.others = math.MaxInt // nobody has counted meanwhile
 	k.config.Lost()
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
 		attempt, cancel := context.WithTimeout(ctx, k.config.Lease)

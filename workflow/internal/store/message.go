@@ -86,6 +86,7 @@ type Subscribe struct {
 // SubscribeRuns records and carries out subscriptions; done is called for each run still owned, with the mode in which the
 // channel is in use if that is another.
 func (s *Store) SubscribeRuns(b *pgx.Batch, rows []Subscribe, done func(ord int, taken string)) {
+	b.Queue(s.queries.Get("LockChannels"), column(rows, func(r Subscribe) string { return r.Channel }))
 	b.Queue(s.queries.Get("SubscribeRuns"),
 		column(rows, func(r Subscribe) string { return r.ID }),
 		column(rows, func(r Subscribe) int64 { return r.Token }),

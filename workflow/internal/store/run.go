@@ -101,9 +101,33 @@ type Claimed struct {
 	Input    []byte
 }
 
-// ClaimReady makes worker the owner of up to limit ready runs of each of the workflows, oldest first.
-func (s *Store) ClaimReady(b *pgx.Batch, workflows []string, worker int64, limit int, into *[]Claimed) {
-	b.Queue(s.queries.Get("ClaimReady"), workflows, worker, limit).Query(collectClaimed(into))
+// Look is the answer to a claim of ready runs.
+type Look struct {
+	Claimed []Claimed
+	ReadyAt []int64 // since when each of them was ready, in microseconds since 1970
+	Mark    int64   // margin before the statement, in microseconds since 1970
+	Took    time.Duration
+}
+
+// ClaimReady makes worker the owner of up to limit ready runs of each of the workflows, oldest first, beginning at its mark.
+func (s *Store) ClaimReady(b *pgx.Batch, workflows []string, marks []int64, worker int64, limit int, margin time.Duration, into *Look) {
+	b.Queue(s.queries.Get("ClaimReady"), workflows, worker, limit, marks, margin.Microseconds()).Query(func(rows pgx.Rows) error {
+		*into = Look{}
+		for rows.Next() {
+			var took int64
+			var id, workflow, input *string
+			var token, readyAt *int64
+			if err := rows.Scan(&into.Mark, &took, &id, &workflow, &token, &input, &readyAt); err != nil {
+				return err
+			}
+			into.Took = time.Duration(took) * time.Microsecond
+			if id != nil {
+				into.Claimed = append(into.Claimed, Claimed{ID: *id, Workflow: *workflow, Token: *token, Input: bytes(input)})
+				into.ReadyAt = append(into.ReadyAt, *readyAt)
+			}
+		}
+		return rows.Err()
+	})
 }
 
 // ClaimWaiting makes worker the owner of those of the runs that are parked and due.

@@ -42,9 +42,10 @@ func (s *Store) DeregisterWorker(b *pgx.Batch, worker int64) {
 	b.Queue(s.queries.Get("DeregisterWorker"), worker)
 }
 
-// TakeOver makes up to limit runs of each dead worker ready and removes dead workers that own nothing.
-func (s *Store) TakeOver(b *pgx.Batch, limit int, into *[]Named) {
-	b.Queue(s.queries.Get("TakeOver"), limit).Query(collectNamed(into))
+// TakeOver makes up to limit runs of each dead worker ready and removes dead workers that own nothing. A full look finds the
+// runs of workers that nothing else is known of, too.
+func (s *Store) TakeOver(b *pgx.Batch, limit int, full bool, into *[]Named) {
+	b.Queue(s.queries.Get("TakeOver"), limit, full).Query(collectNamed(into))
 	b.Queue(s.queries.Get("BuryWorkers"))
 }
 
@@ -57,8 +58,9 @@ func collectNamed(into *[]Named) func(pgx.Rows) error {
 
 // Page is where a sweep through the mailbox has come to.
 type Page struct {
-	Last int64 // the last message looked at
-	Full bool  // there may be more
+	First int64 // the first message looked at; 0: there was none
+	Last  int64 // the last message looked at
+	Full  bool  // there may be more
 }
 
 // SweepMail makes parked runs with mail ready, looking at limit messages after page.Last.
@@ -66,14 +68,14 @@ func (s *Store) SweepMail(b *pgx.Batch, page *Page, limit int, grace time.Durati
 	b.Queue(s.queries.Get("SweepMail"), page.Last, limit, grace.Microseconds()).Query(func(rows pgx.Rows) error {
 		*into = (*into)[:0]
 		for rows.Next() {
-			var last *int64
+			var first, last *int64
 			var count int64
 			var id, workflow *string
-			if err := rows.Scan(&last, &count, &id, &workflow); err != nil {
+			if err := rows.Scan(&first, &last, &count, &id, &workflow); err != nil {
 				return err
 			}
 			if last != nil {
-				page.Last = *last
+				page.First, page.Last = *first, *last
 			}
 			page.Full = count == int64(limit)
 			if id != nil {
@@ -85,15 +87,25 @@ func (s *Store) SweepMail(b *pgx.Batch, page *Page, limit int, grace time.Durati
 }
 
 // SweepMailFor does the same for these runs and the subscribers of these channels, those in a listening worker's memory
-// left out.
-func (s *Store) SweepMailFor(b *pgx.Batch, runs, channels []string, into *[]Named) {
-	b.Queue(s.queries.Get("SweepMailFor"), runs, channels).Query(collectNamed(into))
+// left out. since: where the messages for whoever competes begin, for each channel.
+func (s *Store) SweepMailFor(b *pgx.Batch, runs, channels []string, since []int64, into *[]Named) {
+	b.Queue(s.queries.Get("SweepMailFor"), runs, channels, since).Query(collectNamed(into))
 }
 
 // SweepDeadlines makes up to limit parked runs ready whose deadline has passed: those that wait for messages, or those that
-// wait for time alone.
-func (s *Store) SweepDeadlines(b *pgx.Batch, receiving bool, limit int, grace time.Duration, into *[]Named) {
-	b.Queue(s.queries.Get("SweepDeadlines"), receiving, limit, grace.Microseconds()).Query(collectNamed(into))
+// wait for time alone. It begins at mark; seen is where it has come to, margin before now at most.
+func (s *Store) SweepDeadlines(b *pgx.Batch, receiving bool, limit int, grace time.Duration, mark int64, margin time.Duration, seen *int64, into *[]Named) {
+	b.Queue(s.queries.Get("SweepDeadlines"), receiving, limit, grace.Microseconds(), mark, margin.Microseconds()).Query(func(rows pgx.Rows) error {
+		*into = (*into)[:0]
+		var id, workflow *string
+		_, err := pgx.ForEachRow(rows, []any{seen, &id, &workflow}, func() error {
+			if id != nil {
+				*into = append(*into, Named{ID: *id, Workflow: *workflow})
+			}
+			return nil
+		})
+		return err
+	})
 }
 
 // Deadline is when a parked run is due.
@@ -103,9 +115,9 @@ type Deadline struct {
 }
 
 // ColdDeadlines fetches up to limit deadlines within horizon of parked runs of these workflows that no live worker holds in
-// memory.
-func (s *Store) ColdDeadlines(b *pgx.Batch, workflows []string, horizon time.Duration, limit int, into *[]Deadline) {
-	b.Queue(s.queries.Get("ColdDeadlines"), workflows, horizon.Microseconds(), limit).Query(func(rows pgx.Rows) error {
+// memory, from mark on.
+func (s *Store) ColdDeadlines(b *pgx.Batch, workflows []string, horizon time.Duration, limit int, mark int64, into *[]Deadline) {
+	b.Queue(s.queries.Get("ColdDeadlines"), workflows, horizon.Microseconds(), limit, mark).Query(func(rows pgx.Rows) error {
 		*into = (*into)[:0]
 		var due Deadline
 		var micros int64
@@ -118,9 +130,9 @@ func (s *Store) ColdDeadlines(b *pgx.Batch, workflows []string, horizon time.Dur
 	})
 }
 
-// NextDeadline stores the time until the earliest deadline of any parked run; nil when none has one.
-func (s *Store) NextDeadline(b *pgx.Batch, into **time.Duration) {
-	b.Queue(s.queries.Get("NextDeadline")).Query(func(rows pgx.Rows) error {
+// NextDeadline stores the time until the earliest deadline of any parked run, from mark on; nil when none has one.
+func (s *Store) NextDeadline(b *pgx.Batch, mark int64, into **time.Duration) {
+	b.Queue(s.queries.Get("NextDeadline"), mark).Query(func(rows pgx.Rows) error {
 		*into = nil
 		var micros int64
 		_, err := pgx.ForEachRow(rows, []any{&micros}, func() error {

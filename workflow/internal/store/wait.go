@@ -21,6 +21,7 @@ type Wait struct {
 	TimerName     string
 	DelayMicros   *int64 // the deadline, from now
 	AtMicros      *int64 // the deadline, since 1970
+	Since         int64  // competing: where the messages for whoever competes begin
 }
 
 // Waited is what came of it.
@@ -29,6 +30,7 @@ type Waited struct {
 	Message         []byte // the receive record
 	FiresAtMicros   *int64 // the deadline, since 1970; nil: none
 	RemainingMicros *int64 // until the deadline
+	Shared          int64  // the message was one for whoever competes: its id
 }
 
 func (w Waited) clone() Waited {
@@ -51,6 +53,7 @@ func (s *Store) WaitRuns(b *pgx.Batch, rows []Wait, waited func(ord int, result 
 		column(rows, func(r Wait) *string { return orNull(r.TimerName) }),
 		column(rows, func(r Wait) *int64 { return r.DelayMicros }),
 		column(rows, func(r Wait) *int64 { return r.AtMicros }),
+		column(rows, func(r Wait) int64 { return r.Since }),
 	).Query(eachWaited(waited))
 }
 
@@ -60,6 +63,7 @@ type Wake struct {
 	Position  int32
 	Channel   string
 	Competing bool
+	Since     int64 // competing: where the messages for whoever competes begin
 }
 
 // WakeRuns makes worker the owner of those parked runs whose message or deadline is there; woken is called for each that
@@ -72,6 +76,7 @@ func (s *Store) WakeRuns(b *pgx.Batch, rows []Wake, worker int64, woken func(ord
 		column(rows, func(r Wake) *string { return orNull(r.Channel) }),
 		column(rows, func(r Wake) bool { return r.Competing }),
 		worker,
+		column(rows, func(r Wake) int64 { return r.Since }),
 	).Query(eachWaited(woken))
 }
 
@@ -81,8 +86,12 @@ func eachWaited(do func(ord int, result Waited)) func(pgx.Rows) error {
 			var ord int
 			var result Waited
 			var message *string
-			if err := rows.Scan(&ord, &result.Outcome, &message, &result.FiresAtMicros, &result.RemainingMicros); err != nil {
+			var shared *int64
+			if err := rows.Scan(&ord, &result.Outcome, &message, &result.FiresAtMicros, &result.RemainingMicros, &shared); err != nil {
 				return err
+			}
+			if shared != nil {
+				result.Shared = *shared
 			}
 			result.Message = bytes(message)
 			do(ord-1, result)
@@ -97,6 +106,7 @@ func (s *Store) LookForMail(b *pgx.Batch, rows []Wake, found func(ord int)) {
 		column(rows, func(r Wake) string { return r.ID }),
 		column(rows, func(r Wake) string { return r.Channel }),
 		column(rows, func(r Wake) bool { return r.Competing }),
+		column(rows, func(r Wake) int64 { return r.Since }),
 	).Query(func(rows pgx.Rows) error {
 		var ord int
 		_, err := pgx.ForEachRow(rows, []any{&ord}, func() error { found(ord - 1); return nil })

@@ -47,8 +47,14 @@ select 'sent', null::bigint, id, channel, mode, receiver from sent
 union all
 select 'done', a.ord, case when a.found is false then 0 else 1 end, null, null, null from ask a where a.allowed;
 
+-- name: LockChannels
+-- Two that subscribe to a channel in different modes at the same moment must not both find it free. Held until the commit of
+-- the flush, which waits for nobody else; in one order, so that two flushes do not wait for each other.
+select pg_advisory_xact_lock(hashtextextended(c.channel, 'romancy.subscriptions'::regclass::oid::bigint))
+from (select distinct a.channel from unnest($1::text[]) as a(channel) order by 1) c;
+
 -- name: SubscribeRuns
--- A channel has one mode at a time, for as long as anybody is subscribed. mode null unsubscribes.
+-- A channel has one mode at a time, for as long as anybody is subscribed. mode null unsubscribes. LockChannels comes before it.
 with ask as materialized (
     select *
     from unnest($1::text[], $2::bigint[], $3::integer[], $4::text[], $5::text[])
@@ -56,20 +62,25 @@ with ask as materialized (
 ), owned as materialized (
     select a.*, (select s.mode from romancy.subscriptions s
                  where s.channel = a.channel and s.mode = case a.mode when 'broadcast' then 'competing' else 'broadcast' end
-                   and s.instance_id <> a.id limit 1) as taken
+                   and s.instance_id <> a.id limit 1) as held
     from ask a cross join lateral (
         select 1 from romancy.instances i where i.id = a.id and i.token = a.token and i.status || '' = 'running' offset 0
     ) fence
+), decided as materialized (
+    -- Of those in this batch the first that can be has its mode, and the others have to agree with it.
+    select f.*, coalesce(f.held, case when f.mode <> f.leading then f.leading end) as taken
+    from (select o.*, first_value(o.mode) over (partition by o.channel order by o.mode is null or o.held is not null, o.ord) as leading
+          from owned o) f
 ), recorded as (
     insert into romancy.history (instance_id, position, token, kind, name, payload)
-    select o.id, o.position, o.token, case when o.mode is null then 'unsubscribe' else 'subscribe' end, o.channel,
-           json_build_object('mode', o.mode, 'taken', o.taken)
-    from owned o
+    select d.id, d.position, d.token, case when d.mode is null then 'unsubscribe' else 'subscribe' end, d.channel,
+           json_build_object('mode', d.mode, 'taken', case when d.mode is not null then d.taken end)
+    from decided d
 ), added as (
     insert into romancy.subscriptions (instance_id, channel, mode)
-    select o.id, o.channel, o.mode from owned o where o.mode is not null and o.taken is null
+    select d.id, d.channel, d.mode from decided d where d.mode is not null and d.taken is null
     on conflict (instance_id, channel) do update set mode = excluded.mode
 ), removed as (
-    delete from romancy.subscriptions s using owned o where o.mode is null and s.instance_id = any (array[o.id]) and s.channel = any (array[o.channel])
+    delete from romancy.subscriptions s using decided d where d.mode is null and s.instance_id = any (array[d.id]) and s.channel = any (array[d.channel])
 )
-select o.ord, o.taken from owned o;
+select d.ord, case when d.mode is not null then d.taken end from decided d;

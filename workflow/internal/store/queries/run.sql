@@ -30,25 +30,38 @@ from unnest($1::text[]) as a(id) cross join lateral (
 ) i;
 
 -- name: ClaimReady
--- One index range a workflow, so that a flood of one workflow, or of one nobody here knows, hides no other. A worker whose
--- lease has run out, and who may not know it yet, gets nothing.
+-- One index range a workflow, so that a flood of one workflow, or of one nobody here knows, hides no other. Each begins at
+-- its low-water mark ($4, microseconds; at 0 for a full look), or $5 microseconds ago if the clock has been set back beyond
+-- that: while an old snapshot is open, all that was ever ready before would have to be stepped over. A worker whose lease
+-- has run out, and who may not know it yet, gets nothing.
+-- Also returned, whether there are rows or not: where a mark may be now that everything before was seen, and how long the
+-- statement has taken.
 with found as materialized (
     select r.id
-    from unnest($1::text[]) as w(name) cross join lateral (
+    from unnest($1::text[], $4::bigint[]) as w(name, since_us) cross join lateral (
         select i.id
         from romancy.instances i
         where i.status = 'ready' and i.workflow = w.name
+          and i.ready_at >= least(to_timestamp(0) + w.since_us * interval '1 microsecond',
+                                  statement_timestamp() - $5::bigint * interval '1 microsecond')
           and exists (select 1 from romancy.workers me where me.id = $2::bigint and me.lease_until > clock_timestamp())
         order by i.ready_at
         limit $3::bigint
         for no key update of i skip locked
     ) r
+), claimed as (
+    update romancy.instances i
+    set status = 'running', worker = $2::bigint, token = i.token + 1
+    from found f
+    where i.id = any (array[f.id])
+    returning i.id, i.workflow, i.token, i.input::text as input, i.ready_at
+), told as materialized (
+    select count(*) as claimed, (extract(epoch from statement_timestamp()) * 1000000)::bigint - $5::bigint as mark_us,
+           (extract(epoch from clock_timestamp() - statement_timestamp()) * 1000000)::bigint as took_us
+    from claimed
 )
-update romancy.instances i
-set status = 'running', worker = $2::bigint, token = i.token + 1
-from found f
-where i.id = any (array[f.id])
-returning i.id, i.workflow, i.token, i.input::text;
+select t.mark_us, t.took_us, c.id, c.workflow, c.token, c.input, (extract(epoch from c.ready_at) * 1000000)::bigint
+from told t left join claimed c on true;
 
 -- name: ClaimWaiting
 -- A named run that is due although nobody here holds it in memory any more.

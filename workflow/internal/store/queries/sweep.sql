@@ -1,5 +1,6 @@
 -- name: SweepMail
--- Parked runs with mail become ready. Driven by the mailbox, page by page after $1. A run that a live, listening worker holds
+-- Parked runs with mail become ready. Driven by the mailbox, page by page after $1; the first page tells where the mailbox
+-- begins. A run that a live, listening worker holds
 -- in memory is left to that worker for $3 microseconds: it needs help only if the notification was lost.
 with page as materialized (
     select m.id, m.channel, m.receiver, m.created_at
@@ -41,12 +42,12 @@ with page as materialized (
     where i.id = any (array[f.id])
     returning i.id, i.workflow
 )
-select (select max(id) from page), (select count(*) from page), w.id, w.workflow
+select (select min(id) from page), (select max(id) from page), (select count(*) from page), w.id, w.workflow
 from (select 1) as one left join woken w on true;
 
 -- name: SweepMailFor
 -- The same for runs ($1) and for the subscribers of channels ($2) that a message was announced for, unless a live, listening
--- worker holds them in memory.
+-- worker holds them in memory. Messages for whoever competes count on those channels, from $3 on.
 with candidates as materialized (
     select a.id from unnest($1::text[]) as a(id)
     union
@@ -64,7 +65,11 @@ with candidates as materialized (
           and (select true from unnest(i.wake_channels) as on_channel(name)
                where (select true from romancy.mailbox m where m.receiver = i.id and m.channel = on_channel.name limit 1)
                   or ((select s.mode from romancy.subscriptions s where s.instance_id = i.id and s.channel = on_channel.name) = 'competing'
-                      and (select true from romancy.mailbox m where m.receiver is null and m.channel = on_channel.name limit 1))
+                      and (select true from romancy.mailbox m
+                               where m.receiver is null and m.channel = on_channel.name
+                                 and m.id + 0 >= (select c.since from unnest($2::text[], $3::bigint[]) as c(name, since)
+                                                  where c.name = on_channel.name limit 1)
+                               limit 1))
                limit 1)
         for no key update of i skip locked
     ) i
@@ -77,39 +82,51 @@ returning i.id, i.workflow;
 
 -- name: SweepDeadlines
 -- Parked runs whose deadline has passed become ready: those waiting for messages ($1 true) or for time alone ($1 false). A
--- run that a live worker holds in memory is left to that worker for $3 microseconds.
+-- run that a live worker holds in memory is left to that worker for $3 microseconds. Begins at the low-water mark ($4,
+-- microseconds; 0 for a full look), or $5 microseconds ago if the clock has been set back beyond that.
+-- Also returned, whether there are rows or not: where the mark may be now.
 with found as materialized (
-    select i.id
+    select i.id, i.wake_at
     from romancy.instances i
     where i.status = 'waiting' and i.wake_at <= statement_timestamp()
+      and i.wake_at >= least(to_timestamp(0) + $4::bigint * interval '1 microsecond', statement_timestamp() - $5::bigint * interval '1 microsecond')
       and (i.wake_channels is not null) = $1::boolean
       and (i.wake_at <= clock_timestamp() - $3::bigint * interval '1 microsecond'
            or not exists (select 1 from romancy.workers w where w.id = i.worker and w.lease_until > clock_timestamp()))
     order by i.wake_at
     limit $2::bigint
     for no key update skip locked
+), woken as (
+    update romancy.instances i
+    set status = 'ready', ready_at = clock_timestamp(), worker = null
+    from found f
+    where i.id = any (array[f.id])
+    returning i.id, i.workflow
+), seen as materialized (
+    select least(statement_timestamp() - $5::bigint * interval '1 microsecond',
+                 case when count(*) = $2::bigint then max(f.wake_at) end) as until
+    from found f
 )
-update romancy.instances i
-set status = 'ready', ready_at = clock_timestamp(), worker = null
-from found f
-where i.id = any (array[f.id])
-returning i.id, i.workflow;
+select (extract(epoch from s.until) * 1000000)::bigint, w.id, w.workflow
+from seen s left join woken w on true;
 
 -- name: ColdDeadlines
--- Parked runs of the workflows $1 that no live worker holds in memory and whose deadline comes within $2 microseconds.
+-- Parked runs of the workflows $1 that no live worker holds in memory and whose deadline comes within $2 microseconds, from
+-- the low-water mark $4 on.
 select i.id, i.token, (extract(epoch from i.wake_at - clock_timestamp()) * 1000000)::bigint
 from romancy.instances i
 where i.status = 'waiting' and i.wake_at <= statement_timestamp() + $2::bigint * interval '1 microsecond'
+  and i.wake_at >= to_timestamp(0) + $4::bigint * interval '1 microsecond'
   and i.workflow = any ($1::text[])
   and not exists (select 1 from romancy.workers w where w.id = i.worker and w.lease_until > clock_timestamp())
 order by i.wake_at
 limit $3::bigint;
 
 -- name: NextDeadline
--- Microseconds until the earliest deadline of any parked run; no row when none has one.
+-- Microseconds until the earliest deadline of any parked run, from the low-water mark $1 on; no row when none has one.
 select (extract(epoch from i.wake_at - clock_timestamp()) * 1000000)::bigint
 from romancy.instances i
-where i.status = 'waiting' and i.wake_at is not null
+where i.status = 'waiting' and i.wake_at is not null and i.wake_at >= to_timestamp(0) + $1::bigint * interval '1 microsecond'
 order by i.wake_at
 limit 1;
 

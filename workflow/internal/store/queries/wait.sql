@@ -1,11 +1,12 @@
 -- name: WaitRuns
 -- A run that waits takes a message that is there, else notes that its deadline has passed, else parks. timer_position: the
--- deadline is new and is recorded there. position: where the outcome of a receive is recorded; null for a sleep.
+-- deadline is new and is recorded there. position: where the outcome of a receive is recorded; null for a sleep. since: where
+-- messages for whoever competes begin, because those that passed before are stepped over while an old snapshot is open.
 with ask as materialized (
     select a.*, case when a.at_us is not null then to_timestamp(0) + a.at_us * interval '1 microsecond'
                      else clock_timestamp() + a.delay_us * interval '1 microsecond' end as fires_at
-    from unnest($1::text[], $2::bigint[], $3::integer[], $4::text[], $5::boolean[], $6::integer[], $7::text[], $8::bigint[], $9::bigint[])
-        with ordinality as a(id, token, position, channel, competing, timer_position, timer_name, delay_us, at_us, ord)
+    from unnest($1::text[], $2::bigint[], $3::integer[], $4::text[], $5::boolean[], $6::integer[], $7::text[], $8::bigint[], $9::bigint[], $10::bigint[])
+        with ordinality as a(id, token, position, channel, competing, timer_position, timer_name, delay_us, at_us, since, ord)
 ), owned as materialized (
     select a.*
     from ask a cross join lateral (
@@ -36,7 +37,7 @@ with ask as materialized (
                json_build_object('id', m.id, 'channel', m.channel, 'sender', m.sender, 'sent_at', m.created_at,
                                  'metadata', m.metadata, 'body', m.payload) as message
         from romancy.mailbox m
-        where r.competing and r.own_id is null and m.receiver is null and m.channel = r.channel
+        where r.competing and r.own_id is null and m.receiver is null and m.channel = r.channel and m.id + 0 >= r.since
         order by m.id + 0
         limit 1 offset r.rank
         for update skip locked
@@ -70,7 +71,8 @@ with ask as materialized (
 )
 select o.ord, o.outcome, case when o.outcome = 'message' then o.message::text end,
        (extract(epoch from o.fires_at) * 1000000)::bigint,
-       (extract(epoch from o.fires_at - clock_timestamp()) * 1000000)::bigint
+       (extract(epoch from o.fires_at - clock_timestamp()) * 1000000)::bigint,
+       case when o.outcome = 'message' and o.own_id is null then o.message_id end
 from outcome o;
 
 -- name: WakeRuns
@@ -78,8 +80,8 @@ from outcome o;
 -- statement. Rows that somebody else is busy with are left alone, and a worker whose lease has run out wakes nothing.
 with ask as materialized (
     select *
-    from unnest($1::text[], $2::bigint[], $3::integer[], $4::text[], $5::boolean[])
-        with ordinality as a(id, token, position, channel, competing, ord)
+    from unnest($1::text[], $2::bigint[], $3::integer[], $4::text[], $5::boolean[], $7::bigint[])
+        with ordinality as a(id, token, position, channel, competing, since, ord)
 ), owned as materialized (
     select a.*, i.wake_at
     from ask a cross join lateral (
@@ -111,7 +113,7 @@ with ask as materialized (
                json_build_object('id', m.id, 'channel', m.channel, 'sender', m.sender, 'sent_at', m.created_at,
                                  'metadata', m.metadata, 'body', m.payload) as message
         from romancy.mailbox m
-        where r.competing and r.own_id is null and m.receiver is null and m.channel = r.channel
+        where r.competing and r.own_id is null and m.receiver is null and m.channel = r.channel and m.id + 0 >= r.since
         order by m.id + 0
         limit 1 offset r.rank
         for update skip locked
@@ -138,15 +140,16 @@ with ask as materialized (
 )
 select o.ord, o.outcome, case when o.outcome = 'message' then o.message::text end,
        (extract(epoch from o.wake_at) * 1000000)::bigint,
-       (extract(epoch from o.wake_at - clock_timestamp()) * 1000000)::bigint
+       (extract(epoch from o.wake_at - clock_timestamp()) * 1000000)::bigint,
+       case when o.outcome = 'message' and o.own_id is null then o.message_id end
 from outcome o;
 
 -- name: LookForMail
 -- The look after a park has committed: which of these runs have mail that came in between?
 select a.ord
-from unnest($1::text[], $2::text[], $3::boolean[]) with ordinality as a(id, channel, competing, ord)
+from unnest($1::text[], $2::text[], $3::boolean[], $4::bigint[]) with ordinality as a(id, channel, competing, since, ord)
 where (select true from romancy.mailbox m where m.receiver = a.id and m.channel = a.channel limit 1)
-   or (a.competing and (select true from romancy.mailbox m where m.receiver is null and m.channel = a.channel limit 1));
+   or (a.competing and (select true from romancy.mailbox m where m.receiver is null and m.channel = a.channel and m.id + 0 >= a.since limit 1));
 
 -- name: LetGo
 -- Parked runs that this worker no longer holds in memory.

@@ -21,10 +21,11 @@ select (select count(*) from beat),
 delete from romancy.workers where id = $1::bigint;
 
 -- name: TakeOver
--- The runs of workers whose lease has run out become ready again, and so do those of a worker that was buried while a write
--- of its was still on the way: owners steps through the index from one owner to the next.
+-- The runs of workers whose lease has run out become ready again. A full look ($2) finds also those of a worker that was
+-- buried while a write of its was still on the way: owners steps through the index from one owner to the next, over all that
+-- has ever been running if an old snapshot is open.
 with recursive owners (id) as (
-    (select i.worker from romancy.instances i where i.status = 'running' order by i.worker limit 1)
+    (select i.worker from romancy.instances i where $2::boolean and i.status = 'running' order by i.worker limit 1)
     union all
     select (select i.worker from romancy.instances i where i.status = 'running' and i.worker > o.id order by i.worker limit 1)
     from owners o where o.id is not null
@@ -32,6 +33,8 @@ with recursive owners (id) as (
     select o.id from owners o
     where o.id is not null
       and not exists (select 1 from romancy.workers w where w.id = o.id and w.lease_until > clock_timestamp())
+    union
+    select w.id from romancy.workers w where w.lease_until <= clock_timestamp()
 ), found as materialized (
     select r.id
     from dead d cross join lateral (

@@ -1,0 +1,300 @@
+package workflow
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/romancy-go/romancy/workflow/internal/store"
+)
+
+const (
+	// readTimeout bounds one look at runs from outside, the wait for a connection of the pool included.
+	readTimeout = 30 * time.Second
+	// defaultListLimit is how many runs a page of List holds.
+	defaultListLimit = 100
+	maxListLimit     = 1000
+	// listDepth is how many runs one statement of a filtered List looks at.
+	listDepth = 5000
+)
+
+// RunInfo describes a run, live or ended.
+type RunInfo struct {
+	ID            string
+	Workflow      string
+	Status        Status
+	Input         json.RawMessage
+	Output        json.RawMessage // of a completed run
+	Err           *RunError       // of a failed, cancelled or stuck run; else nil
+	Worker        string          // the label of the worker that executes it, or keeps it in memory; empty: none
+	Parent        string          // the run that started it as a child; empty: none
+	ContinuedFrom string          // the run that it continues; empty: none
+	CreatedAt     time.Time
+	EndedAt       time.Time // zero: it has not ended
+	WakeAt        time.Time // of a waiting run: its earliest deadline; zero: it has none
+	WaitingOn     []string  // of a waiting run: the channels whose messages wake it
+}
+
+// HistoryEntry is a recorded step of a run.
+type HistoryEntry struct {
+	Position   int    // of the command in the run, from 1
+	Kind       string // activity, compensation, timer, receive, publish, send, subscribe, unsubscribe, side_effect, ...
+	Name       string
+	Payload    json.RawMessage // as recorded; its form is the engine's own and may change between versions
+	RecordedAt time.Time
+	Attempts   []FailedAttempt
+}
+
+// FailedAttempt is an attempt of a step that failed and was, or will be, followed by another.
+type FailedAttempt struct {
+	Number   int
+	Type     string // see [Error.ErrorType]
+	Message  string
+	FailedAt time.Time
+	NextAt   time.Time // when the next attempt is due
+}
+
+// Get returns the run with this id. It returns ErrNotFound if there is none, ErrNotStarted and ErrClosed.
+func (e *Engine) Get(ctx context.Context, id string) (*RunInfo, error) {
+	var found *store.Instance
+	if err := e.read(ctx, func(b *pgx.Batch) { e.store.GetRun(b, id, &found) }); err != nil {
+		return nil, fmt.Errorf("get run %q: %w", id, err)
+	}
+	if found == nil {
+		return nil, fmt.Errorf("get run %q: %w", id, ErrNotFound)
+	}
+	return newRunInfo(found), nil
+}
+
+// History returns what the run with this id has recorded so far, in the order of its commands. A step that is still being
+// retried comes last, without a record. It returns ErrNotFound if there is no such run, ErrNotStarted and ErrClosed.
+func (e *Engine) History(ctx context.Context, id string) ([]HistoryEntry, error) {
+	var found *store.Instance
+	var entries []store.Entry
+	var attempts []store.Attempt
+	if err := e.read(ctx, func(b *pgx.Batch) {
+		e.store.GetRun(b, id, &found)
+		e.store.GetHistory(b, id, &entries, &attempts)
+	}); err != nil {
+		return nil, fmt.Errorf("history of run %q: %w", id, err)
+	}
+	if found == nil {
+		return nil, fmt.Errorf("history of run %q: %w", id, ErrNotFound)
+	}
+	return newHistory(entries, attempts), nil
+}
+
+func newHistory(entries []store.Entry, attempts []store.Attempt) []HistoryEntry {
+	history := make([]HistoryEntry, 0, len(entries))
+	place := map[int32]int{}
+	for _, entry := range entries {
+		place[entry.Position] = len(history)
+		history = append(history, HistoryEntry{
+			Position: int(entry.Position), Kind: entry.Kind, Name: entry.Name, Payload: entry.Payload, RecordedAt: entry.RecordedAt,
+		})
+	}
+	for _, attempt := range attempts {
+		at, recorded := place[attempt.Position]
+		if !recorded {
+			at = len(history)
+			place[attempt.Position] = at
+			history = append(history, HistoryEntry{Position: int(attempt.Position)})
+		}
+		failed := decodeFailure(attempt.Error)
+		history[at].Attempts = append(history[at].Attempts, FailedAttempt{
+			Number: attempt.Number, Type: failed.Type, Message: failed.Message, FailedAt: attempt.FailedAt, NextAt: orZero(attempt.NextAt),
+		})
+	}
+	return history
+}
+
+func newRunInfo(found *store.Instance) *RunInfo {
+	info := &RunInfo{
+		ID: found.ID, Workflow: found.Workflow, Status: Status(found.Status), Input: found.Input, Output: found.Output,
+		Worker: found.WorkerLabel, Parent: found.Parent, ContinuedFrom: found.ContinuedFrom,
+		CreatedAt: found.CreatedAt, EndedAt: orZero(found.EndedAt),
+	}
+	if info.Status == StatusWaiting {
+		info.WakeAt, info.WaitingOn = orZero(found.WakeAt), found.WakeChannels
+	}
+	if found.Error != nil {
+		info.Err = newRunError(found.Run)
+	}
+	return info
+}
+
+// Filter chooses the runs that List returns. Zero fields choose all.
+type Filter struct {
+	// Statuses and Workflows: any of these.
+	Statuses  []Status
+	Workflows []string
+	// CreatedFrom (inclusive) and CreatedBefore bound when the run was created, by the database's clock.
+	CreatedFrom, CreatedBefore time.Time
+	// EndedFrom (inclusive): only runs that have ended, at that time or later.
+	EndedFrom time.Time
+	// InputPath is an SQL/JSON path that must find something in the input, such as `$.customer ? (@ == "c-42")`.
+	InputPath string
+	// Limit is how many runs a page holds, at most 1000. Default 100.
+	Limit int
+	// Cursor is the Next of the page before.
+	Cursor string
+}
+
+// Page is a part of a list.
+type Page struct {
+	Runs []ListedRun
+	Next string // the cursor of the next page; empty: this is the last
+}
+
+// ListedRun is a run in a list; Get tells more.
+type ListedRun struct {
+	ID            string
+	Workflow      string
+	Status        Status
+	CreatedAt     time.Time
+	EndedAt       time.Time // zero: it has not ended
+	WakeAt        time.Time // of a waiting run: its earliest deadline; zero: it has none
+	ContinuedFrom string
+}
+
+// List returns the runs that match, by descending id: the newest first, if their ids are those that Start makes. A page is
+// short only if it is the last. No index serves the filters, so that runs cost nothing to keep: List walks through all runs,
+// thousands at a time, and a filter that few of them match takes time in proportion to those it passes.
+//
+// It returns an error that names the field at fault, ErrNotStarted and ErrClosed.
+func (e *Engine) List(ctx context.Context, filter Filter) (Page, error) {
+	page, err := e.list(ctx, filter)
+	if err != nil {
+		return Page{}, fmt.Errorf("list runs: %w", err)
+	}
+	return page, nil
+}
+
+func (e *Engine) list(ctx context.Context, filter Filter) (Page, error) {
+	var page Page
+	below, err := filter.check()
+	if err != nil {
+		return page, err
+	}
+	chosen := filter.chosen()
+	limit, depth := filter.Limit, listDepth
+	if limit == 0 {
+		limit = defaultListLimit
+	}
+	if filter.choosesAll() {
+		depth = limit + 1
+	}
+	if filter.InputPath != "" {
+		if err := e.checkPath(ctx, filter.InputPath); err != nil {
+			return page, err
+		}
+	}
+	for {
+		var found []store.Listed
+		var looked store.Looked
+		room := limit - len(page.Runs)
+		if err := e.read(ctx, func(b *pgx.Batch) { e.store.ListRuns(b, below, depth, room+1, chosen, &found, &looked) }); err != nil {
+			return page, err
+		}
+		for i, run := range found {
+			if i == room {
+				page.Next = base64.RawURLEncoding.EncodeToString([]byte(page.Runs[limit-1].ID))
+				return page, nil
+			}
+			page.Runs = append(page.Runs, newListedRun(run))
+		}
+		if !looked.More {
+			return page, nil
+		}
+		below = looked.Last
+	}
+}
+
+func newListedRun(run store.Listed) ListedRun {
+	listed := ListedRun{
+		ID: run.ID, Workflow: run.Workflow, Status: Status(run.Status), CreatedAt: run.CreatedAt, EndedAt: orZero(run.EndedAt),
+		ContinuedFrom: run.ContinuedFrom,
+	}
+	if listed.Status == StatusWaiting {
+		listed.WakeAt = orZero(run.WakeAt)
+	}
+	return listed
+}
+
+// check returns where the page begins, and all mistakes.
+func (f Filter) check() (below string, err error) {
+	var errs []error
+	for _, status := range f.Statuses {
+		if !status.known() {
+			errs = append(errs, fmt.Errorf("Filter.Statuses: %q is not a status of a run: use the constants of this package", status))
+		}
+	}
+	if f.Limit < 0 || f.Limit > maxListLimit {
+		errs = append(errs, fmt.Errorf("Filter.Limit is %d: use 1 to %d, or 0 for %d", f.Limit, maxListLimit, defaultListLimit))
+	}
+	last, err := base64.RawURLEncoding.DecodeString(f.Cursor)
+	if err == nil && f.Cursor != "" {
+		err = checkName("its run", string(last))
+	}
+	if err != nil {
+		errs = append(errs, fmt.Errorf("Filter.Cursor %q is not the Next of a page: %w", f.Cursor, err))
+	}
+	return string(last), errors.Join(errs...)
+}
+
+func (f Filter) choosesAll() bool {
+	return len(f.Statuses)+len(f.Workflows) == 0 && f.CreatedFrom.IsZero() && f.CreatedBefore.IsZero() && f.EndedFrom.IsZero() && f.InputPath == ""
+}
+
+func (f Filter) chosen() store.Filter {
+	chosen := store.Filter{Workflows: f.Workflows}
+	for _, status := range f.Statuses {
+		chosen.Statuses = append(chosen.Statuses, string(status))
+	}
+	for given, into := range map[*time.Time]**time.Time{
+		&f.CreatedFrom: &chosen.CreatedFrom, &f.CreatedBefore: &chosen.CreatedBefore, &f.EndedFrom: &chosen.EndedFrom,
+	} {
+		if !given.IsZero() {
+			*into = given
+		}
+	}
+	if f.InputPath != "" {
+		chosen.InputPath = &f.InputPath
+	}
+	return chosen
+}
+
+func (e *Engine) checkPath(ctx context.Context, path string) error {
+	err := e.read(ctx, func(b *pgx.Batch) { e.store.CheckPath(b, path) })
+	if refused := (*pgconn.PgError)(nil); errors.As(err, &refused) {
+		return fmt.Errorf("Filter.InputPath %q is not an SQL/JSON path: %s", path, refused.Message)
+	}
+	return err
+}
+
+// read carries out statements on the application's pool, which find their rows by key even if nobody has analyzed the tables.
+func (e *Engine) read(ctx context.Context, statements func(*pgx.Batch)) error {
+	if err := e.check(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
+	batch := &pgx.Batch{}
+	e.store.Guard(batch, time.Second)
+	statements(batch)
+	return e.config.Pool.SendBatch(ctx, batch).Close()
+}
+
+func orZero[T any](value *T) T {
+	if value == nil {
+		var zero T
+		return zero
+	}
+	return *value
+}

@@ -1,0 +1,222 @@
+package store
+
+import (
+	"context"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Instance is a run as its row describes it.
+type Instance struct {
+	Run
+	WorkerLabel   string // empty: no worker, or one that is gone
+	Parent        string
+	ContinuedFrom string
+	CreatedAt     time.Time
+	EndedAt       *time.Time
+	WakeAt        *time.Time
+	WakeChannels  []string
+}
+
+// Entry is a row of history.
+type Entry struct {
+	Position   int32
+	Kind       string
+	Name       string
+	Payload    []byte
+	RecordedAt time.Time
+}
+
+// Attempt is a failed attempt of a step.
+type Attempt struct {
+	Position int32
+	Number   int
+	Error    []byte
+	FailedAt time.Time
+	NextAt   *time.Time
+}
+
+// GetRun fetches one run; it leaves into nil if there is none.
+func (s *Store) GetRun(b *pgx.Batch, id string, into **Instance) {
+	b.Queue(s.queries.Get("GetRun"), id).Query(func(rows pgx.Rows) error {
+		*into = nil
+		for rows.Next() {
+			var found Instance
+			var worker *int64
+			var label, input, output, failure, parent, continued *string
+			if err := rows.Scan(&found.ID, &found.Workflow, &found.Status, &worker, &label, &input, &output, &failure,
+				&parent, &continued, &found.CreatedAt, &found.EndedAt, &found.WakeAt, &found.WakeChannels); err != nil {
+				return err
+			}
+			found.Input, found.Output, found.Error = bytes(input), bytes(output), bytes(failure)
+			found.Worker, found.WorkerLabel = orZero(worker), orZero(label)
+			found.Parent, found.ContinuedFrom = orZero(parent), orZero(continued)
+			*into = &found
+		}
+		return rows.Err()
+	})
+}
+
+// GetHistory fetches the history of one run, in order, with its failed attempts.
+func (s *Store) GetHistory(b *pgx.Batch, id string, entries *[]Entry, attempts *[]Attempt) {
+	b.Queue(s.queries.Get("GetHistory"), id).Query(func(rows pgx.Rows) (err error) {
+		*entries, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (Entry, error) {
+			var entry Entry
+			var payload *string
+			err := row.Scan(&entry.Position, &entry.Kind, &entry.Name, &payload, &entry.RecordedAt)
+			entry.Payload = bytes(payload)
+			return entry, err
+		})
+		return err
+	})
+	b.Queue(s.queries.Get("GetAttempts"), id).Query(func(rows pgx.Rows) (err error) {
+		*attempts, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (Attempt, error) {
+			var attempt Attempt
+			var failure string
+			err := row.Scan(&attempt.Position, &attempt.Number, &failure, &attempt.FailedAt, &attempt.NextAt)
+			attempt.Error = []byte(failure)
+			return attempt, err
+		})
+		return err
+	})
+}
+
+// Filter chooses runs. Zero fields choose all.
+type Filter struct {
+	Statuses      []string
+	Workflows     []string
+	CreatedFrom   *time.Time // inclusive
+	CreatedBefore *time.Time
+	EndedFrom     *time.Time // inclusive
+	InputPath     *string    // a jsonpath that finds something in the input
+}
+
+// Listed is a run in a list.
+type Listed struct {
+	ID            string
+	Workflow      string
+	Status        string
+	CreatedAt     time.Time
+	EndedAt       *time.Time
+	WakeAt        *time.Time
+	ContinuedFrom string
+}
+
+// Looked is where a look at many runs has got to.
+type Looked struct {
+	Last string // the last run looked at
+	More bool   // there may be others
+}
+
+// ListRuns looks at up to depth runs from the one below the id given (empty: from the top), downwards by id, and fetches up to limit of those
+// that match.
+func (s *Store) ListRuns(b *pgx.Batch, below string, depth, limit int, filter Filter, into *[]Listed, looked *Looked) {
+	b.Queue(s.queries.Get("ListRuns"), orNull(below), depth, limit,
+		filter.Statuses, filter.Workflows, filter.CreatedFrom, filter.CreatedBefore, filter.EndedFrom, filter.InputPath,
+	).Query(func(rows pgx.Rows) error {
+		*into, *looked = nil, Looked{}
+		for rows.Next() {
+			var run Listed
+			var workflow, status, continued *string
+			var created *time.Time
+			if err := rows.Scan(&run.ID, &workflow, &status, &created, &run.EndedAt, &run.WakeAt, &continued); err != nil {
+				return err
+			}
+			if workflow == nil {
+				*looked = Looked{Last: run.ID, More: true}
+				continue
+			}
+			run.Workflow, run.Status, run.CreatedAt, run.ContinuedFrom = *workflow, orZero(status), orZero(created), orZero(continued)
+			*into = append(*into, run)
+		}
+		return rows.Err()
+	})
+}
+
+// CheckPath asks the server to parse a jsonpath: a mistake in it is the error of this statement.
+func (s *Store) CheckPath(b *pgx.Batch, path string) { b.Queue(s.queries.Get("CheckPath"), path) }
+
+// Later is a run to begin at a moment of its own: after a delay, or at a time.
+type Later struct {
+	Start
+	DelayMicros *int64
+	AtMicros    *int64
+}
+
+// StartedLater is when a run created by StartLater begins.
+type StartedLater struct {
+	AtMicros        int64 // of the Unix epoch, by the database's clock
+	RemainingMicros int64
+}
+
+// StartLater adds the runs whose ids are free; created is called with each of those.
+func (s *Store) StartLater(b *pgx.Batch, rows []Later, created func(id string, when StartedLater)) {
+	b.Queue(s.queries.Get("StartLater"), laterArguments(rows)...).Query(func(found pgx.Rows) error {
+		return scanLater(found, created)
+	})
+}
+
+func laterArguments(rows []Later) []any {
+	return []any{
+		column(rows, func(r Later) string { return r.ID }),
+		column(rows, func(r Later) string { return r.Workflow }),
+		column(rows, func(r Later) *string { return text(r.Input) }),
+		column(rows, func(r Later) *int64 { return r.DelayMicros }),
+		column(rows, func(r Later) *int64 { return r.AtMicros }),
+	}
+}
+
+func scanLater(rows pgx.Rows, created func(id string, when StartedLater)) error {
+	var id string
+	var when StartedLater
+	_, err := pgx.ForEachRow(rows, []any{&id, &when.AtMicros, &when.RemainingMicros}, func() error {
+		created(id, when)
+		return nil
+	})
+	return err
+}
+
+// Retried is what RetryRun found.
+type Retried struct {
+	Status      string // before; empty: there is no such run
+	Compensated bool
+	Taken       string // a channel that is in use in another mode by now
+	Workflow    string // of the run, if it goes on; else empty
+}
+
+// RetryRun makes a stuck or failed run ready again.
+func (s *Store) RetryRun(b *pgx.Batch, id string, into *Retried) {
+	b.Queue(s.queries.Get("RetryRun"), id).Query(func(rows pgx.Rows) error {
+		*into = Retried{}
+		var taken, workflow *string
+		_, err := pgx.ForEachRow(rows, []any{&into.Status, &into.Compensated, &taken, &workflow}, func() error {
+			into.Taken, into.Workflow = orZero(taken), orZero(workflow)
+			return nil
+		})
+		return err
+	})
+}
+
+// DeleteEnded removes up to limit runs that ended longer than age ago, and their history.
+func (s *Store) DeleteEnded(b *pgx.Batch, age time.Duration, limit int, deleted *int) {
+	b.Queue(s.queries.Get("DeleteEnded"), age.Microseconds(), limit).QueryRow(func(row pgx.Row) error { return row.Scan(deleted) })
+}
+
+func orZero[T any](value *T) T {
+	if value == nil {
+		var zero T
+		return zero
+	}
+	return *value
+}
+
+// StartLaterTx adds one run in a caller's transaction. It reports whether the id was free.
+func (s *Store) StartLaterTx(ctx context.Context, tx pgx.Tx, row Later) (created bool, when StartedLater, err error) {
+	rows, err := tx.Query(ctx, s.queries.Get("StartLater"), laterArguments([]Later{row})...)
+	if err != nil {
+		return false, when, err
+	}
+	err = scanLater(rows, func(_ string, at StartedLater) { created, when = true, at })
+	return created, when, err
+}

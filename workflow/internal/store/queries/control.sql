@@ -1,0 +1,129 @@
+-- name: GetRun
+select i.id, i.workflow, i.status, i.worker, w.label, i.input::text, i.output::text, i.error::text,
+       i.parent, i.continued_from, i.created_at, i.ended_at, i.wake_at, i.wake_channels
+from romancy.instances i left join romancy.workers w on w.id = i.worker
+where i.id = $1::text;
+
+-- name: GetHistory
+select h.position, h.kind, h.name, h.payload::text, h.created_at
+from romancy.history h
+where h.instance_id = $1::text
+order by h.position;
+
+-- name: GetAttempts
+select a.position, a.attempt, a.error::text, a.failed_at, a.next_at
+from romancy.attempts a
+where a.instance_id = $1::text
+order by a.position, a.attempt;
+
+-- name: ListRuns
+-- Downwards from $1 (null: from the top). Looks at $2 runs at most, whatever matches: the last one looked at comes back too,
+-- as a row without a workflow, unless the end was reached. An input with \u0000 in it is beyond jsonb and matches no path.
+with page as materialized (
+    select i.id, i.workflow, i.status, i.created_at, i.ended_at, i.wake_at, i.continued_from,
+           case when $9::text is not null then i.input::text end as input
+    from romancy.instances i
+    where i.id < coalesce($1::text, chr(1114111))
+    order by i.id desc
+    limit $2::bigint
+), matching as materialized (
+    select p.*
+    from page p
+    where ($4::text[] is null or p.status = any ($4::text[]))
+      and ($5::text[] is null or p.workflow = any ($5::text[]))
+      and ($6::timestamptz is null or p.created_at >= $6::timestamptz)
+      and ($7::timestamptz is null or p.created_at < $7::timestamptz)
+      and ($8::timestamptz is null or p.ended_at >= $8::timestamptz)
+      and ($9::text is null or case when p.input is null or p.input like '%\\u0000%' then false
+                                    else jsonb_path_exists(p.input::jsonb, $9::text::jsonpath, silent => true) end)
+    order by p.id desc
+    limit $3::bigint
+)
+select m.id, m.workflow, m.status, m.created_at, m.ended_at, m.wake_at, m.continued_from from matching m
+union all
+select min(p.id), null, null, null, null, null, null from page p having count(*) = $2::bigint
+order by 1 desc, 2 nulls last;
+
+-- name: CheckPath
+select $1::text::jsonpath is not null;
+
+-- name: StartLater
+-- Runs that begin at a moment of their own: parked until then, as if a sleep came before their first line. Never in the past,
+-- where no sweep may look any more.
+insert into romancy.instances (id, workflow, status, token, ready_at, wake_at, input)
+select a.id, a.workflow, 'waiting', 1, clock_timestamp(),
+       greatest(clock_timestamp(), case when a.at_us is not null then to_timestamp(0) + a.at_us * interval '1 microsecond'
+                                        else clock_timestamp() + a.delay_us * interval '1 microsecond' end), a.input::json
+from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[]) with ordinality as a(id, workflow, input, delay_us, at_us, ord)
+order by a.ord
+on conflict (id) do nothing
+returning id, (extract(epoch from wake_at) * 1000000)::bigint, (extract(epoch from wake_at - clock_timestamp()) * 1000000)::bigint;
+
+-- name: RetryRun
+-- A stuck run goes on with its history as it is. A failed one forgets the failed steps at the end of its history and gets its
+-- subscriptions back, unless it has been compensated. Says what it found: the status, whether there were compensations, and
+-- which channel is in use in another mode by now (nothing is changed then).
+with target as materialized (
+    select i.id, i.status
+    from romancy.instances i where i.id = $1::text
+    for no key update
+), undone as materialized (
+    select t.id from target t
+    where (select true from romancy.history h where h.instance_id = t.id and h.kind in ('compensation', 'failing') limit 1)
+), kept as materialized (
+    -- The last position that stays.
+    select t.id, coalesce(max(h.position) filter (where t.status = 'stuck' or h.kind <> 'activity' or h.payload -> 'error' is null), 0) as position
+    from target t left join lateral (
+        select h.position, h.kind, h.payload from romancy.history h where h.instance_id = t.id offset 0
+    ) h on true
+    group by t.id
+), subscribed as materialized (
+    select k.id, h.channel, h.mode
+    from kept k cross join lateral (
+        select distinct on (h.name) h.name as channel, h.kind, h.payload ->> 'mode' as mode
+        from romancy.history h
+        where h.instance_id = k.id and h.position <= k.position
+          and (h.kind = 'unsubscribe' or h.kind = 'subscribe' and h.payload ->> 'taken' is null)
+        order by h.name, h.position desc
+    ) h
+    where h.kind = 'subscribe'
+), taken as materialized (
+    select s.channel from subscribed s
+    where (select true from romancy.subscriptions o
+           where o.channel = s.channel and o.mode <> s.mode and o.instance_id <> s.id limit 1)
+), revived as (
+    update romancy.instances i
+    set status = 'ready', ready_at = clock_timestamp(), worker = null, token = i.token + 1, error = null, output = null, ended_at = null
+    from target t
+    where i.id = any (array[t.id]) and (t.status = 'stuck' or t.status = 'failed' and not exists (select 1 from undone) and not exists (select 1 from taken))
+    returning i.id, i.workflow
+), forgotten as (
+    delete from romancy.history h using revived r, kept k where h.instance_id = any (array[r.id]) and h.position > k.position
+), attempts as (
+    delete from romancy.attempts a using revived r, kept k where a.instance_id = any (array[r.id]) and a.position > k.position
+), resubscribed as (
+    insert into romancy.subscriptions (instance_id, channel, mode)
+    select s.id, s.channel, s.mode from subscribed s join revived r on r.id = s.id
+    on conflict (instance_id, channel) do nothing
+)
+select t.status, exists (select 1 from undone), (select min(channel) from taken), (select workflow from revived)
+from target t;
+
+-- name: DeleteEnded
+-- Runs that ended more than $1 microseconds ago, with all they have left.
+with found as materialized (
+    select i.id
+    from romancy.instances i
+    where i.ended_at < statement_timestamp() - $1::bigint * interval '1 microsecond'
+    order by i.ended_at
+    limit $2::bigint
+    for update skip locked
+), history as (
+    delete from romancy.history h using found f where h.instance_id = any (array[f.id])
+), attempts as (
+    delete from romancy.attempts a using found f where a.instance_id = any (array[f.id])
+), gone as (
+    delete from romancy.instances i using found f where i.id = any (array[f.id])
+    returning i.id
+)
+select count(*) from gone;

@@ -1,0 +1,188 @@
+package workflow
+
+import (
+	"sync"
+	"time"
+
+	"github.com/romancy-go/romancy/internal/pace"
+	"github.com/romancy-go/romancy/workflow/internal/store"
+)
+
+// Looks for what is ready, due or sent begin at low-water marks; see package pace for why, and for what makes it safe. The
+// marks keep a margin, so that an ordinary transaction that commits a little late is above them.
+const (
+	// readyMargin is how long before the last look the mark of ready runs is.
+	readyMargin = time.Second
+	// deadlineMargin is the same for deadlines. What is left to the worker that holds it in memory is above the mark.
+	deadlineMargin = hotGrace + time.Second
+	// mailMargin is how many messages before the last one taken the mark of a channel is.
+	mailMargin = 1000
+)
+
+// readyMarks are those of the ready runs of each workflow. They belong to claimLoop.
+type readyMarks struct {
+	pace  pace.Pace
+	names []string
+	marks map[string]int64 // microseconds since 1970
+	later <-chan time.Time // when to look again, because the last look was not a full one
+	began time.Time
+}
+
+func newReadyMarks(names []string) *readyMarks {
+	return &readyMarks{names: names, marks: map[string]int64{}}
+}
+
+// begin returns where the next look begins, for each workflow.
+func (m *readyMarks) begin() (marks []int64, full bool) {
+	m.began = time.Now()
+	full = m.pace.Begin(m.began)
+	marks = make([]int64, len(m.names))
+	for i, name := range m.names {
+		if !full {
+			marks[i] = m.marks[name]
+		}
+	}
+	return marks, full
+}
+
+// end takes note of what the look has found, of which the limit was each for each workflow. Of a workflow at its limit the
+// runs after the last one found are still there. After an error look may still change.
+func (m *readyMarks) end(look *store.Look, full bool, each int, err error) {
+	now := time.Now()
+	switch {
+	case full && err != nil:
+		m.pace.Took(now, now.Sub(m.began))
+	case full:
+		m.pace.Took(now, look.Took)
+		m.later = nil
+	default:
+		m.later = time.After(m.pace.Next().Sub(now))
+	}
+	if err != nil {
+		return
+	}
+	found, last := map[string]int{}, map[string]int64{}
+	for i, run := range look.Claimed {
+		found[run.Workflow]++
+		last[run.Workflow] = max(last[run.Workflow], look.ReadyAt[i])
+	}
+	for _, name := range m.names {
+		m.marks[name] = look.Mark
+		if found[name] >= each {
+			m.marks[name] = min(look.Mark, last[name])
+		}
+	}
+}
+
+// deadlineMark is that of the parked runs that wait for time alone, or of those that receive with a timeout.
+type deadlineMark struct {
+	pace pace.Pace
+	mu   sync.Mutex
+	mark int64 // microseconds since 1970
+}
+
+// begin returns where the next look begins. Only the first of several is a full one.
+func (m *deadlineMark) begin(now time.Time, first bool) (mark int64, full bool) {
+	if first && m.pace.Begin(now) {
+		return 0, true
+	}
+	return m.at(), false
+}
+
+// end moves the mark to where the look has come. After an error seen may still change.
+func (m *deadlineMark) end(seen *int64, full bool, took time.Duration, err error) {
+	if full {
+		m.pace.Took(time.Now(), took)
+	}
+	if err != nil {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.mark = *seen
+}
+
+func (m *deadlineMark) at() int64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.mark
+}
+
+// deadlineMark is where the deadlines begin, of whatever kind.
+func (e *Engine) deadlineMark() int64 { return min(e.sleeping.at(), e.receiving.at()) }
+
+// mailMarks are those of the mailbox: one for the sweep through all of it, one for each channel that runs compete on.
+type mailMarks struct {
+	pace pace.Pace
+
+	mu      sync.Mutex
+	low     int64            // the sweep begins after it
+	highest int64            // message heard of
+	shared  map[string]int64 // of channels: the messages for whoever competes begin here
+}
+
+// note takes note of a message that was sent, which may come to light late.
+func (m *mailMarks) note(channel string, id int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.highest = max(m.highest, id)
+	m.low = min(m.low, id-1)
+	if mark, known := m.shared[channel]; known && id < mark {
+		m.shared[channel] = id
+	}
+}
+
+// took takes note that a run has taken a message for whoever competes: those before were taken, or are being. id 0: none was.
+func (m *mailMarks) took(channel string, id int64) {
+	if id <= mailMargin {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.shared == nil {
+		m.shared = map[string]int64{}
+	}
+	m.shared[channel] = max(m.shared[channel], id-mailMargin)
+}
+
+// since returns where the messages for whoever competes on the channel begin.
+func (m *mailMarks) since(channel string) int64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.shared[channel]
+}
+
+// reset forgets the marks of the channels, since notifications may have been lost.
+func (m *mailMarks) reset() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	clear(m.shared)
+}
+
+// begin returns after which message the next sweep begins.
+func (m *mailMarks) begin(now time.Time) (after int64, full bool) {
+	if m.pace.Begin(now) {
+		return 0, true
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.low, false
+}
+
+// end takes note of what the first page of a sweep has found. After an error page may still change.
+func (m *mailMarks) end(page *store.Page, full bool, took time.Duration, err error) {
+	if full {
+		m.pace.Took(time.Now(), took)
+	}
+	if err != nil {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case page.First > 0:
+		m.low = page.First - 1
+	default:
+		m.low = max(0, m.highest-mailMargin)
+	}
+}

@@ -1,0 +1,327 @@
+package workflow
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"reflect"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/romancy-go/romancy/bus"
+	"github.com/romancy-go/romancy/workflow/internal/commit"
+	"github.com/romancy-go/romancy/workflow/internal/store"
+)
+
+// StartOption sets how a run is started.
+type StartOption func(*startOptions)
+
+type startOptions struct {
+	id      string
+	given   bool
+	later   bool
+	delay   time.Duration
+	at      time.Time
+	mistake error
+}
+
+// WithID gives the run its id, 1 to 255 bytes, which makes starting it idempotent: a second start of the same workflow with
+// the same id and input returns the run that exists. Default: a new UUID (version 7).
+func WithID(id string) StartOption {
+	return func(o *startOptions) { o.id, o.given = id, true }
+}
+
+// WithDelay has the run begin after d, by the database's clock. It exists at once: its status is waiting until then, and
+// messages can be sent to it. Give this or WithStartAt.
+func WithDelay(d time.Duration) StartOption {
+	return func(o *startOptions) {
+		if d < 0 {
+			o.mistake = errors.Join(o.mistake, fmt.Errorf("WithDelay(%s): use a positive duration", d))
+		}
+		o.once("WithDelay")
+		o.delay = d
+	}
+}
+
+// WithStartAt has the run begin at t, by the database's clock, see WithDelay. A t in the past is now.
+func WithStartAt(t time.Time) StartOption {
+	return func(o *startOptions) {
+		o.once("WithStartAt")
+		o.at = t
+	}
+}
+
+// once notes that the run begins later.
+func (o *startOptions) once(option string) {
+	if o.later {
+		o.mistake = errors.Join(o.mistake, fmt.Errorf("%s: the beginning is set twice: give WithDelay or WithStartAt, once", option))
+	}
+	o.later = true
+}
+
+// newStart is a start that was checked and encoded.
+type newStart struct {
+	store.Later
+
+	given bool // the id is the caller's
+	later bool
+}
+
+// Start starts a run of the workflow, which e must have been given in its configuration. The run is stored when Start
+// returns. It returns ErrIDConflict if the id given belongs to a run of another workflow or with another input,
+// ErrNotStarted, ErrClosed, or an error that names what is wrong with the id or the input.
+func (w *Workflow[In, Out]) Start(ctx context.Context, e *Engine, in In, options ...StartOption) (*Run[Out], error) {
+	ask, err := e.newStart(w.name, in, options)
+	if err != nil {
+		return nil, fmt.Errorf("start workflow %q: %w", w.name, err)
+	}
+	existing, err := e.start(ctx, ask)
+	if err != nil {
+		return nil, fmt.Errorf("start workflow %q: %w", w.name, err)
+	}
+	return &Run[Out]{engine: e, id: ask.ID, existing: existing}, nil
+}
+
+// StartTx starts a run in the caller's transaction: it exists, and begins, if and when that commits. If another open
+// transaction starts a run of the same id, StartTx waits for it, bounded by ctx.
+func (w *Workflow[In, Out]) StartTx(ctx context.Context, tx pgx.Tx, e *Engine, in In, options ...StartOption) (*Run[Out], error) {
+	ask, err := e.newStart(w.name, in, options)
+	if err != nil {
+		return nil, fmt.Errorf("start workflow %q: %w", w.name, err)
+	}
+	existing, err := e.startTx(ctx, tx, ask)
+	if err != nil {
+		return nil, fmt.Errorf("start workflow %q: %w", w.name, err)
+	}
+	return &Run[Out]{engine: e, id: ask.ID, existing: existing}, nil
+}
+
+// newStart checks and encodes a start.
+func (e *Engine) newStart(workflow string, in any, options []StartOption) (newStart, error) {
+	var ask newStart
+	if err := e.check(); err != nil {
+		return ask, err
+	}
+	if _, known := e.definitions[workflow]; !known {
+		return ask, errors.New("it is not registered with this engine: pass it to WithWorkflows, or in Config.Workflows")
+	}
+	var chosen startOptions
+	for _, option := range options {
+		option(&chosen)
+	}
+	if !chosen.given {
+		id, err := uuid.NewV7()
+		if err != nil {
+			return ask, fmt.Errorf("make an id: %w", err)
+		}
+		chosen.id = id.String()
+	}
+	if err := errors.Join(checkName("id", chosen.id), chosen.mistake); err != nil {
+		return ask, err
+	}
+	input, err := encodeJSON("the input", in)
+	if err != nil {
+		return ask, err
+	}
+	ask.Start = store.Start{ID: chosen.id, Workflow: workflow, Input: input}
+	ask.given, ask.later = chosen.given, chosen.later
+	switch {
+	case !chosen.at.IsZero():
+		at := chosen.at.UnixMicro()
+		ask.AtMicros = &at
+	case chosen.later:
+		delay := chosen.delay.Microseconds()
+		ask.DelayMicros = &delay
+	}
+	return ask, nil
+}
+
+// start creates the run, unless its id is taken.
+func (e *Engine) start(ctx context.Context, ask newStart) (existing bool, err error) {
+	return e.awaitStart(ctx, ask, e.queueStart(ask))
+}
+
+// awaitStart waits for the outcome of a start that is queued, and queues it again for as long as another transaction holds
+// its id.
+func (e *Engine) awaitStart(ctx context.Context, ask newStart, outcome <-chan startOutcome) (existing bool, err error) {
+	for wait := 20 * time.Millisecond; ; wait = min(2*wait, time.Second) {
+		select {
+		case started := <-outcome:
+			switch {
+			case started.err == nil && started.Created:
+				return false, nil
+			case started.err == nil:
+				return true, sameStart(ask.Start, started.Run)
+			case !errors.Is(started.err, commit.ErrLocked):
+				return false, outward(started.err)
+			}
+		case <-ctx.Done():
+			return false, ctx.Err()
+		}
+		select {
+		case <-ctx.Done():
+			return false, fmt.Errorf("id %q is being started by a transaction that has not ended: %w", ask.ID, ctx.Err())
+		case <-time.After(wait):
+		}
+		outcome = e.queueStart(ask)
+	}
+}
+
+type startOutcome struct {
+	commit.Started
+
+	err error
+}
+
+// queueStart hands a start to the committer, without waiting for it.
+func (e *Engine) queueStart(ask newStart) <-chan startOutcome {
+	outcome := make(chan startOutcome, 1)
+	then := func(started commit.Started, err error) { outcome <- startOutcome{started, err} }
+	lane := e.committer
+	if ask.given {
+		lane = e.side // another transaction may hold the id
+	}
+	if ask.later {
+		e.queueLater(lane, ask.Later, then)
+	} else {
+		e.queueNow(lane, ask.Start, then)
+	}
+	return outcome
+}
+
+// queueNow creates a run that executes here from the start, if there is room, without anybody claiming it.
+func (e *Engine) queueNow(lane *commit.Committer, ask store.Start, then func(commit.Started, error)) {
+	e.mu.Lock()
+	if e.executes() && !e.draining.Load() && e.cache.executing+e.cache.starting < e.config.MaxConcurrentRuns {
+		ask.Worker = e.lease.ID()
+	}
+	if ask.Worker != 0 {
+		e.cache.starting++
+	}
+	e.mu.Unlock()
+	lane.Start(ask, func(started commit.Started, err error) {
+		e.started(ask, started, err)
+		then(started, err)
+	})
+}
+
+// started begins to execute a run that was created as ours.
+func (e *Engine) started(ask store.Start, started commit.Started, err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if ask.Worker != 0 {
+		e.cache.starting--
+	}
+	if err != nil {
+		return
+	}
+	if !started.Created {
+		if found := started.Run; found.Worker == ask.Worker && found.Status == string(StatusRunning) && e.cache.runs[ask.ID] == nil {
+			e.orphans.give() // created by an attempt of ours whose answer was lost, or just being handed over
+		}
+		return
+	}
+	e.tellResumable(ask.ID, ask.Workflow)
+	switch {
+	case ask.Worker == 0:
+		e.claims.give()
+	case e.draining.Load() || e.lease.ID() != ask.Worker:
+		e.release(store.Fence{ID: ask.ID, Token: 1})
+	default:
+		e.launchLocked(e.definitions[ask.Workflow], store.Claimed{ID: ask.ID, Workflow: ask.Workflow, Token: 1, Input: ask.Input}, &store.Past{})
+	}
+}
+
+// queueLater creates a run that begins later. This worker arms its beginning; if it dies, those who take over its deadlines do.
+func (e *Engine) queueLater(lane *commit.Committer, ask store.Later, then func(commit.Started, error)) {
+	var created *store.StartedLater
+	var found []store.Run
+	lane.Do(true, func(b *pgx.Batch) {
+		created, found = nil, nil
+		e.store.StartLater(b, []store.Later{ask}, func(_ string, when store.StartedLater) { created = &when })
+		e.store.QueueFindRuns(b, []string{ask.ID}, &found)
+	}, func(_ struct{}, err error) {
+		started := commit.Started{Created: created != nil}
+		switch {
+		case err != nil:
+		case created != nil:
+			e.armBeginning(ask.Start, *created)
+		case len(found) == 1:
+			started.Run = found[0]
+		default:
+			err = fmt.Errorf("id %q was taken by a run that is gone: %w", ask.ID, ErrIDConflict)
+		}
+		then(started, err)
+	})
+}
+
+// armBeginning has the run claimed when it is to begin, and tells the others.
+func (e *Engine) armBeginning(run store.Start, when store.StartedLater) {
+	if e.executes() {
+		e.mu.Lock()
+		e.cache.cold[run.ID] = 1
+		e.pushDeadlineLocked(run.ID, 1, time.Duration(when.RemainingMicros)*time.Microsecond)
+		e.mu.Unlock()
+	}
+	e.tellTimer(run.ID, 0, when.AtMicros)
+}
+
+func (e *Engine) startTx(ctx context.Context, tx pgx.Tx, ask newStart) (existing bool, err error) {
+	if tx == nil {
+		return false, errors.New("the transaction is nil: pass the pgx.Tx to start in")
+	}
+	channel := e.config.Channels.WorkflowResumable
+	payload := bus.Encode(bus.WorkflowResumable{InstanceID: ask.ID, WorkflowName: ask.Workflow})
+	var created bool
+	if ask.later {
+		var when store.StartedLater
+		created, when, err = e.store.StartLaterTx(ctx, tx, ask.Later)
+		channel, payload = e.config.Channels.TimerExpired, timerAnnouncement(ask.ID, 0, when.AtMicros)
+	} else {
+		created, err = e.store.StartRunTx(ctx, tx, ask.Start)
+	}
+	if err != nil {
+		return false, err
+	}
+	if !created {
+		found, err := e.store.FindRuns(ctx, tx, []string{ask.ID})
+		if err != nil {
+			return false, err
+		}
+		if len(found) == 0 {
+			return false, fmt.Errorf("id %q was taken, but its run is not visible to this transaction: %w", ask.ID, ErrIDConflict)
+		}
+		return true, sameStart(ask.Start, found[0])
+	}
+	return false, e.config.Notifier.NotifyTx(ctx, tx, channel, payload)
+}
+
+// sameStart returns ErrIDConflict unless found is what ask would have created.
+func sameStart(ask store.Start, found store.Run) error {
+	if found.Workflow != ask.Workflow {
+		return fmt.Errorf("id %q: %w: of workflow %q", ask.ID, ErrIDConflict, found.Workflow)
+	}
+	if !sameJSON(ask.Input, found.Input) {
+		return fmt.Errorf("id %q: %w: with another input", ask.ID, ErrIDConflict)
+	}
+	return nil
+}
+
+func sameJSON(a, b []byte) bool {
+	if bytes.Equal(a, b) {
+		return true
+	}
+	var values [2]any
+	for i, text := range [][]byte{a, b} {
+		decoder := json.NewDecoder(bytes.NewReader(text))
+		decoder.UseNumber()
+		if decoder.Decode(&values[i]) != nil {
+			return false
+		}
+	}
+	return reflect.DeepEqual(values[0], values[1])
+}
