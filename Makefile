@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test race lint vet arch cross bench examples ci
+.PHONY: help demo test race soak lint vet arch cross bench examples ci
 
 GO   ?= go
 LINT := $(GO) tool -modfile=tools/go.mod golangci-lint
@@ -22,6 +22,9 @@ test: ## Run all tests, with the race detector, on a throwaway PostgreSQL (or on
 race: ## Run all tests three times over with the race detector, on one and on four threads: finds what hides
 	$(GO) test -race -shuffle=on -count=3 -cpu=1,4 -timeout=60m ./...
 
+soak: ## Run the tests that make test reduces at their full size: 100,000 commits, a minute of chaos (a few minutes)
+	ROMANCY_SOAK=1 $(GO) test $(RACE) -count=1 -v -timeout=30m -run 'Swallowed|Chaos|OpenTransaction|Mode' ./bus ./workflow ./integration
+
 lint: ## Run the linters (the first run builds them: two to three minutes)
 	$(LINT) run ./...
 	@if [ -f integration/bench/go.mod ]; then cd integration/bench && \
@@ -43,10 +46,11 @@ bench: ## Print the benchmark tables (BENCH=name: only that one, QUICK=1: shorte
 		echo "make bench: there is no benchmark program in this tree (integration/bench/go.mod is missing)" >&2; exit 1; fi
 	cd integration/bench && $(GO) run . $(if $(BENCH),-bench=$(BENCH)) $(if $(filter-out 0 no off,$(QUICK)),-quick)
 
-examples: ## Compile and vet all examples, and run the quick start on a throwaway PostgreSQL
+examples: ## Compile and vet all examples, and run the quick start and the Watermill application on a throwaway PostgreSQL
 	$(GO) build -o /dev/null ./examples/...
 	$(GO) vet ./examples/...
 	$(GO) test -count=1 -v ./examples/quickstart
+	$(GO) test $(RACE) -count=1 ./examples/watermill
 
 # One after the other, cheapest first, whatever -j says; each step can fail. make test, the other of the README's two
 # commands, is among them.

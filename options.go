@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/riverqueue/river"
+	"go.opentelemetry.io/otel/metric"
 
 	"github.com/romancy-go/romancy/bus"
 	"github.com/romancy-go/romancy/internal/schema"
@@ -51,6 +52,8 @@ type options struct {
 	maxWorkflows     int
 	maxTimers        int
 	maxMessages      int
+	listenURLs       []string
+	listeners        []*bus.Listener
 
 	outboxGiven bool
 	publisher   message.Publisher
@@ -59,6 +62,8 @@ type options struct {
 	workers     *river.Workers
 	loggerGiven bool
 	logger      *slog.Logger
+	meterGiven  bool
+	meter       metric.MeterProvider
 }
 
 // WithDatabase names the database by its URL or keyword/value string, as pgx takes it (pool_max_conns and the like
@@ -145,6 +150,19 @@ func WithNotifyReconnectDelay(delay time.Duration) Option {
 	return optionFunc(func(o *options) { o.reconnectDelay = delay })
 }
 
+// WithListenURL names the database to listen to, as a URL or keyword/value string, where the pool cannot do it because it
+// goes through a pooler such as PgBouncer in transaction mode. It must be the same database, reached around the pooler.
+func WithListenURL(url string) Option {
+	return optionFunc(func(o *options) { o.listenURLs = append(o.listenURLs, url) })
+}
+
+// WithListener makes the App listen with the application's listener, which the application starts and closes, instead of
+// one of its own. It has to listen to the App's database, and should run before Start and until after Shutdown: while it
+// does not, everything is found by polling. Options that configure a listener cannot be given with it.
+func WithListener(listener *bus.Listener) Option {
+	return optionFunc(func(o *options) { o.listeners = append(o.listeners, listener) })
+}
+
 // WithMaxWorkflowsPerBatch bounds the runs that one statement claims. Default: 100.
 func WithMaxWorkflowsPerBatch(n int) Option {
 	return optionFunc(func(o *options) { o.maxWorkflows = n })
@@ -163,6 +181,12 @@ func WithMaxMessagesPerBatch(n int) Option {
 // WithLogger sets where everything reports. Default: slog.Default().
 func WithLogger(logger *slog.Logger) Option {
 	return optionFunc(func(o *options) { o.loggerGiven, o.logger = true, logger })
+}
+
+// WithMeterProvider sets where the App's metrics (romancy.*) are made. Default: otel.GetMeterProvider(). A listener given
+// by WithListener has its own.
+func WithMeterProvider(provider metric.MeterProvider) Option {
+	return optionFunc(func(o *options) { o.meterGiven, o.meter = true, provider })
 }
 
 // WithAutoMigrate makes Start run Migrate first. Without it, Start returns an error for a schema that is not at the version
@@ -189,6 +213,7 @@ func check(o options) (options, error) {
 	mistake := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 
 	errs = append(errs, o.checkDatabase()...)
+	errs = append(errs, o.checkListening()...)
 
 	setDefault(&o.schema, DefaultSchema)
 	if err := sqlfile.CheckSchema(o.schema); err != nil {
@@ -252,6 +277,9 @@ func check(o options) (options, error) {
 	if o.logger == nil {
 		o.logger = slog.Default()
 	}
+	if o.meterGiven && o.meter == nil {
+		mistake("WithMeterProvider(nil): give a meter provider, or leave it out for otel.GetMeterProvider()")
+	}
 	switch {
 	case !o.riverGiven:
 	case o.river == nil || o.workers == nil:
@@ -283,6 +311,46 @@ func (o *options) checkDatabase() (errs []error) {
 	}
 	return errs
 }
+
+// checkListening drops what has a mistake.
+func (o *options) checkListening() (errs []error) {
+	mistake := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	for _, url := range o.listenURLs {
+		if url == "" {
+			mistake(`WithListenURL(""): give a URL like postgres://user:password@localhost:5432/dbname, or leave it out to listen to the pool's database`)
+		} else if _, err := pgxpool.ParseConfig(url); err != nil { // pgx keeps the password out of it
+			mistake("WithListenURL: %w: give a URL like postgres://user:password@localhost:5432/dbname", err)
+		}
+	}
+	for _, listener := range o.listeners {
+		if listener == nil {
+			mistake("WithListener(nil): give the application's *bus.Listener, or leave it out for one of the App's own")
+		}
+	}
+	if given := len(o.listenURLs) + len(o.listeners); given > 1 {
+		mistake("%d ways to listen (WithListenURL %d times, WithListener %d times): give at most one", given, len(o.listenURLs), len(o.listeners))
+	} else if given > 0 && !o.listens() {
+		mistake("WithListenNotify(false) together with WithListenURL or WithListener: nothing would be listened to; leave one out")
+	}
+	if len(o.listeners) > 0 && o.reconnectDelay != 0 {
+		mistake("WithNotifyReconnectDelay(%s) has no effect on the listener of WithListener: set ReconnectDelay of its bus.ListenerConfig", o.reconnectDelay)
+	}
+	if len(errs) > 0 {
+		o.listenURLs, o.listeners = nil, nil
+	}
+	return errs
+}
+
+// listenURL returns what WithListenURL says, or "".
+func (o *options) listenURL() string {
+	if len(o.listenURLs) == 0 {
+		return ""
+	}
+	return o.listenURLs[0]
+}
+
+// ownsListener reports whether the App makes its listener.
+func (o *options) ownsListener() bool { return len(o.listeners) == 0 }
 
 // distinct returns the definitions that can be told apart, and what is wrong with the others.
 func distinct(definitions []workflow.Definition) ([]workflow.Definition, error) {

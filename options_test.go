@@ -79,6 +79,10 @@ func TestStartReportsAllMistakesAtOnce(t *testing.T) {
 		WithMaxMessagesPerBatch(-3),
 		WithOutboxPublisher(nil),
 		WithLogger(nil),
+		WithMeterProvider(nil),
+		WithListenURL("postgres://user:secret@localhost:notaport/db"),
+		WithListenURL(""),
+		WithListener(nil),
 		WithRiver(nil, nil),
 	)
 	wantSays(t, text,
@@ -90,7 +94,8 @@ func TestStartReportsAllMistakesAtOnce(t *testing.T) {
 		"WithNotifyFallbackInterval(-1s)", "0 for 30s",
 		"WithNotifyReconnectDelay(1ns)", "0 for 1m0s",
 		"WithMaxWorkflowsPerBatch(-1)", "WithMaxTimersPerBatch(-2)", "WithMaxMessagesPerBatch(-3)", "0 for 100",
-		"WithOutboxPublisher(nil)", "WithLogger(nil)", "WithRiver with a nil client",
+		"WithOutboxPublisher(nil)", "WithLogger(nil)", "WithMeterProvider(nil)", "WithRiver with a nil client",
+		"WithListenURL: ", `WithListenURL("")`, "WithListener(nil)", "3 ways to listen (WithListenURL 2 times, WithListener 1 times): give at most one",
 	)
 	if strings.Contains(text, "secret") {
 		t.Errorf("the error tells the password:\n%s", text)
@@ -101,6 +106,22 @@ func TestStartReportsAllMistakesAtOnce(t *testing.T) {
 			t.Errorf("said twice: %s", line)
 		}
 		seen[line] = true
+	}
+}
+
+func TestOptionsThatContradictEachOtherAreReported(t *testing.T) {
+	t.Parallel()
+	listener, err := bus.NewListener(bus.ListenerConfig{Disabled: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	database := WithDatabase("postgres://localhost/a")
+	wantSays(t, startError(t, database, WithListener(listener), WithNotifyReconnectDelay(time.Second)),
+		"WithNotifyReconnectDelay(1s) has no effect on the listener of WithListener")
+	wantSays(t, startError(t, database, WithListener(listener), WithListenURL("postgres://localhost/a")),
+		"2 ways to listen (WithListenURL 1 times, WithListener 1 times)")
+	for _, option := range []Option{WithListener(listener), WithListenURL("postgres://localhost/a")} {
+		wantSays(t, startError(t, database, WithListenNotify(BoolPtr(false)), option), "WithListenNotify(false) together with WithListenURL or WithListener")
 	}
 }
 

@@ -53,6 +53,8 @@ type parts struct {
 	writer   *outbox.Writer
 	relay    *outbox.Relay   // nil without a publisher
 	jobs     *riverjobs.Jobs // nil without anything to sweep
+
+	snapshots *snapshotWatch
 }
 
 // part is something to start and to stop.
@@ -221,7 +223,8 @@ func (a *App) Outbox() *outbox.Writer {
 	return nil
 }
 
-// Listener returns the listening connection, to subscribe to channels of one's own. Before Start it is nil.
+// Listener returns the listening connection, to subscribe to channels of one's own: the App's, or that of WithListener.
+// Before Start it is nil.
 func (a *App) Listener() *bus.Listener {
 	if r := a.running.Load(); r != nil {
 		return r.listener
@@ -259,6 +262,9 @@ func (a *App) Subscriber(config bus.SubscriberConfig) (*bus.Subscriber, error) {
 	}
 	setDefault(&config.Schema, a.options.schema)
 	setDefault(&config.Channels, a.options.channels)
+	if config.MeterProvider == nil {
+		config.MeterProvider = a.options.meter
+	}
 	setDefault(&config.FallbackInterval, a.options.fallbackInterval)
 	return bus.NewSubscriber(config)
 }

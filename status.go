@@ -19,9 +19,10 @@ const (
 // Status is a snapshot of an App, of this process alone.
 type Status struct {
 	State    State
-	Listener bus.Status            // the listening connection
+	Listener bus.Status            // the listening connection, the App's or that of WithListener
 	Engine   workflow.EngineStatus // runs executing and parked here
 	Leading  bool                  // River's leader is here, so the sweeps of the cluster are enqueued here
+	Snapshot SnapshotStatus        // who keeps deleted rows of the database from being removed, at the last look
 }
 
 // Status returns a snapshot. Before Start and after Shutdown only State tells something. It asks memory only, not the
@@ -32,6 +33,7 @@ func (a *App) Status() Status {
 		status.Listener = r.listener.Status()
 		status.Engine = r.engine.Status()
 		status.Leading = r.jobs.Leading()
+		status.Snapshot = snapshotStatus(r.snapshots.Last())
 	}
 	return status
 }

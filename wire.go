@@ -31,11 +31,16 @@ func (a *App) build() (*parts, error) {
 	r := &parts{pool: pool, jobs: a.guests}
 	errs := []error{a.mistake}
 
-	r.listener, err = bus.NewListener(bus.ListenerConfig{
-		Pool: pool, Disabled: !o.listens(), ReconnectDelay: o.reconnectDelay, FallbackInterval: o.fallbackInterval, Logger: o.logger,
-	})
-	errs = append(errs, err)
-	r.notifier, err = bus.NewNotifier(bus.NotifierConfig{Pool: pool, Disabled: !o.listens(), Logger: o.logger})
+	if o.ownsListener() {
+		r.listener, err = bus.NewListener(bus.ListenerConfig{
+			Pool: pool, ListenURL: o.listenURL(), Disabled: !o.listens(), ReconnectDelay: o.reconnectDelay,
+			FallbackInterval: o.fallbackInterval, Logger: o.logger, MeterProvider: o.meter,
+		})
+		errs = append(errs, err)
+	} else {
+		r.listener = o.listeners[0]
+	}
+	r.notifier, err = bus.NewNotifier(bus.NotifierConfig{Pool: pool, Disabled: !o.listens(), Logger: o.logger, MeterProvider: o.meter})
 	errs = append(errs, err)
 	r.engine, err = workflow.NewEngine(workflow.Config{
 		Pool: pool, Schema: o.schema, Channels: o.channels, Listener: r.listener, Notifier: r.notifier,
@@ -58,6 +63,8 @@ func (a *App) build() (*parts, error) {
 		r.jobs, err = riverjobs.New(config)
 		errs = append(errs, err)
 	}
+	r.snapshots, err = a.newSnapshotWatch(pool)
+	errs = append(errs, err)
 	if err := errors.Join(errs...); err != nil {
 		a.closeOwn(pool)
 		return nil, fmt.Errorf("romancy: %w", err)
@@ -106,14 +113,17 @@ func (a *App) closeOwn(pool *pgxpool.Pool) {
 // inOrder lists what to start. It is stopped in reverse.
 func (a *App) inOrder(r *parts) []part {
 	nothing := func(context.Context) error { return nil }
-	order := []part{
-		{"the listener", r.listener.Start, r.listener.Close},
-		{"the notifier", r.notifier.Start, r.notifier.Close},
-		{"the engine", r.engine.Start, r.engine.Shutdown},
+	var order []part
+	if a.options.ownsListener() {
+		order = append(order, part{"the listener", r.listener.Start, r.listener.Close})
 	}
+	order = append(order,
+		part{"the notifier", r.notifier.Start, r.notifier.Close},
+		part{"the engine", r.engine.Start, r.engine.Shutdown})
 	if r.relay != nil {
 		order = append(order, part{"the outbox relay", r.relay.Start, r.relay.Shutdown})
 	}
+	order = append(order, part{"the watch on old snapshots", r.snapshots.start, r.snapshots.stop})
 	// From here on the accessors give the parts, and the sweeps find them.
 	order = append(order, part{"serving", func(context.Context) error { a.running.Store(r); return nil }, nothing})
 	if r.jobs != nil {

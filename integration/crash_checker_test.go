@@ -79,6 +79,7 @@ type shopChecker struct {
 // check returns every violation in all tables, one sentence each.
 func (w *crashWorld) check(db querier) ([]string, error) {
 	want := expectOrders(w.orders)
+	want.Runs = append(want.Runs, w.others...)
 	want.MoreFailures = w.unreliable
 	violations, err := checkRuns(w.ctx, db, want)
 	if err != nil {

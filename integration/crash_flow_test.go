@@ -123,7 +123,7 @@ type crashFlows struct {
 }
 
 func (f crashFlows) definitions() []workflow.Definition {
-	return []workflow.Definition{f.order, f.auditor}
+	return []workflow.Definition{f.order, f.auditor, clockFlow}
 }
 
 func (s *crashShop) flows() crashFlows {

@@ -33,6 +33,10 @@ type crashWorkerConfig struct {
 	Notify   bool          `json:"notify"`
 	Lease    time.Duration `json:"lease"`
 	Fallback time.Duration `json:"fallback"`
+	// Listen is where to listen if not in the database as the pool reaches it.
+	Listen string `json:"listen"`
+	// Clock is by how much the process's wall clock is wrong.
+	Clock time.Duration `json:"clock"`
 }
 
 // runCrashWorker is the main function of a worker process. It works until its standard input ends, which it also does when
@@ -43,6 +47,12 @@ func runCrashWorker(text string) int {
 	if err := json.Unmarshal([]byte(text), &config); err != nil {
 		logger.Error("bad configuration", "error", err)
 		return 2
+	}
+	if config.Clock != 0 {
+		if err := setClock(config.Clock); err != nil {
+			logger.Error("cannot set the clock wrong", "error", err)
+			return 2
+		}
 	}
 	if err := config.work(context.Background(), logger.With("worker_name", config.Name)); err != nil {
 		logger.Error("worker failed", "error", err)
@@ -65,14 +75,18 @@ func (c crashWorkerConfig) work(ctx context.Context, logger *slog.Logger) error 
 
 	var app *romancy.App
 	shop := &crashShop{worker: c.Name, log: log, outbox: func() *outbox.Writer { return app.Outbox() }}
-	app = romancy.NewApp(
+	options := []romancy.Option{
 		romancy.WithPool(pool),
 		romancy.WithListenNotify(&c.Notify),
 		romancy.WithNotifyFallbackInterval(c.Fallback),
 		romancy.WithLease(c.Lease),
 		romancy.WithWorkflows(shop.flows().definitions()...),
 		romancy.WithLogger(logger),
-	)
+	}
+	if c.Listen != "" {
+		options = append(options, romancy.WithListenURL(c.Listen))
+	}
+	app = romancy.NewApp(options...)
 	if err := app.Start(ctx); err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -23,7 +24,6 @@ import (
 const (
 	// crashPatience bounds a whole test: it only decides how long a failure takes.
 	crashPatience = 5 * time.Minute
-	crashWorkers  = 2
 	// crashGroup is how many orders wait for the same broadcast.
 	crashGroup = 12
 )
@@ -32,26 +32,34 @@ const (
 type crashWorld struct {
 	t      *testing.T
 	ctx    context.Context //nolint:containedctx // the test's
-	pool   *pgxpool.Pool
-	rng    *rand.Rand // of the test's goroutine
+	pool   *pgxpool.Pool   // the test's own
+	rng    *rand.Rand      // of the test's goroutine
 	app    *romancy.App
 	flows  crashFlows
 	config crashWorkerConfig
 	// unreliable: the database goes away now and then, so the customers make sure that what they send arrives once.
 	unreliable bool
+	// patience replaces crashPatience.
+	patience time.Duration
+	// inTransactions: customers start runs and send messages in transactions of their own, together with what they note.
+	inTransactions atomic.Bool
+	// each, if given, changes the configuration of the nth worker process, counted from 1.
+	each func(n int, config *crashWorkerConfig)
+	// others are runs beside the orders.
+	others []expectedRun
 
-	workers   [crashWorkers]*crashProcess
+	workers   []*crashProcess // two, unless change makes room for more
 	spawned   int
 	hit       int // runs that were a worker's when it was hit
 	orders    []crashOrder
 	customers sync.WaitGroup
+	// customersPool reaches the database as the workers do.
+	customersPool *pgxpool.Pool
 }
 
 // newCrashWorld starts the workers and the auditor on the database that url names. ROMANCY_SEED repeats a run.
 func newCrashWorld(t *testing.T, url string, change func(*crashWorld)) *crashWorld {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), crashPatience)
-	t.Cleanup(cancel)
 	seed := rand.Uint64()
 	if text := os.Getenv("ROMANCY_SEED"); text != "" {
 		var err error
@@ -61,10 +69,14 @@ func newCrashWorld(t *testing.T, url string, change func(*crashWorld)) *crashWor
 	}
 	t.Logf("ROMANCY_SEED=%d", seed)
 	w := &crashWorld{
-		t: t, ctx: ctx, rng: rand.New(rand.NewPCG(seed, 0)), flows: (&crashShop{}).flows(),
-		config: crashWorkerConfig{Database: url, Notify: true, Lease: time.Second, Fallback: 2 * time.Second},
+		t: t, rng: rand.New(rand.NewPCG(seed, 0)), flows: (&crashShop{}).flows(), patience: crashPatience,
+		config:  crashWorkerConfig{Database: url, Notify: true, Lease: time.Second, Fallback: 2 * time.Second},
+		workers: make([]*crashProcess, 2),
 	}
 	change(w)
+	ctx, cancel := context.WithTimeout(t.Context(), w.patience)
+	t.Cleanup(cancel)
+	w.ctx = ctx
 	t.ArtifactDir() // made before the cleanups below, so that it is removed after them
 	w.pool = pgtest.Connect(t, url)
 	if err := romancy.Migrate(ctx, w.pool); err != nil {
@@ -77,9 +89,19 @@ func newCrashWorld(t *testing.T, url string, change func(*crashWorld)) *crashWor
 		crashInitialStock, crashProducts); err != nil {
 		t.Fatal(err)
 	}
-	w.app = romancy.NewApp(romancy.WithPool(w.pool), romancy.WithClientOnly(), romancy.WithLogger(noLogs),
+	w.customersPool = w.pool
+	if w.config.Database != url {
+		w.customersPool = pgtest.Connect(t, w.config.Database)
+	}
+	options := []romancy.Option{
+		romancy.WithPool(w.customersPool), romancy.WithClientOnly(), romancy.WithLogger(noLogs),
 		romancy.WithListenNotify(&w.config.Notify), romancy.WithNotifyFallbackInterval(w.config.Fallback),
-		romancy.WithWorkflows(w.flows.definitions()...))
+		romancy.WithWorkflows(w.flows.definitions()...),
+	}
+	if w.config.Listen != "" {
+		options = append(options, romancy.WithListenURL(w.config.Listen))
+	}
+	w.app = romancy.NewApp(options...)
 	if err := w.app.Start(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -122,6 +144,9 @@ func (w *crashWorld) replace(i int) {
 	w.spawned++
 	config := w.config
 	config.Name = fmt.Sprintf("worker-%d", w.spawned)
+	if w.each != nil {
+		w.each(w.spawned, &config)
+	}
 	w.workers[i] = spawnCrashWorker(w.t, config)
 }
 
@@ -170,10 +195,7 @@ func (w *crashWorld) report(err error) {
 func (w *crashWorld) serve(order crashOrder, delay time.Duration) error {
 	engine := w.app.Engine()
 	for range 2 {
-		if err := w.retry(func() error {
-			_, err := w.flows.order.Start(w.ctx, engine, order, workflow.WithID(order.ID()))
-			return err
-		}); err != nil {
+		if err := w.retry(func() error { return w.order(order) }); err != nil {
 			return err
 		}
 	}
@@ -203,6 +225,18 @@ func (w *crashWorld) serve(order crashOrder, delay time.Duration) error {
 	})
 }
 
+// order starts the order's run.
+func (w *crashWorld) order(order crashOrder) error {
+	if !w.inTransactions.Load() {
+		_, err := w.flows.order.Start(w.ctx, w.app.Engine(), order, workflow.WithID(order.ID()))
+		return err
+	}
+	return pgx.BeginFunc(w.ctx, w.customersPool, func(tx pgx.Tx) error {
+		_, err := w.flows.order.StartTx(w.ctx, tx, w.app.Engine(), order, workflow.WithID(order.ID()))
+		return err
+	})
+}
+
 // broadcast sends the news of a group once all of its orders have subscribed to them.
 func (w *crashWorld) broadcast(order crashOrder) error {
 	if err := w.until("the orders of a group have subscribed", func() (bool, error) {
@@ -216,7 +250,7 @@ func (w *crashWorld) broadcast(order crashOrder) error {
 // send sends a message to a run, or publishes it, exactly once.
 func (w *crashWorld) send(to, channel, key string) error {
 	engine, message := w.app.Engine(), crashMessage{Key: key}
-	if w.unreliable {
+	if w.unreliable || w.inTransactions.Load() {
 		return w.retry(func() error { return w.sendOnce(to, channel, message) })
 	}
 	if to == "" {
@@ -228,7 +262,7 @@ func (w *crashWorld) send(to, channel, key string) error {
 // sendOnce notes in the message's own transaction that it was sent: if the answer to the commit is lost, the next attempt
 // finds the note.
 func (w *crashWorld) sendOnce(to, channel string, message crashMessage) error {
-	return pgx.BeginFunc(w.ctx, w.pool, func(tx pgx.Tx) error {
+	return pgx.BeginFunc(w.ctx, w.customersPool, func(tx pgx.Tx) error {
 		noted, err := tx.Exec(w.ctx, "insert into shop.sent values ($1::text) on conflict do nothing", message.Key)
 		if err != nil || noted.RowsAffected() == 0 {
 			return err
@@ -277,7 +311,7 @@ func (w *crashWorld) until(what string, done func() (bool, error)) error {
 
 // victim picks a worker at random.
 func (w *crashWorld) victim() (slot int, label string) {
-	slot = w.rng.IntN(crashWorkers)
+	slot = w.rng.IntN(len(w.workers))
 	return slot, w.aimAt(slot)
 }
 
@@ -324,7 +358,7 @@ func (w *crashWorld) settle() {
 	ended := time.Since(quiet)
 	w.must(w.until("all runs have ended, all events are delivered, the dead are buried", func() (bool, error) {
 		return w.holds(`select not exists (select 1 from romancy.instances where ended_at is null)
-			and not exists (select 1 from romancy.outbox) and (select count(*) = $1::integer from romancy.workers)`, crashWorkers)
+			and not exists (select 1 from romancy.outbox) and (select count(*) = $1::integer from romancy.workers)`, len(w.workers))
 	}))
 	w.t.Logf("all runs had ended %s after the last disturbance, and everything was settled after %s",
 		ended.Round(time.Millisecond), time.Since(quiet).Round(time.Millisecond))

@@ -4,104 +4,202 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
-	"sync"
-	"sync/atomic"
+	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/romancy-go/romancy"
-	"github.com/romancy-go/romancy/workflow"
 )
 
-const stepsPerRun = 5
+// engineBench is what the parts of the engine's benchmark share.
+type engineBench struct {
+	*bench
+	desk   *pgxpool.Pool // on a database of its own, where the server's statistics are read
+	bare   float64       // runs a second as plain inserts
+	rounds int           // how often each measurement is repeated, the systems taking turns
+}
 
-var step = workflow.DefineActivity("step", func(_ context.Context, n int) (int, error) { return n + 1, nil })
+// enginePart is a workload.
+type enginePart struct {
+	name string
+	run  func(e *engineBench, ctx context.Context) error
+}
 
-var fiveSteps = workflow.Define("five_steps", func(ctx *workflow.Context, n int) (int, error) {
-	for range stepsPerRun {
-		var err error
-		if n, err = step.Execute(ctx, n); err != nil {
-			return n, err
-		}
-	}
-	return n, nil
-})
+var engineParts = []enginePart{
+	{"w1", (*engineBench).throughput},
+	{"w2", (*engineBench).wakeUp},
+	{"w3", (*engineBench).timers},
+	{"w4", (*engineBench).idle},
+	{"w5", (*engineBench).recovery},
+	{"w6", (*engineBench).full}, // and w7, on the same database
+}
 
-// resumed tells the bench when a waiting run went on.
-var resumed = make(chan time.Time, 1)
-
-var waiter = workflow.Define("waiter", func(ctx *workflow.Context, rounds int) (int, error) {
-	for range rounds {
-		if _, err := workflow.Receive[int](ctx, "go"); err != nil {
-			return 0, err
-		}
-		resumed <- time.Now()
-	}
-	return rounds, nil
-})
-
-// runEngine measures throughput and wake-up against plain statements on the same server: the least that any engine with
-// one durable write a step could do one run at a time.
+// runEngine measures the workflow engine beside DBOS, on one server. A part that fails does not keep the others from being
+// measured.
 func runEngine(ctx context.Context, b *bench) (err error) {
-	url, drop, err := b.server.CreateDatabase(ctx)
+	chosen := engineParts
+	if len(b.parts) > 0 {
+		chosen = nil
+		for _, name := range b.parts {
+			i := slices.IndexFunc(engineParts, func(part enginePart) bool { return part.name == name })
+			if i < 0 {
+				return fmt.Errorf("-parts: there is no part %q, only: %s", name, strings.Join(enginePartNames(), ", "))
+			}
+			chosen = append(chosen, engineParts[i])
+		}
+	}
+	desk, drop, err := b.server.CreateDatabase(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, drop(context.WithoutCancel(ctx))) }()
+	e := &engineBench{bench: b, rounds: 5}
+	if b.quick {
+		e.rounds = 3
+	}
+	if e.desk, err = pgxpool.New(ctx, desk); err != nil {
+		return err
+	}
+	defer e.desk.Close()
+	if err := e.checkStatistics(ctx); err != nil {
+		return err
+	}
+	var errs []error
+	for _, part := range chosen {
+		b.progressf("engine %s", part.name)
+		if err := part.run(e, ctx); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", part.name, err))
+		}
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func enginePartNames() []string {
+	var all []string
+	for _, part := range engineParts {
+		all = append(all, part.name)
+	}
+	return all
+}
+
+// site is a system at work: a database of its own, and processes on it.
+type site struct {
+	system string
+	label  string // for people
+	url    string
+	drop   func(context.Context) error
+	worker *process // executes
+	sender *process // signals from outside; nil unless asked for
+}
+
+// open makes a database and starts a worker process on it.
+func (e *engineBench) open(ctx context.Context, system string) (*site, error) {
+	create := e.server.CreateDatabase
+	if system == systemDBOS { // which makes its own tables
+		create = e.server.CreateEmptyDatabase
+	}
+	url, drop, err := create(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s := &site{system: system, label: system, url: url, drop: drop}
+	if system == systemRomancy {
+		err = migrate(ctx, url) // River's tables, too
+	}
+	if err == nil {
+		err = s.startWorker(ctx)
+	}
+	if err != nil {
+		return nil, errors.Join(err, s.close(ctx))
+	}
+	return s, nil
+}
+
+func migrate(ctx context.Context, url string) error {
 	pool, err := pgxpool.New(ctx, url)
 	if err != nil {
 		return err
 	}
 	defer pool.Close()
-	worker, err := startApp(ctx, pool)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, worker.Shutdown(context.WithoutCancel(ctx))) }()
-	client, err := startApp(ctx, pool, romancy.WithClientOnly())
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, client.Shutdown(context.WithoutCancel(ctx))) }()
+	return romancy.Migrate(ctx, pool)
+}
 
-	bare, err := bareInserts(ctx, pool, b.span(5*time.Second))
-	if err != nil {
-		return err
-	}
-	b.report("engine_bare_1_per_second", bare, "runs/s", "plain inserts, 7 commits a run, 1 in flight")
-	for _, inFlight := range []int{1, 50, 500} {
-		rate, commits, err := throughput(ctx, worker.Engine(), inFlight, b.span(10*time.Second))
+// openBoth opens a site of each system, ours first.
+func (e *engineBench) openBoth(ctx context.Context) ([]*site, error) {
+	var sites []*site
+	for _, system := range []string{systemRomancy, systemDBOS} {
+		s, err := e.open(ctx, system)
 		if err != nil {
-			return err
+			return nil, errors.Join(err, closeAll(ctx, sites))
 		}
-		name := fmt.Sprintf("engine_w1_%d", inFlight)
-		b.report(name+"_per_second", rate, "runs/s", fmt.Sprintf("5-step runs, %d in flight", inFlight))
-		b.report(name+"_ratio_bare", rate/bare, "x", "  against plain inserts one at a time")
-		b.report(name+"_commits_per_workflow", commits, "commits", "  commits of the engine a run")
+		sites = append(sites, s)
 	}
-	return wakeUp(ctx, b, worker.Engine(), client.Engine())
+	return sites, nil
 }
 
-func startApp(ctx context.Context, pool *pgxpool.Pool, options ...romancy.Option) (*romancy.App, error) {
-	app := romancy.NewApp(append(options,
-		romancy.WithPool(pool), romancy.WithWorkflows(fiveSteps, waiter), romancy.WithAutoMigrate(),
-		romancy.WithLogger(slog.New(slog.DiscardHandler)))...)
-	if err := app.Start(ctx); err != nil {
-		return nil, err
-	}
-	return app, nil
+func (s *site) startWorker(ctx context.Context) (err error) {
+	s.worker, err = spawn(ctx, assignment{System: s.system, URL: s.url})
+	return err
 }
 
-// bareInserts is a run as seven commits on one connection: start, five steps, end.
-func bareInserts(ctx context.Context, pool *pgxpool.Pool, span time.Duration) (perSecond float64, err error) {
-	conn, err := pool.Acquire(ctx)
+func (s *site) startSender(ctx context.Context) (err error) {
+	if s.sender == nil {
+		s.sender, err = spawn(ctx, assignment{System: s.system, URL: s.url, Outside: true})
+	}
+	return err
+}
+
+// close kills the processes and drops the database: nothing in it is needed any more.
+func (s *site) close(ctx context.Context) error {
+	s.worker.kill()
+	s.sender.kill()
+	return s.drop(context.WithoutCancel(ctx))
+}
+
+func closeAll(ctx context.Context, sites []*site) error {
+	var errs []error
+	for _, s := range sites {
+		errs = append(errs, s.close(ctx))
+	}
+	return errors.Join(errs...)
+}
+
+// takeTurns calls measure for every site in every round. Who begins changes from round to round.
+func takeTurns(rounds int, sites []*site, measure func(round int, s *site) error) error {
+	for round := range rounds {
+		for _, s := range turn(round, sites) {
+			if err := measure(round, s); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// turn returns the order of the sites in a round.
+func turn(round int, sites []*site) []*site {
+	order := slices.Clone(sites)
+	if round%2 == 1 {
+		slices.Reverse(order)
+	}
+	return order
+}
+
+// bareRuns executes runs as plain inserts on one connection, seven commits each: start, five steps, end. It is what an
+// engine with one durable write a step could do at the most, one run at a time.
+func (e *engineBench) bareRuns(ctx context.Context, span time.Duration) (perSecond float64, err error) {
+	conn, err := e.desk.Acquire(ctx)
 	if err != nil {
 		return 0, err
 	}
 	defer conn.Release()
-	if _, err := conn.Exec(ctx, "create table bare (id bigint generated always as identity primary key, payload json)"); err != nil {
+	if _, err := conn.Exec(ctx, "create table if not exists bare (id bigint generated always as identity primary key, payload json)"); err != nil {
 		return 0, err
 	}
 	runs, begun := 0, time.Now()
@@ -116,67 +214,7 @@ func bareInserts(ctx context.Context, pool *pgxpool.Pool, span time.Duration) (p
 	return float64(runs) / time.Since(begun).Seconds(), nil
 }
 
-// throughput keeps inFlight runs going for span.
-func throughput(ctx context.Context, engine *workflow.Engine, inFlight int, span time.Duration) (perSecond, commits float64, err error) {
-	var done atomic.Int64
-	var failed atomic.Pointer[error]
-	before := engine.Status().Commits
-	begun := time.Now()
-	var wg sync.WaitGroup
-	for range inFlight {
-		wg.Go(func() {
-			for time.Since(begun) < span && failed.Load() == nil {
-				run, err := fiveSteps.Start(ctx, engine, 0)
-				if err == nil {
-					_, err = run.Result(ctx)
-				}
-				if err != nil {
-					failed.Store(&err)
-					return
-				}
-				done.Add(1)
-			}
-		})
-	}
-	wg.Wait()
-	if failure := failed.Load(); failure != nil {
-		return 0, 0, *failure
-	}
-	runs := float64(done.Load())
-	return runs / time.Since(begun).Seconds(), float64(engine.Status().Commits-before) / runs, nil
-}
-
-// wakeUp measures from the return of a send in one engine to the next line of the run in another.
-func wakeUp(ctx context.Context, b *bench, worker, client *workflow.Engine) error {
-	rounds := 500
-	if b.quick {
-		rounds = 100
-	}
-	run, err := waiter.Start(ctx, worker, rounds)
-	if err != nil {
-		return err
-	}
-	samples := make([]time.Duration, 0, rounds)
-	for range rounds {
-		for worker.Status().Parked == 0 { // the run is on its way back to its wait
-			time.Sleep(time.Millisecond)
-		}
-		time.Sleep(5 * time.Millisecond) // and the look after parking is over
-		if err := client.SendTo(ctx, run.ID(), "go", 1); err != nil {
-			return err
-		}
-		committed := time.Now()
-		select {
-		case at := <-resumed:
-			samples = append(samples, max(at.Sub(committed), 0))
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	if _, err := run.Result(ctx); err != nil {
-		return err
-	}
-	b.report("engine_w2_p50", percentile(samples, 0.50), "ms", "send committed to the receiver's next line, p50")
-	b.report("engine_w2_p99", percentile(samples, 0.99), "ms", "  p99")
-	return nil
+// progress tells whoever waits what is going on.
+func (b *bench) progressf(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, format+"\n", args...)
 }

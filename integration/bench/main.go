@@ -25,9 +25,16 @@ type suite struct {
 	run  func(ctx context.Context, b *bench) error
 }
 
-var suites = []suite{{"engine", runEngine}}
+var suites = []suite{{"engine", runEngine}, {"bus", runBus}}
 
 func main() {
+	if description := os.Getenv(workerVariable); description != "" {
+		if err := serveWorker(description); err != nil {
+			fmt.Fprintln(os.Stderr, "bench worker:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, os.Args[1:]); err != nil {
@@ -40,8 +47,9 @@ func main() {
 func run(ctx context.Context, arguments []string) error {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	only := flags.String("bench", "", "run only this benchmark: "+strings.Join(names(), ", "))
+	parts := flags.String("parts", "", "run only these parts of -bench=engine, for example w1,w2")
 	quick := flags.Bool("quick", false, "measure for a shorter time")
-	profile := flags.String("cpuprofile", "", "write a CPU profile of this process to `file`")
+	profile := flags.String("cpuprofile", "", "write a CPU profile of this process to `file`; beside it those of the engine's worker, file.w1_1 and file.w1_500, and what its statements took")
 	if err := flags.Parse(arguments); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return nil
@@ -50,6 +58,9 @@ func run(ctx context.Context, arguments []string) error {
 	}
 	if *only != "" && !slices.Contains(names(), *only) {
 		return fmt.Errorf("-bench=%s: there is no such benchmark, only: %s", *only, strings.Join(names(), ", "))
+	}
+	if *parts != "" && *only != "engine" {
+		return fmt.Errorf("-parts=%s: give -bench=engine as well, the only benchmark that has parts", *parts)
 	}
 	if *profile != "" {
 		stop, err := startProfile(*profile)
@@ -62,7 +73,10 @@ func run(ctx context.Context, arguments []string) error {
 	if err != nil {
 		return err
 	}
-	b := &bench{server: server, quick: *quick}
+	b := &bench{server: server, quick: *quick, profile: *profile}
+	if *parts != "" {
+		b.parts = strings.Split(*parts, ",")
+	}
 	for _, s := range suites {
 		if *only == "" || *only == s.name {
 			if err = s.run(ctx, b); err != nil {
@@ -71,11 +85,8 @@ func run(ctx context.Context, arguments []string) error {
 			}
 		}
 	}
-	err = errors.Join(err, server.Stop(context.WithoutCancel(ctx)))
-	if err == nil {
-		b.print(os.Stdout)
-	}
-	return err
+	b.print(os.Stdout) // what was measured before an error, too
+	return errors.Join(err, server.Stop(context.WithoutCancel(ctx)))
 }
 
 func startProfile(path string) (stop func(), err error) {

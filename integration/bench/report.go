@@ -14,6 +14,8 @@ import (
 type bench struct {
 	server  *pgtest.Server
 	quick   bool
+	parts   []string // of the engine's suite; none: all
+	profile string   // path of the CPU profile; "": none
 	results []result
 }
 
