@@ -18,8 +18,8 @@ const writersChannel = "bench_writers"
 // A notifyWay is how a commit tells of itself. Either function may be missing.
 type notifyWay struct {
 	name, what string
-	inside     func(ctx context.Context, tx pgx.Tx, payload string) error // within the transaction
-	after      func(payload string)                                       // after its commit
+	inside     func(ctx context.Context, tx pgx.Tx, xid, payload string) error // within the transaction
+	after      func(payload string)                                            // after its commit
 }
 
 // busNotifyModes measures what each way to notify leaves of the throughput of writers that do not, on the disk as it is
@@ -75,8 +75,8 @@ func withWays(ctx context.Context, pool *pgxpool.Pool, f func(ways []notifyWay) 
 		if mode.name == "after_commit" {
 			way.after = func(payload string) { notifier.Notify(writersChannel, payload) }
 		} else {
-			way.inside = func(ctx context.Context, tx pgx.Tx, payload string) error {
-				return notifier.NotifyTx(ctx, tx, writersChannel, payload)
+			way.inside = func(ctx context.Context, tx pgx.Tx, xid, payload string) error {
+				return notifier.NotifyTxID(ctx, tx, xid, []bus.Message{{Channel: writersChannel, Payload: payload}})
 			}
 		}
 		ways = append(ways, way)

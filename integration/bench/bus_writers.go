@@ -94,13 +94,14 @@ func (w *flatOut) writer(ctx context.Context, warmUp time.Duration) error {
 		}
 		payload := strconv.FormatInt(id, 10)
 		err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-			if _, err := tx.Exec(ctx, "insert into written (id) values ($1)", id); err != nil {
+			var xid string // returned as the outbox's own insert returns it, and for every way alike
+			if err := tx.QueryRow(ctx, "insert into written (id) values ($1) returning pg_current_xact_id()::text", id).Scan(&xid); err != nil {
 				return err
 			}
 			if w.way.inside == nil {
 				return nil
 			}
-			return w.way.inside(ctx, tx, payload)
+			return w.way.inside(ctx, tx, xid, payload)
 		})
 		if err != nil {
 			return err
