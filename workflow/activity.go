@@ -30,40 +30,33 @@ type activityOptions struct {
 }
 
 // ActivityOption sets how an activity is executed.
-type ActivityOption func(*activityOptions)
+type ActivityOption interface{ applyActivity(o *activityOptions) }
+
+type activityOption func(*activityOptions)
+
+func (f activityOption) applyActivity(o *activityOptions) { f(o) }
 
 // WithRetry attempts the activity again when it fails; without it, one failed attempt is final. Zero fields of policy take
 // their defaults.
 func WithRetry(policy RetryPolicy) ActivityOption {
-	return func(o *activityOptions) {
+	return activityOption(func(o *activityOptions) {
 		o.retry = policy.withDefaults()
 		o.err = errors.Join(o.err, o.retry.validate())
-	}
-}
-
-// WithActivityTimeout bounds each attempt: its context ends after d. Without it an attempt may take any time; it is not
-// taken over while its worker lives.
-func WithActivityTimeout(d time.Duration) ActivityOption {
-	return func(o *activityOptions) {
-		o.timeout = d
-		if d <= 0 {
-			o.err = errors.Join(o.err, fmt.Errorf("WithActivityTimeout(%s): use a positive duration", d))
-		}
-	}
+	})
 }
 
 // WithTransaction executes each attempt in a transaction of its own on the engine's pool. What the body writes through
 // [Tx], the recorded result and the events it emits there commit together, exactly once. The body must not commit or roll
 // back that transaction, and should be short: it holds a connection of the pool.
 func WithTransaction() ActivityOption {
-	return func(o *activityOptions) { o.transaction = true }
+	return activityOption(func(o *activityOptions) { o.transaction = true })
 }
 
 // DefineActivity makes an activity of fn. name is stored in history and must stay the same across deploys.
 func DefineActivity[In, Out any](name string, fn func(ctx context.Context, in In) (Out, error), options ...ActivityOption) *Activity[In, Out] {
 	activity := &Activity[In, Out]{name: name, fn: fn, options: activityOptions{retry: once}}
 	for _, option := range options {
-		option(&activity.options)
+		option.applyActivity(&activity.options)
 	}
 	return activity
 }
@@ -80,13 +73,28 @@ func (a *Activity[In, Out]) WithCompensation(compensate func(ctx context.Context
 // Name returns the activity's name.
 func (a *Activity[In, Out]) Name() string { return a.name }
 
-// Execute carries the activity out, or answers from history if it has been. A failure is an *ActivityError.
+// Execute carries the activity out, or answers from history if it has been. A failure is an *ActivityError. If the run is
+// cancelled it returns a *CancelledError.
 func (a *Activity[In, Out]) Execute(ctx *Context, in In) (Out, error) {
 	var out Out
-	if err := errors.Join(checkName("activity name", a.name), a.options.err); err != nil {
-		return out, fmt.Errorf("activity %q: %w", a.name, err)
+	if err := a.check(); err != nil {
+		return out, err
 	}
-	output, err := ctx.run.step(step{kind: journal.Activity, name: a.name, options: a.options}, func(ctx context.Context) ([]byte, error) {
+	output, err := ctx.run.step(step{kind: journal.Activity, name: a.name, options: a.options}, a.body(in))
+	if err != nil {
+		return out, err
+	}
+	if err := decodeValue(output, &out); err != nil {
+		return out, fmt.Errorf("decode the recorded result of activity %q into %T: %w", a.name, out, err)
+	}
+	if a.compensate != nil {
+		a.registerCompensation(ctx.run, ctx.run.journal.Issued(), in, out)
+	}
+	return out, nil
+}
+
+func (a *Activity[In, Out]) body(in In) stepBody {
+	return func(ctx context.Context) ([]byte, error) {
 		result, err := a.fn(ctx, in)
 		if err != nil {
 			return nil, err
@@ -96,20 +104,7 @@ func (a *Activity[In, Out]) Execute(ctx *Context, in In) (Out, error) {
 			return nil, Terminal(fmt.Errorf("encode the result of activity %q (%T): %w", a.name, result, err))
 		}
 		return text, nil
-	})
-	if err != nil {
-		return out, err
 	}
-	if err := decodeValue(output, &out); err != nil {
-		return out, fmt.Errorf("decode the recorded result of activity %q into %T: %w", a.name, out, err)
-	}
-	if a.compensate != nil {
-		ctx.run.compensations = append(ctx.run.compensations, compensation{
-			name: a.name, options: a.options,
-			undo: func(ctx context.Context) error { return a.compensate(ctx, in, out) },
-		})
-	}
-	return out, nil
 }
 
 // Info describes the attempt that an activity's body is executing.

@@ -20,7 +20,7 @@ type cache struct {
 	starting  int                      // runs being created that will execute here
 	full      bool                     // there was no room for a ready run: look again when there is
 	parked    *list.List               // of *run, least recently parked first
-	receiving map[string]map[*run]bool // parked runs by the channel they wait on
+	receiving map[string]map[*run]bool // runs by the channels they wait on, parked or beside steps that execute
 	deadlines deadline.Heap            // of parked runs, evicted ones included
 	cold      map[string]int64         // tokens of evicted runs that have a deadline
 
@@ -44,11 +44,12 @@ type waiting struct {
 	wait      store.Wait
 	remaining time.Duration // until the deadline, when it parked; meaningful if timed
 	timed     bool
+	nudged    bool // the moment it wakes at is not the deadline of what it waits for
 }
 
 // resumption is what a parked run's goroutine is told.
 type resumption struct {
-	outcome string // store.GotMessage, store.Due, or claimed
+	outcome string // store.GotMessage, store.Due, store.Nudged, or claimed
 	message []byte
 	exit    bool // end the goroutine
 }
@@ -78,6 +79,7 @@ func (e *Engine) dropLocked(r *run) {
 		e.unparkLocked(r)
 		r.resume <- resumption{exit: true} // never blocks: a parked run is resumed once
 	}
+	e.unlistenLocked(r)
 	r.phase = gone
 	r.lost.Store(true)
 	r.cancel()
@@ -105,16 +107,52 @@ func (e *Engine) roomLocked() {
 func (e *Engine) unparkLocked(r *run) {
 	e.cache.parked.Remove(r.element)
 	r.element = nil
-	if channel := r.waiting.wait.Channel; channel != "" {
-		delete(e.cache.receiving[channel], r)
-		if len(e.cache.receiving[channel]) == 0 {
-			delete(e.cache.receiving, channel)
+	e.unlistenLocked(r)
+}
+
+// listenLocked has r told of mail on channels, and on no others.
+func (e *Engine) listenLocked(r *run, channels []listening) {
+	e.unlistenLocked(r)
+	r.listening = channels
+	for _, on := range channels {
+		if e.cache.receiving[on.channel] == nil {
+			e.cache.receiving[on.channel] = map[*run]bool{}
 		}
+		e.cache.receiving[on.channel][r] = true
+	}
+}
+
+func (e *Engine) unlistenLocked(r *run) {
+	for _, on := range r.listening {
+		delete(e.cache.receiving[on.channel], r)
+		if len(e.cache.receiving[on.channel]) == 0 {
+			delete(e.cache.receiving, on.channel)
+		}
+	}
+	r.listening = nil
+}
+
+// on returns how r listens to channel, if it does.
+func (r *run) on(channel string) (listening, bool) {
+	for _, on := range r.listening {
+		if on.channel == channel {
+			return on, true
+		}
+	}
+	return listening{}, false
+}
+
+// listenUnparked has a run that waits while steps of it execute told of mail on channels, and on no others.
+func (e *Engine) listenUnparked(r *run, channels []listening) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if r.phase == executing {
+		e.listenLocked(r, channels)
 	}
 }
 
 // park puts r, whose row is waiting now, among the parked. It reports false if r must end instead.
-func (e *Engine) park(r *run, w waiting) bool {
+func (e *Engine) park(r *run, w waiting, channels []listening) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if r.phase != executing || e.draining.Load() {
@@ -122,14 +160,9 @@ func (e *Engine) park(r *run, w waiting) bool {
 	}
 	e.cache.executing--
 	e.roomLocked()
-	r.phase, r.waiting, r.waking, r.wakeAgain = parked, w, false, false
+	r.phase, r.waiting, r.waking, r.wakeAgain = parked, w, false, nil
 	r.element = e.cache.parked.PushBack(r)
-	if channel := w.wait.Channel; channel != "" {
-		if e.cache.receiving[channel] == nil {
-			e.cache.receiving[channel] = map[*run]bool{}
-		}
-		e.cache.receiving[channel][r] = true
-	}
+	e.listenLocked(r, channels)
 	if w.timed {
 		e.armLocked(r, w.remaining)
 	}
@@ -179,6 +212,13 @@ func (e *Engine) evictLocked() bool {
 		}
 	})
 	return true
+}
+
+// pokeAllLocked has every run that executes here, or waits beside steps that do, look whether it is to go on.
+func (e *Engine) pokeAllLocked() {
+	for _, r := range e.cache.runs {
+		r.poke()
+	}
 }
 
 // letGoOfParkedLocked ends the goroutines of all parked runs. Their rows say waiting: any worker can resume them.

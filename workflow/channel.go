@@ -2,6 +2,7 @@ package workflow
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -16,6 +17,9 @@ const (
 	Broadcast Mode = "broadcast"
 	// Competing delivers every message to exactly one of the subscribed runs.
 	Competing Mode = "competing"
+	// Direct delivers what is sent to a run to that run alone, as it does without a subscription, and nothing that is
+	// published: subscribing says that the channel is not for that, and keeps others from subscribing in another mode.
+	Direct Mode = "direct"
 )
 
 // Message is what Receive returns.
@@ -38,50 +42,96 @@ type storedMessage struct {
 	Timeout  bool              `json:"timeout"`
 }
 
-// ReceiveOption sets how Receive waits.
-type ReceiveOption func(*receiveOptions)
+// ReceiveOption sets how a run waits.
+type ReceiveOption interface{ applyReceive(o *receiveOptions) }
 
 type receiveOptions struct {
 	timeout time.Duration
 }
 
-// WithTimeout ends the wait after d with ErrTimeout. The deadline is stored, by the database's clock. Without it, or with d
-// zero or less, Receive waits for ever.
-func WithTimeout(d time.Duration) ReceiveOption {
-	return func(o *receiveOptions) { o.timeout = d }
+// TimeoutOption bounds a wait, or each attempt of an activity.
+type TimeoutOption struct{ d time.Duration }
+
+// WithTimeout ends a wait after d with ErrTimeout: the deadline is stored, by the database's clock. Without it, or with d
+// zero or less, the wait has no end.
+//
+// For an activity it bounds each attempt: its context ends after d, which must be positive. Without it an attempt may take any
+// time; it is not taken over while its worker lives.
+func WithTimeout(d time.Duration) TimeoutOption { return TimeoutOption{d: d} }
+
+func (t TimeoutOption) applyReceive(o *receiveOptions) { o.timeout = t.d }
+
+func (t TimeoutOption) applyActivity(o *activityOptions) {
+	o.timeout = t.d
+	if t.d <= 0 {
+		o.err = errors.Join(o.err, fmt.Errorf("WithTimeout(%s): use a positive duration for an activity", t.d))
+	}
+}
+
+func newReceiveOptions(options []ReceiveOption) receiveOptions {
+	var chosen receiveOptions
+	for _, option := range options {
+		option.applyReceive(&chosen)
+	}
+	return chosen
 }
 
 // Receive waits for the next message of channel and takes it: one sent to this run directly, or, if the run is subscribed
 // to the channel, one published there. Messages that came before Receive is called are waiting for it. It returns
 // ErrTimeout when WithTimeout is given and nothing came in time.
 func Receive[T any](ctx *Context, channel string, options ...ReceiveOption) (Message[T], error) {
-	var message Message[T]
 	if err := checkName("channel", channel); err != nil {
-		return message, err
+		return Message[T]{}, err
 	}
-	var chosen receiveOptions
-	for _, option := range options {
-		option(&chosen)
-	}
-	stored, err := ctx.run.receive(channel, chosen.timeout)
+	stored, err := ctx.run.receive(channel, newReceiveOptions(options).timeout)
 	if err != nil {
-		return message, err
+		return Message[T]{}, err
 	}
-	message = Message[T]{ID: stored.ID, Channel: stored.Channel, Sender: stored.Sender, SentAt: stored.SentAt, Metadata: stored.Metadata}
+	return newMessage[T](stored)
+}
+
+// MaxReceived is how many messages ReceiveMany returns at most.
+const MaxReceived = 1000
+
+// ReceiveMany waits for a message of channel as Receive does, and takes those that are there besides, at most limit in all, at
+// most [MaxReceived]. They are recorded together.
+func ReceiveMany[T any](ctx *Context, channel string, limit int, options ...ReceiveOption) ([]Message[T], error) {
+	if err := checkName("channel", channel); err != nil {
+		return nil, err
+	}
+	if limit < 1 || limit > MaxReceived {
+		return nil, fmt.Errorf("receive many: the limit is %d: use 1 to %d", limit, MaxReceived)
+	}
+	stored, err := ctx.run.receiveMany(channel, newReceiveOptions(options).timeout, limit)
+	if err != nil {
+		return nil, err
+	}
+	messages := make([]Message[T], len(stored))
+	var errs []error
+	for i, one := range stored {
+		var err error
+		messages[i], err = newMessage[T](one)
+		errs = append(errs, err)
+	}
+	return messages, errors.Join(errs...)
+}
+
+func newMessage[T any](stored storedMessage) (Message[T], error) {
+	message := Message[T]{ID: stored.ID, Channel: stored.Channel, Sender: stored.Sender, SentAt: stored.SentAt, Metadata: stored.Metadata}
 	if err := decodeValue(stored.Body, &message.Body); err != nil {
-		return message, fmt.Errorf("decode message %d of channel %q into %T: %w", stored.ID, channel, message.Body, err)
+		return message, fmt.Errorf("decode message %d of channel %q into %T: %w", stored.ID, stored.Channel, message.Body, err)
 	}
 	return message, nil
 }
 
 // Subscribe makes this run a subscriber of channel, until it ends or unsubscribes. All subscribers of a channel share one
-// mode; ErrModeConflict says that it is in use in the other.
+// mode; ErrModeConflict says that it is in use in another.
 func Subscribe(ctx *Context, channel string, mode Mode) error {
 	if err := checkName("channel", channel); err != nil {
 		return err
 	}
-	if mode != Broadcast && mode != Competing {
-		return fmt.Errorf("mode %q: use workflow.Broadcast or workflow.Competing", mode)
+	if mode != Broadcast && mode != Competing && mode != Direct {
+		return fmt.Errorf("mode %q: use workflow.Broadcast, workflow.Competing or workflow.Direct", mode)
 	}
 	return ctx.run.subscribe(channel, mode)
 }

@@ -29,14 +29,14 @@ func (w *Workflow[In, Out]) Run(e *Engine, id string) *Run[Out] {
 
 // Result waits until the run has ended and returns its output, or a *RunError if it did not complete. It is woken by
 // notification; while none arrive it looks every second. It returns ErrNotFound for a run that does not exist, ctx's error
-// when that ends, ErrClosed when the engine is shut down meanwhile. A stuck run gives a *RunError too, although it can be
+// when that ends, ErrClosed when the engine is shut down meanwhile. A run that continues as new is followed. A stuck run gives a *RunError too, although it can be
 // resumed.
 func (r *Run[Out]) Result(ctx context.Context) (Out, error) {
 	var out Out
 	if err := r.engine.check(); err != nil {
 		return out, fmt.Errorf("result of run %q: %w", r.id, err)
 	}
-	ended, err := r.engine.watch.wait(ctx, r.id)
+	ended, err := r.engine.awaitEnd(ctx, r.id)
 	if err != nil {
 		return out, fmt.Errorf("result of run %q: %w", r.id, err)
 	}
@@ -49,10 +49,26 @@ func (r *Run[Out]) Result(ctx context.Context) (Out, error) {
 	return out, nil
 }
 
+// awaitEnd waits until the run, or the one that it goes on as, has ended or is stuck.
+func (e *Engine) awaitEnd(ctx context.Context, id string) (store.Run, error) {
+	for {
+		ended, err := e.watch.wait(ctx, id)
+		if err != nil || ended.Status != string(StatusContinued) {
+			return ended, err
+		}
+		next := decodeContinued(ended.Output)
+		if next == "" {
+			return ended, fmt.Errorf("run %q continued as a run that is not known", id)
+		}
+		id = next
+	}
+}
+
 func newRunError(ended store.Run) *RunError {
 	failed := decodeFailure(ended.Error)
 	return &RunError{
-		ID: ended.ID, Status: Status(ended.Status), Type: failed.Type, Message: failed.Message, Stack: failed.Stack,
+		ID: ended.ID, Status: Status(ended.Status), Type: failed.Type, Message: failed.Message,
+		Details: failed.Details, Stack: failed.Stack,
 		CompensationErrors: failed.CompensationErrors,
 	}
 }

@@ -151,6 +151,7 @@ type Engine struct {
 	definitions map[string]Definition
 	names       []string // of the workflows executed here
 	endedOn     string   // the channel on which the end of runs is told
+	cancelledOn string   // the channel on which the workers of cancelled runs are told
 
 	committer *commit.Committer // for what belongs to runs of this worker
 	side      *commit.Committer // for starts with a caller's id, which another transaction may hold
@@ -168,6 +169,7 @@ type Engine struct {
 	timers       signal // the earliest deadline has changed
 	takeovers    signal // a worker may have died
 	orphans      signal // the database may say that we own runs which are not here
+	held         signal // runs that are here may be cancelled, or somebody else's
 	published    *tally // channels on which something was published
 	mailRuns     *tally // runs not in memory here that have mail
 	mailChannels *tally // channels whose subscribers may have mail
@@ -194,8 +196,8 @@ func NewEngine(config Config) (*Engine, error) {
 	e := &Engine{
 		config: config, logger: config.Logger, store: statements,
 		definitions: map[string]Definition{},
-		endedOn:     config.Schema + "_workflow_ended",
-		claims:      newSignal(), timers: newSignal(), takeovers: newSignal(), orphans: newSignal(),
+		endedOn:     config.Schema + "_workflow_ended", cancelledOn: config.Schema + "_workflow_cancelled",
+		claims: newSignal(), timers: newSignal(), takeovers: newSignal(), orphans: newSignal(), held: newSignal(),
 		published: newTally(), mailRuns: newTally(), mailChannels: newTally(), cold: newTally(),
 		cache:   newCache(),
 		txSlots: make(chan struct{}, max(1, int(config.Pool.Config().MaxConns)-1)),
@@ -262,7 +264,7 @@ func (e *Engine) startLoops(ctx context.Context) error {
 	if e.config.Listener != nil {
 		channels := []string{e.endedOn}
 		if e.executes() {
-			channels = append(channels, e.config.Channels.WorkflowResumable, e.config.Channels.ChannelMessage)
+			channels = append(channels, e.config.Channels.WorkflowResumable, e.config.Channels.ChannelMessage, e.cancelledOn)
 		}
 		var err error
 		if subscription, err = e.config.Listener.Subscribe(0, channels...); err != nil {
@@ -294,6 +296,7 @@ func (e *Engine) startLoops(ctx context.Context) error {
 	e.loops.Go(func() { e.mailSweepLoop(loopCtx) })
 	e.loops.Go(func() { e.coldLoop(loopCtx) })
 	e.loops.Go(func() { e.orphanLoop(loopCtx) })
+	e.loops.Go(func() { e.heldLoop(loopCtx) })
 	e.loops.Go(func() { e.safetyNet(loopCtx) })
 	e.claims.give()
 	e.takeovers.give() // what was parked by workers that are gone is nobody's until somebody looks
@@ -315,6 +318,7 @@ func (e *Engine) Shutdown(ctx context.Context) error {
 	e.state = stateDraining
 	e.draining.Store(true)
 	e.letGoOfParkedLocked()
+	e.pokeAllLocked()
 	e.mu.Unlock()
 
 	overrun := e.drain(ctx)

@@ -1,13 +1,14 @@
 package workflow
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 )
 
 var (
-	// ErrTimeout is returned by Receive when no message came within its timeout.
+	// ErrTimeout is returned by a wait when what it waits for did not come within its timeout.
 	ErrTimeout = errors.New("timed out waiting for a message")
 	// ErrNotStarted is returned by calls on an engine that has not been started, or on a nil one.
 	ErrNotStarted = errors.New("engine not started: call Start first")
@@ -23,24 +24,47 @@ var (
 	ErrIDConflict = errors.New("id belongs to another run")
 	// ErrNotRetryable is returned by Retry for a run that is neither stuck nor failed, or that was compensated.
 	ErrNotRetryable = errors.New("the run cannot be retried")
+	// ErrCancelled is what a workflow is told by every command once its run is cancelled, as a *CancelledError, and what the
+	// result of such a run is, as a *RunError.
+	ErrCancelled = errors.New("the run is cancelled")
+	// ErrNotChosen is the result of a future that lost a Select.
+	ErrNotChosen = errors.New("another case of the Select was chosen")
+	// ErrEnded is returned by Cancel for a run that has ended in another way, or is undoing its steps already.
+	ErrEnded = errors.New("the run has ended, or is ending")
 	// ErrOutcomeUnknown says that the connection was lost before the database confirmed: it may have been carried out or not.
 	ErrOutcomeUnknown = errors.New("outcome unknown: the connection was lost before the database confirmed")
 )
 
-// Error is an error with a type that survives being recorded: errors.Is(err, target) holds for a failure of a step, live
-// and replayed, when target is an *Error of the same Type.
+// Error is an error with a type and details that survive being recorded: for a failure of a step, live and replayed,
+// errors.Is(err, target) holds when target is an *Error of the same Type, and errors.As finds the *Error with its details.
 type Error struct {
 	Type    string // a stable identifier, such as "card_declined"
 	Message string // for people
+	Details json.RawMessage
 }
 
 // NewError returns an *Error.
 func NewError(errorType, message string) *Error { return &Error{Type: errorType, Message: message} }
 
+// WithDetails returns a copy of the error with details, encoded as JSON. What cannot be encoded is left out, and said in the message.
+func (e *Error) WithDetails(details any) *Error {
+	detailed := *e
+	text, err := json.Marshal(details)
+	if err != nil {
+		detailed.Message = fmt.Sprintf("%s (its details could not be encoded: %v)", e.Message, err)
+		return &detailed
+	}
+	detailed.Details = text
+	return &detailed
+}
+
 func (e *Error) Error() string { return e.Message }
 
 // ErrorType returns Type. Any error with this method is recorded with the type it returns.
 func (e *Error) ErrorType() string { return e.Type }
+
+// ErrorDetails returns Details. Any error with this method is recorded with the details it returns.
+func (e *Error) ErrorDetails() json.RawMessage { return e.Details }
 
 // Is reports whether target is an *Error of the same type.
 func (e *Error) Is(target error) bool {
@@ -49,11 +73,13 @@ func (e *Error) Is(target error) bool {
 }
 
 // ActivityError is how an activity's failure reaches the workflow. It is made from what was recorded, so it is the same
-// live and replayed; the Go error the activity returned is not in its chain.
+// live and replayed. Of the error that the activity returned its chain has an *Error with type, message and details, and
+// context.DeadlineExceeded if that was its cause; the Go error itself is not in it.
 type ActivityError struct {
 	Activity string // the activity's name
 	Type     string // see [Error.ErrorType]; the Go type of the error if it names none; "panic" for a panic
 	Message  string
+	Details  json.RawMessage // see [Error.ErrorDetails]
 	Attempts int
 	Stack    string // of a panic
 }
@@ -65,10 +91,21 @@ func (e *ActivityError) Error() string {
 // ErrorType returns the type of the error that the activity returned.
 func (e *ActivityError) ErrorType() string { return e.Type }
 
-// Is reports whether target is an *Error of the type that the activity returned.
-func (e *ActivityError) Is(target error) bool {
-	other, ok := target.(*Error)
-	return ok && other.Type == e.Type
+// ErrorDetails returns the details of the error that the activity returned.
+func (e *ActivityError) ErrorDetails() json.RawMessage { return e.Details }
+
+// Unwrap returns the *Error that the activity's error is recorded as.
+func (e *ActivityError) Unwrap() error { return recordedError(e.Type, e.Message, e.Details) }
+
+// typeDeadline is recorded for an error that comes from a context's deadline, such as WithTimeout sets.
+const typeDeadline = "deadline_exceeded"
+
+func recordedError(errorType, message string, details json.RawMessage) error {
+	recorded := &Error{Type: errorType, Message: message, Details: details}
+	if errorType == typeDeadline {
+		return errors.Join(recorded, context.DeadlineExceeded)
+	}
+	return recorded
 }
 
 // RunError is what Result returns for a run that did not complete.
@@ -77,7 +114,8 @@ type RunError struct {
 	Status  Status
 	Type    string // see [Error.ErrorType]
 	Message string
-	Stack   string // of a panic
+	Details json.RawMessage // see [Error.ErrorDetails]
+	Stack   string          // of a panic
 	// CompensationErrors are the compensations that failed for good, one line each.
 	CompensationErrors []string
 }
@@ -93,10 +131,15 @@ func (e *RunError) Error() string {
 // ErrorType returns the type of the error that ended the run.
 func (e *RunError) ErrorType() string { return e.Type }
 
-// Is reports whether target is an *Error of the type that ended the run.
+// ErrorDetails returns the details of the error that ended the run.
+func (e *RunError) ErrorDetails() json.RawMessage { return e.Details }
+
+// Unwrap returns the *Error that the error which ended the run is recorded as.
+func (e *RunError) Unwrap() error { return recordedError(e.Type, e.Message, e.Details) }
+
+// Is reports whether target is ErrCancelled and the run was cancelled.
 func (e *RunError) Is(target error) bool {
-	other, ok := target.(*Error)
-	return ok && other.Type == e.Type
+	return target == ErrCancelled && e.Status == StatusCancelled
 }
 
 type terminalError struct{ err error }
@@ -114,10 +157,11 @@ func Terminal(err error) error {
 
 // failure is how an error is stored.
 type failure struct {
-	Type               string   `json:"type"`
-	Message            string   `json:"message"`
-	Stack              string   `json:"stack,omitempty"`
-	CompensationErrors []string `json:"compensation_errors,omitempty"`
+	Type               string          `json:"type"`
+	Message            string          `json:"message"`
+	Details            json.RawMessage `json:"details,omitempty"`
+	Stack              string          `json:"stack,omitempty"`
+	CompensationErrors []string        `json:"compensation_errors,omitempty"`
 }
 
 type panicError struct {
@@ -133,9 +177,17 @@ func describe(err error) failure {
 	if panicked := new(panicError); errors.As(err, &panicked) {
 		described.Stack = panicked.stack
 	}
+	var detailed interface{ ErrorDetails() json.RawMessage }
+	if errors.As(err, &detailed) && json.Valid(detailed.ErrorDetails()) {
+		described.Details = detailed.ErrorDetails()
+	}
 	var typed interface{ ErrorType() string }
-	if errors.As(err, &typed) {
+	switch {
+	case errors.As(err, &typed):
 		described.Type = typed.ErrorType()
+		return described
+	case errors.Is(err, context.DeadlineExceeded):
+		described.Type = typeDeadline
 		return described
 	}
 	if terminal := (terminalError{}); errors.As(err, &terminal) {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"time"
 )
 
@@ -19,6 +20,11 @@ type RetryPolicy struct {
 	Multiplier float64
 	// Jitter is the share of a wait, 0 to 1, by which it is shortened at random. Default 0.
 	Jitter float64
+	// MaxElapsed: an attempt that fails this long after the first one failed is the last. Default 0: no limit.
+	MaxElapsed time.Duration
+	// NonRetryable are errors that end the step at once: an attempt fails for good if errors.Is finds one of them in its
+	// error. For errors with a type give an *Error of that type. See also Terminal.
+	NonRetryable []error
 }
 
 // once is the policy of an activity without WithRetry.
@@ -57,7 +63,19 @@ func (p RetryPolicy) validate() error {
 	if p.Jitter < 0 || p.Jitter > 1 {
 		errs = append(errs, fmt.Errorf("RetryPolicy.Jitter is %g: use 0 to 1", p.Jitter))
 	}
+	if p.MaxElapsed < 0 {
+		errs = append(errs, fmt.Errorf("RetryPolicy.MaxElapsed is %s: use a positive duration, or 0 for no limit", p.MaxElapsed))
+	}
+	if slices.Contains(p.NonRetryable, nil) {
+		errs = append(errs, errors.New("RetryPolicy.NonRetryable contains nil: list the errors that end the step"))
+	}
 	return errors.Join(errs...)
+}
+
+// retries reports whether an attempt that failed with err may be followed by another.
+func (p RetryPolicy) retries(err error) bool {
+	return !errors.As(err, new(terminalError)) &&
+		!slices.ContainsFunc(p.NonRetryable, func(final error) bool { return errors.Is(err, final) })
 }
 
 // delay returns the wait after the given number of failed attempts; random is in [0, 1).

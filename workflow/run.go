@@ -29,9 +29,13 @@ type run struct {
 	input      []byte
 	logger     *slog.Logger
 
-	ctx    context.Context //nolint:containedctx // the run's lifetime, handed to activities
-	cancel context.CancelFunc
-	lost   atomic.Bool // writes of this run are refused, or will be: end
+	ctx      context.Context //nolint:containedctx // the run's lifetime, handed to compensations
+	cancel   context.CancelFunc
+	work     context.Context //nolint:containedctx // ends also when the run is cancelled: handed to activities
+	stopWork context.CancelFunc
+	lost     atomic.Bool                    // writes of this run are refused, or will be: end
+	asked    atomic.Pointer[CancelledError] // it is to be cancelled
+	broken   atomic.Pointer[interruption]   // a step beside the goroutine has found that the run cannot go on here
 
 	// The goroutine's own.
 	journal       *journal.Journal
@@ -40,16 +44,22 @@ type run struct {
 	pending       chan error // the outcome of the last append, if it has not been waited for
 	compensations []compensation
 	subscriptions map[string]Mode
+	cancelled     *CancelledError // the workflow has been told
+	compensating  bool
 	exiting       bool // the goroutine is ending by Goexit
 
 	resume chan resumption // to the parked goroutine
+	poked  chan struct{}   // holds a token after something that a goroutine which waits without being parked waits for
+	mailed atomic.Bool     // there may be mail for such a goroutine
+	air    airspace        // steps that execute beside the goroutine
 
 	// The cache's, guarded by the engine's mutex.
 	phase     phase
 	element   *list.Element
 	waiting   waiting
-	waking    bool // a wake operation is under way
-	wakeAgain bool // something happened meanwhile
+	listening []listening // the channels it waits on, parked or not
+	waking    bool        // a wake operation is under way
+	wakeAgain []listening // something happened meanwhile on these channels
 }
 
 // launchLocked begins to execute a run that this worker owns. The caller holds the engine's mutex.
@@ -64,9 +74,13 @@ func (e *Engine) launchLocked(definition Definition, owned store.Claimed, past *
 	r := &run{
 		engine: e, id: owned.ID, definition: definition, input: owned.Input, logger: logger,
 		journal: remembered, token: owned.Token, stream: &commit.Stream{},
-		subscriptions: map[string]Mode{}, resume: make(chan resumption, 1),
+		subscriptions: map[string]Mode{}, resume: make(chan resumption, 1), poked: make(chan struct{}, 1),
 	}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
+	r.work, r.stopWork = context.WithCancel(r.ctx)
+	if past.Cancel != nil {
+		r.asked.Store(decodeCancelled(past.Cancel))
+	}
 	e.addLocked(r)
 	if len(past.Records) > 0 {
 		e.cache.replayed++
@@ -101,18 +115,43 @@ func (r *run) call() (output []byte, err error) {
 			r.logger.Error("workflow panicked", "panic", value, "stack", string(debug.Stack()))
 		}
 	}()
-	return r.definition.execute(&Context{Context: r.ctx, run: r}, r.input)
+	return r.definition.execute(&Context{Context: r.work, run: r}, r.input)
 }
 
-// end records how the workflow ended, compensating first if it failed.
+// end records how the workflow ended, undoing its steps first if it failed or is cancelled.
 func (r *run) end(output []byte, err error) {
-	finish := store.Finish{Status: string(StatusCompleted), Output: output}
-	if err != nil {
-		finish = store.Finish{Status: string(StatusFailed), Error: r.compensate(err).encode()}
+	next := new(continuation)
+	if err == nil || errors.As(err, &next) {
+		if diverged := r.journal.End(); diverged != nil {
+			r.stuck(diverged)
+		}
+		// Steps that nobody has waited for belong to the run all the same.
+		if r.awaitLanding() == store.Cancelled {
+			r.cancelled = r.asked.Load()
+		}
 	}
-	if err := r.journal.End(); err != nil {
-		r.stuck(err)
+	if r.cancelled != nil {
+		err = r.cancelled
 	}
+	switch {
+	case err == nil:
+		r.finish(store.Finish{Status: string(StatusCompleted), Output: output})
+	case errors.As(err, &next):
+		r.continueAs(next)
+	default:
+		status := StatusFailed
+		if r.cancelled != nil {
+			status = StatusCancelled
+		}
+		failed := r.compensate(err)
+		if diverged := r.journal.End(); diverged != nil {
+			r.stuck(diverged)
+		}
+		r.finish(store.Finish{Status: string(status), Error: failed.encode()})
+	}
+}
+
+func (r *run) finish(finish store.Finish) {
 	finish.Fence = store.Fence{ID: r.id, Token: r.token}
 	if _, err := commit.Await(context.Background(), func(then func(struct{}, error)) {
 		r.engine.committer.Finish(r.stream, finish, then)
@@ -134,8 +173,14 @@ func (r *run) checkpoint() {
 	if r.lost.Load() {
 		r.exit()
 	}
+	if broken := r.broken.Load(); broken != nil {
+		r.giveUp(broken.err)
+	}
 	if r.engine.draining.Load() {
 		r.settle()
+		for r.air.executing() {
+			r.idle(nil)
+		}
 		r.handOver()
 		r.exit()
 	}
@@ -217,14 +262,44 @@ func (e *Engine) finishStuck(owned store.Claimed, cause error) {
 	})
 }
 
-// issue takes the next position for a command. A replay that diverges ends the goroutine.
-func (r *run) issue(kind journal.Kind, name string) (position int32, record journal.Record, recorded bool) {
+// issue takes the next position for a command. A replay that diverges ends the goroutine. The error says that the run is
+// cancelled, and that the command is not to be carried out.
+func (r *run) issue(kind journal.Kind, name string) (position int32, record journal.Record, recorded bool, err error) {
 	r.checkpoint()
-	position, record, recorded, err := r.journal.Issue(kind, name)
+	if r.cancelled != nil && !r.compensating {
+		return 0, record, false, r.cancelled
+	}
+	position, record, recorded, err = r.journal.Issue(kind, name)
 	if err != nil {
 		r.stuck(err)
 	}
-	return position, record, recorded
+	return position, record, recorded, r.heed(position, record, recorded)
+}
+
+// heed notices, at a command, that the run is cancelled: because history says that it was noticed there, or because history
+// ends and somebody has asked for it since.
+func (r *run) heed(position int32, record journal.Record, recorded bool) error {
+	switch {
+	case recorded && record.Kind == journal.Cancelled:
+		r.cancelled = decodeCancelled(record.Payload)
+		r.stopWork()
+		return r.cancelled
+	case recorded || r.journal.Replaying():
+		return nil
+	}
+	r.takeOff() // what executed beside the workflow when history ends goes on
+	if r.asked.Load() != nil && !r.compensating {
+		return r.recordCancelled(position)
+	}
+	return nil
+}
+
+// recordCancelled tells the workflow that its run is cancelled: here, in this and every later execution.
+func (r *run) recordCancelled(position int32) error {
+	r.cancelled = r.asked.Load()
+	r.stopWork()
+	r.append(position, journal.Cancelled, "", r.cancelled.encode())
+	return r.cancelled
 }
 
 // append records a step without waiting: the next side effect, or the end, will.
@@ -250,9 +325,9 @@ func (r *run) settle() {
 
 // record makes a value once: the first execution calls produce, later ones get what it returned.
 func (r *run) record(kind journal.Kind, name string, produce func() ([]byte, error)) ([]byte, error) {
-	position, record, recorded := r.issue(kind, name)
-	if recorded {
-		return record.Payload, nil
+	position, record, recorded, err := r.issue(kind, name)
+	if err != nil || recorded {
+		return record.Payload, err
 	}
 	payload, err := produce()
 	if err != nil {
@@ -263,6 +338,27 @@ func (r *run) record(kind journal.Kind, name string, produce func() ([]byte, err
 	r.settle()
 	r.append(position, kind, name, payload)
 	return payload, nil
+}
+
+// poke has a goroutine that waits without being parked look again. It never blocks.
+func (r *run) poke() {
+	select {
+	case r.poked <- struct{}{}:
+	default:
+	}
+}
+
+// idle waits until something may have happened: the run was poked or lost, or after, which it reports.
+func (r *run) idle(after <-chan time.Time) (over bool) {
+	select {
+	case <-r.poked:
+		return false
+	case <-after:
+		return true
+	case <-r.ctx.Done():
+		r.exit()
+		return false
+	}
 }
 
 func encodeJSON(what string, value any) ([]byte, error) {

@@ -5,14 +5,16 @@ type Status string
 
 // The states of a run. The last four are final.
 const (
-	StatusReady     Status = "ready"     // runnable, unowned
-	StatusRunning   Status = "running"   // owned by a worker
-	StatusWaiting   Status = "waiting"   // parked until a message or a deadline
-	StatusStuck     Status = "stuck"     // its replay diverged, or a step cannot be stored; history is untouched
-	StatusCompleted Status = "completed" // ended with an output
-	StatusFailed    Status = "failed"    // ended with an error, compensated
-	StatusCancelled Status = "cancelled" // ended from outside
-	StatusContinued Status = "continued" // ended by continuing as a new run
+	StatusReady   Status = "ready"   // runnable, unowned
+	StatusRunning Status = "running" // owned by a worker
+	StatusWaiting Status = "waiting" // parked until a message or a deadline
+	StatusStuck   Status = "stuck"   // its replay diverged, or a step cannot be stored; history is untouched
+	// StatusCompensating is shown instead of the first three while a run that failed, or is cancelled, undoes its steps.
+	StatusCompensating Status = "compensating"
+	StatusCompleted    Status = "completed" // ended with an output
+	StatusFailed       Status = "failed"    // ended with an error, compensated
+	StatusCancelled    Status = "cancelled" // ended from outside
+	StatusContinued    Status = "continued" // ended by continuing as a new run
 )
 
 // Final reports whether a run in this state can never leave it.
@@ -27,7 +29,7 @@ func (s Status) Final() bool {
 
 func (s Status) known() bool {
 	switch s {
-	case StatusReady, StatusRunning, StatusWaiting, StatusStuck:
+	case StatusReady, StatusRunning, StatusWaiting, StatusStuck, StatusCompensating:
 		return true
 	default:
 		return s.Final()

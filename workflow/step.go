@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"runtime/debug"
-	"slices"
 	"strconv"
 	"time"
 
@@ -45,32 +44,76 @@ func (s stepRecord) encode() []byte {
 
 // step executes a step until it is recorded as done or failed, and returns what is recorded.
 func (r *run) step(s step, body stepBody) ([]byte, error) {
-	position, record, recorded := r.issue(s.kind, s.name)
-	if recorded {
-		var done stepRecord
-		if err := json.Unmarshal(record.Payload, &done); err != nil {
-			r.stuck(fmt.Errorf("history is damaged: position %d: %w", position, err))
-		}
-		return s.result(done)
+	position, record, recorded, err := r.issue(s.kind, s.name)
+	if err != nil {
+		return nil, err
 	}
-	for attempt := r.journal.Attempts(position) + 1; ; attempt++ {
+	if recorded {
+		return s.result(r.decodeStep(position, record))
+	}
+	ctx := r.work
+	if r.compensating {
+		ctx = r.ctx
+	}
+	failed := newFailures(r.journal.Attempts(position))
+	for {
 		r.settle() // what came before is durable before this has effects
 		r.checkpoint()
-		done, err := r.attempt(s, position, attempt, body)
-		if err == nil {
-			return s.result(done)
-		}
-		if r.lost.Load() {
+		done, err := r.attempt(ctx, s, position, failed.count+1, body)
+		var interrupted *interruption
+		switch {
+		case errors.As(err, &interrupted):
+			r.giveUp(interrupted.err)
+		case r.lost.Load() && !done.recorded:
 			r.exit()
+		case err == nil:
+			if !done.recorded {
+				r.append(position, s.kind, s.name, done.encode())
+			}
+			return s.result(done.stepRecord)
+		case r.asked.Load() != nil && !r.compensating:
+			return nil, r.recordCancelled(position)
+		case failed.add(s.options.retry, err):
+			final := failed.record(err)
+			r.append(position, s.kind, s.name, final.encode())
+			return s.result(final)
+		case r.retry(s, position, failed.count, err):
+			return nil, r.recordCancelled(position)
 		}
-		if attempt >= s.options.retry.MaxAttempts || errors.As(err, new(terminalError)) {
-			described := describe(err)
-			done = stepRecord{Error: &described, Attempts: attempt}
-			r.append(position, s.kind, s.name, done.encode())
-			return s.result(done)
-		}
-		r.retry(s, position, attempt, err)
 	}
+}
+
+func (r *run) decodeStep(position int32, record journal.Record) stepRecord {
+	var done stepRecord
+	if err := json.Unmarshal(record.Payload, &done); err != nil {
+		r.stuck(fmt.Errorf("history is damaged: position %d: %w", position, err))
+	}
+	return done
+}
+
+// failures counts the failed attempts of a step.
+type failures struct {
+	count int
+	since time.Time // when the first failed
+}
+
+func newFailures(past journal.Attempts) failures {
+	return failures{count: past.Failed, since: time.Now().Add(-past.Since)}
+}
+
+// add counts a failed attempt and reports whether it was the last.
+func (f *failures) add(policy RetryPolicy, err error) (final bool) {
+	if f.count++; f.count == 1 {
+		f.since = time.Now()
+	}
+	return f.count >= policy.MaxAttempts || !policy.retries(err) ||
+		policy.MaxElapsed > 0 && time.Since(f.since) >= policy.MaxElapsed
+}
+
+// record returns the final failure as it is recorded.
+func (f *failures) record(err error) stepRecord {
+	described := describe(err)
+	return stepRecord{Error: &described, Attempts: f.count}
 }
 
 func (s step) result(done stepRecord) ([]byte, error) {
@@ -78,14 +121,28 @@ func (s step) result(done stepRecord) ([]byte, error) {
 		return done.Output, nil
 	}
 	return nil, &ActivityError{
-		Activity: s.name, Type: done.Error.Type, Message: done.Error.Message, Attempts: done.Attempts, Stack: done.Error.Stack,
+		Activity: s.name, Type: done.Error.Type, Message: done.Error.Message, Details: done.Error.Details,
+		Attempts: done.Attempts, Stack: done.Error.Stack,
 	}
 }
 
-// attempt executes body once. A success is on its way into history when it returns, or there.
-func (r *run) attempt(s step, position int32, attempt int, body stepBody) (stepRecord, error) {
+// interruption says that the run cannot go on here, for a reason that is not the activity's fault.
+type interruption struct{ err error }
+
+func (i *interruption) Error() string { return i.err.Error() }
+func (i *interruption) Unwrap() error { return i.err }
+
+// attempted is what a successful attempt leaves to be recorded, or has recorded in its transaction.
+type attempted struct {
+	stepRecord
+
+	recorded bool
+}
+
+// attempt executes body once. Its error is the activity's, or an *interruption. It may be called by any goroutine of the run.
+func (r *run) attempt(ctx context.Context, s step, position int32, attempt int, body stepBody) (attempted, error) {
 	key := r.id + "/" + strconv.Itoa(int(position))
-	ctx := context.WithValue(r.ctx, infoKey{}, Info{
+	ctx = context.WithValue(ctx, infoKey{}, Info{
 		InstanceID: r.id, WorkflowName: r.definition.Name(), Activity: s.name, Position: position, Attempt: attempt, IdempotencyKey: key,
 	})
 	if s.options.timeout > 0 {
@@ -93,7 +150,7 @@ func (r *run) attempt(s step, position int32, attempt int, body stepBody) (stepR
 		ctx, cancel = context.WithTimeout(ctx, s.options.timeout)
 		defer cancel()
 	}
-	done := stepRecord{}
+	var done attempted
 	if attempt > 1 {
 		done.Attempts = attempt
 	}
@@ -101,15 +158,8 @@ func (r *run) attempt(s step, position int32, attempt int, body stepBody) (stepR
 		return r.attemptInTransaction(ctx, s, position, done, body)
 	}
 	output, err := callBody(ctx, body)
-	if err != nil {
-		return done, err
-	}
-	if r.lost.Load() {
-		r.exit()
-	}
 	done.Output = output
-	r.append(position, s.kind, s.name, done.encode())
-	return done, nil
+	return done, err
 }
 
 // callBody turns a panic of the activity into its failure.
@@ -123,7 +173,7 @@ func callBody(ctx context.Context, body stepBody) (output []byte, err error) {
 }
 
 // attemptInTransaction executes body and records its result in one transaction of the pool's.
-func (r *run) attemptInTransaction(ctx context.Context, s step, position int32, done stepRecord, body stepBody) (stepRecord, error) {
+func (r *run) attemptInTransaction(ctx context.Context, s step, position int32, done attempted, body stepBody) (attempted, error) {
 	select {
 	case r.engine.txSlots <- struct{}{}:
 		defer func() { <-r.engine.txSlots }()
@@ -133,7 +183,7 @@ func (r *run) attemptInTransaction(ctx context.Context, s step, position int32, 
 	tx, err := r.engine.config.Pool.Begin(ctx)
 	if err != nil {
 		if ctx.Err() == nil {
-			r.giveUp(fmt.Errorf("begin the transaction of %s %q: %w", s.kind, s.name, err)) // not the activity's fault
+			return done, &interruption{fmt.Errorf("begin the transaction of %s %q: %w", s.kind, s.name, err)}
 		}
 		return done, fmt.Errorf("begin a transaction: %w", err)
 	}
@@ -153,15 +203,13 @@ func (r *run) attemptInTransaction(ctx context.Context, s step, position int32, 
 	})
 	switch {
 	case store.IsUniqueViolation(err):
-		rollback(tx)
-		r.giveUp(err)
+		return done, &interruption{err}
 	case err != nil && ctx.Err() == nil && tx.Conn().IsClosed():
-		r.giveUp(fmt.Errorf("record %s %q in its transaction: %w", s.kind, s.name, err)) // not the activity's fault
+		return done, &interruption{fmt.Errorf("record %s %q in its transaction: %w", s.kind, s.name, err)}
 	case err != nil:
 		return done, fmt.Errorf("record the step in its transaction: %w", err)
 	case !owned:
-		rollback(tx)
-		r.giveUp(commit.ErrFenced)
+		return done, &interruption{commit.ErrFenced}
 	}
 	// Detached: a commit that is cut off halfway may have happened, so only its own time limit ends it.
 	commitCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
@@ -171,9 +219,10 @@ func (r *run) attemptInTransaction(ctx context.Context, s step, position int32, 
 		if errors.As(err, &refused) || errors.Is(err, pgx.ErrTxCommitRollback) {
 			return done, fmt.Errorf("commit: %w", err) // a deferred constraint, say: the activity has failed
 		}
-		r.giveUp(fmt.Errorf("%w: %w", commit.ErrOutcomeUnknown, err))
+		return done, &interruption{fmt.Errorf("%w: %w", commit.ErrOutcomeUnknown, err)}
 	}
 	committed = true
+	done.recorded = true
 	return done, nil
 }
 
@@ -184,60 +233,39 @@ func rollback(tx pgx.Tx) {
 	_ = tx.Rollback(ctx) // a failure closes the connection, which rolls back too
 }
 
-// retry records a failed attempt and waits, durably, until the next is due.
-func (r *run) retry(s step, position int32, attempt int, cause error) {
-	delay := s.options.retry.delay(attempt, rand.Float64())
-	r.logger.Info("attempt failed, will be retried", "step", s.name, "position", position, "attempt", attempt, "delay", delay, "error", cause)
-	ask := store.Retry{
-		Fence: store.Fence{ID: r.id, Token: r.token}, Position: position, Attempt: attempt,
-		Error: describe(cause).encode(), DelayMicros: delay.Microseconds(),
-	}
+// retry records a failed attempt and waits, durably, until the next is due. It reports true if the run is cancelled instead.
+func (r *run) retry(s step, position int32, attempt int, cause error) (cancelled bool) {
+	ask := r.newRetry(s, position, attempt, cause)
+	ask.Stay = r.air.executing()
 	waited, err := commit.Await(context.Background(), func(then func(store.Waited, error)) {
 		r.engine.committer.Retry(r.stream, ask, then)
 	})
 	if err != nil {
 		r.giveUp(err)
 	}
-	r.engine.tellTimer(r.id, position, *waited.FiresAtMicros)
 	wait := store.Wait{Fence: ask.Fence, AtMicros: waited.FiresAtMicros}
-	if resumed := r.stayParked(wait, waited); resumed.outcome == claimed {
-		r.wait(wait) // made ready by a sweep, perhaps too early by a little
+	switch waited.Outcome {
+	case store.Cancelled:
+		r.learnCancelled()
+		return true
+	case store.Parked:
+		r.engine.tellTimer(r.id, position, *waited.FiresAtMicros)
+		if resumed := r.stayParked(wait, waited, nil); resumed.outcome == store.Due {
+			return false
+		}
+		// Made ready by a sweep, perhaps too early by a little.
+	default:
+		r.engine.tellTimer(r.id, position, *waited.FiresAtMicros)
 	}
+	outcome, _ := r.await(&wait, nil, nil)
+	return outcome == store.Cancelled
 }
 
-// compensation undoes an activity that succeeded.
-type compensation struct {
-	name    string
-	options activityOptions
-	undo    func(ctx context.Context) error
-}
-
-// compensate undoes what the failed run has done, last first, and returns the failure to end it with. That the run is
-// failing is recorded before the first compensation, so that it cannot complete normally any more.
-func (r *run) compensate(cause error) failure {
-	failed := describe(cause)
-	if len(r.compensations) == 0 {
-		return failed
+func (r *run) newRetry(s step, position int32, attempt int, cause error) store.Retry {
+	delay := s.options.retry.delay(attempt, rand.Float64())
+	r.logger.Info("attempt failed, will be retried", "step", s.name, "position", position, "attempt", attempt, "delay", delay, "error", cause)
+	return store.Retry{
+		Fence: store.Fence{ID: r.id, Token: r.token}, Position: position, Attempt: attempt,
+		Error: describe(cause).encode(), DelayMicros: delay.Microseconds(), Heeds: !r.compensating,
 	}
-	text, err := r.record(journal.Failing, "", func() ([]byte, error) { return failed.encode(), nil })
-	if err != nil {
-		return failed
-	}
-	failed = decodeFailure(text)
-	undo := r.compensations
-	r.compensations = nil
-	for _, done := range slices.Backward(undo) {
-		options := done.options
-		if options.retry.MaxAttempts == 1 {
-			options.retry = compensationRetry
-		}
-		_, err := r.step(step{kind: journal.Compensation, name: done.name, options: options}, func(ctx context.Context) ([]byte, error) {
-			return nil, done.undo(ctx)
-		})
-		if err != nil {
-			r.logger.Error("compensation failed for good", "activity", done.name, "error", err)
-			failed.CompensationErrors = append(failed.CompensationErrors, err.Error())
-		}
-	}
-	return failed
 }

@@ -233,16 +233,13 @@ func keys[V any](byName map[string]V) []string {
 func (e *Engine) safetyNet(ctx context.Context) {
 	swept := time.Now()
 	for {
-		interval := e.config.FallbackInterval
-		if !e.config.Listener.Healthy() {
-			interval = min(interval, unwellInterval)
-		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(interval):
+		case <-time.After(e.fallback()):
 		}
 		e.claims.give()
+		e.held.give()
 		if !e.config.Listener.Healthy() {
 			e.lookForAll()
 		}
@@ -254,6 +251,14 @@ func (e *Engine) safetyNet(ctx context.Context) {
 		e.orphans.give()
 		e.sweepUntilDone(ctx, "all", e.SweepResume, e.SweepTimers, e.SweepChannelTimeouts, e.armCold)
 	}
+}
+
+// fallback is after how long somebody looks who would have been told by a notification.
+func (e *Engine) fallback() time.Duration {
+	if e.config.Listener.Healthy() {
+		return e.config.FallbackInterval
+	}
+	return min(e.config.FallbackInterval, unwellInterval)
 }
 
 func (e *Engine) sweepUntilDone(ctx context.Context, what string, sweeps ...func(context.Context) (int, error)) {

@@ -5,16 +5,18 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/romancy-go/romancy/workflow/internal/journal"
 )
 
 // Sleep waits for d, durably: the deadline is stored, by the database's clock, and survives the worker. A d of zero or
-// less still takes its place in history. The error is always nil today; it is there for runs that can be cancelled.
+// less still takes its place in history. It returns a *CancelledError if the run is cancelled, and no other error.
 func Sleep(ctx *Context, d time.Duration) error {
 	return ctx.run.sleep("sleep", until{delay: d, relative: true})
 }
 
-// SleepUntil waits until t by the database's clock. A t in the past still takes its place in history.
+// SleepUntil waits until t by the database's clock. A t in the past still takes its place in history. Its error is that of Sleep.
 func SleepUntil(ctx *Context, t time.Time) error {
 	return ctx.run.sleep("sleep_until", until{at: t})
 }
@@ -22,6 +24,14 @@ func SleepUntil(ctx *Context, t time.Time) error {
 // Now returns the current time, recorded: every execution of the run sees the time of the first.
 func Now(ctx *Context) (time.Time, error) {
 	return SideEffect(ctx, "now", func() (time.Time, error) { return time.Now().UTC(), nil })
+}
+
+// NewID returns a new unique id, a UUID of version 7, recorded: every execution of the run gets the same.
+func NewID(ctx *Context) (string, error) {
+	return SideEffect(ctx, "new_id", func() (string, error) {
+		id, err := uuid.NewV7()
+		return id.String(), err
+	})
 }
 
 // SideEffect records what fn returns; later executions get the recorded value. fn should be quick and is not retried: for

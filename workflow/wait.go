@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/romancy-go/romancy/workflow/internal/commit"
 	"github.com/romancy-go/romancy/workflow/internal/journal"
 	"github.com/romancy-go/romancy/workflow/internal/store"
@@ -13,10 +15,16 @@ import (
 
 // sleep waits for time alone. Its row in history is the deadline; that it has passed is plain from whatever follows.
 func (r *run) sleep(name string, end until) error {
-	position, record, recorded := r.issue(journal.Timer, name)
+	position, record, recorded, err := r.issue(journal.Timer, name)
+	if err != nil {
+		return err
+	}
 	var ask store.Wait
 	switch {
 	case recorded && r.journal.Replaying():
+		if next, _ := r.journal.Next(); next.Kind == journal.Cancelled && next.Position == position+1 {
+			return r.cancelWait(true)
+		}
 		return nil
 	case recorded:
 		ask.AtMicros = r.firesAt(position, record)
@@ -24,8 +32,20 @@ func (r *run) sleep(name string, end until) error {
 		ask.TimerPosition, ask.TimerName = position, name
 		end.fill(&ask)
 	}
-	r.wait(ask)
-	return nil
+	if outcome, _ := r.await(&ask, nil, nil); outcome != store.Cancelled {
+		return nil
+	}
+	return r.cancelWait(recorded || ask.TimerPosition == 0)
+}
+
+// cancelWait has the workflow told that its run is cancelled, in place of the wait that it has come to. Its last command either
+// is recorded, so that the next position is for that, or is not and gives its own.
+func (r *run) cancelWait(recorded bool) error {
+	if recorded {
+		_, _, _, err := r.issue(journal.Cancelled, "")
+		return err
+	}
+	return r.recordCancelled(r.journal.Issued())
 }
 
 func (d until) fill(ask *store.Wait) {
@@ -46,80 +66,258 @@ func (r *run) firesAt(position int32, record journal.Record) *int64 {
 	return &timer.FiresAtMicros
 }
 
+// listening is a channel that a run waits on.
+type listening struct {
+	channel   string
+	competing bool
+}
+
+func (r *run) listenTo(channel string) listening {
+	return listening{channel: channel, competing: r.subscriptions[channel] == Competing}
+}
+
 // receive waits for a message. A timeout has a row of its own before it: the deadline, stored with the first wait.
 func (r *run) receive(channel string, timeout time.Duration) (storedMessage, error) {
-	var ask store.Wait
+	var end *until
 	if timeout > 0 {
-		name := "receive:" + channel
-		position, record, recorded := r.issue(journal.Timer, name)
-		if recorded {
-			ask.AtMicros = r.firesAt(position, record)
-		} else {
-			ask.TimerPosition, ask.TimerName = position, name
-			until{relative: true, delay: timeout}.fill(&ask)
-		}
+		end = &until{relative: true, delay: timeout}
 	}
-	position, record, recorded := r.issue(journal.Receive, channel)
-	payload := record.Payload
-	if !recorded {
-		ask.Position, ask.Channel, ask.Competing = position, channel, r.subscriptions[channel] == Competing
-		outcome, message := r.wait(ask)
-		if outcome == store.Due {
-			return storedMessage{}, ErrTimeout
-		}
-		payload = message
+	payload, err := r.choose(journal.Receive, channel, "receive:"+channel, end, []listening{r.listenTo(channel)}, nil)
+	if err != nil {
+		return storedMessage{}, err
 	}
-	var message storedMessage
-	if err := json.Unmarshal(payload, &message); err != nil {
-		r.stuck(fmt.Errorf("history is damaged: position %d: %w", position, err))
-	}
+	message := r.decodeMessage(payload)
 	if message.Timeout {
 		return storedMessage{}, ErrTimeout
 	}
 	return message, nil
 }
 
-// wait returns once the run may go on: with a message, or because its deadline has passed.
-func (r *run) wait(ask store.Wait) (outcome string, message []byte) {
-	ask.Since = r.engine.mail.since(ask.Channel)
-	for {
-		ask.Fence = store.Fence{ID: r.id, Token: r.token}
+// receiveMany takes what is there besides the first message in one step of its own.
+func (r *run) receiveMany(channel string, timeout time.Duration, limit int) ([]storedMessage, error) {
+	first, err := r.receive(channel, timeout)
+	if err != nil || limit == 1 {
+		return []storedMessage{first}, err
+	}
+	position, record, recorded, err := r.issue(journal.ReceiveMore, channel)
+	if err != nil {
+		// The first is taken and recorded: the workflow gets it, and learns at its next command that it is cancelled.
+		return []storedMessage{first}, nil
+	}
+	payload := record.Payload
+	if !recorded {
+		payload = r.takeMore(position, channel, limit-1)
+	}
+	var more []storedMessage
+	if err := json.Unmarshal(payload, &more); err != nil {
+		r.stuck(fmt.Errorf("history is damaged: position %d: %w", position, err))
+	}
+	return append([]storedMessage{first}, more...), nil
+}
+
+func (r *run) takeMore(position int32, channel string, limit int) []byte {
+	r.settle()
+	on := r.listenTo(channel)
+	ask := store.More{
+		Fence: store.Fence{ID: r.id, Token: r.token}, Position: position, Channel: channel, Limit: limit,
+		Competing: on.competing, Since: r.engine.mail.since(channel),
+	}
+	mail := new(store.Mail)
+	err := r.engine.do(r.ctx, false, func(b *pgx.Batch) { r.engine.store.TakeMore(b, ask, mail) })
+	switch {
+	case err != nil:
+		r.giveUp(err)
+	case mail.Messages == nil:
+		r.giveUp(commit.ErrFenced)
+	}
+	r.engine.mail.took(channel, mail.Shared)
+	return mail.Messages
+}
+
+func (r *run) decodeMessage(payload []byte) storedMessage {
+	var message storedMessage
+	if err := json.Unmarshal(payload, &message); err != nil {
+		r.stuck(fmt.Errorf("history is damaged: position %d: %w", r.journal.Issued(), err))
+	}
+	return message
+}
+
+// choose waits for the first of what a command waits for, and returns what is recorded of it: a message of one of the channels,
+// that the deadline has passed, or what landed says of a step that has ended.
+func (r *run) choose(kind journal.Kind, name, timerName string, end *until, channels []listening, landed func() []byte) ([]byte, error) {
+	var ask store.Wait
+	if end != nil {
+		position, record, recorded, err := r.issue(journal.Timer, timerName)
+		switch {
+		case err != nil:
+			return nil, err
+		case recorded:
+			ask.AtMicros = r.firesAt(position, record)
+		default:
+			ask.TimerPosition, ask.TimerName = position, timerName
+			end.fill(&ask)
+		}
+	}
+	position, record, recorded, err := r.issue(kind, name)
+	if err != nil || recorded {
+		return record.Payload, err
+	}
+	ask.Position, ask.Kind = position, kind
+	var chosen []byte
+	outcome, message := r.await(&ask, channels, func() bool {
+		if landed != nil {
+			chosen = landed()
+		}
+		return chosen != nil
+	})
+	switch outcome {
+	case store.GotMessage:
+		return message, nil
+	case store.Landed:
+		r.settle()
+		r.append(position, kind, name, chosen)
+		return chosen, nil
+	case store.Cancelled:
+		if ask.TimerPosition > 0 { // nor was the deadline recorded
+			r.journal.Withdraw()
+		}
+		return nil, r.cancelWait(false)
+	default:
+		return timedOut, nil
+	}
+}
+
+// timedOut is the record of a wait whose deadline has passed, as the database writes it.
+var timedOut = []byte(`{"timeout":true}`)
+
+// await returns once the run may go on: with a message of one of the channels, because the deadline of ask has passed or
+// landed says so, or because it is to be cancelled. Unless other steps of the run execute it is parked meanwhile.
+func (r *run) await(ask *store.Wait, channels []listening, landed func() bool) (outcome string, message []byte) {
+	ask.Heeds = !r.compensating
+	if len(channels) > 1 {
+		for _, on := range channels {
+			ask.Channels = append(ask.Channels, on.channel)
+		}
+	}
+	unparked := false
+	defer func() {
+		if unparked {
+			r.engine.listenUnparked(r, nil)
+		}
+	}()
+	var next <-chan time.Time // when a run that is not parked looks again
+	for look, full := true, false; ; {
 		r.checkpoint()
-		waited, err := commit.Await(context.Background(), func(then func(store.Waited, error)) {
-			r.engine.committer.Wait(r.stream, ask, then)
+		switch {
+		case landed != nil && landed():
+			return store.Landed, nil
+		case ask.Heeds && r.asked.Load() != nil:
+			return store.Cancelled, nil
+		}
+		ask.Stay, ask.NudgeMicros = r.air.recallDelayed()
+		if ask.Stay && len(channels) > 0 {
+			unparked = true
+			r.engine.listenUnparked(r, channels) // before it looks: what comes later is told
+			look = r.mailed.Swap(false) || look
+		}
+		waited := store.Waited{Outcome: store.Nothing}
+		if look || !ask.Stay {
+			waited = r.tryWait(ask, channels, full)
+			next = r.untilNextLook(waited, channels)
+		}
+		switch waited.Outcome {
+		case store.Nothing:
+			look = r.idle(next)
+		case store.Parked:
+			unparked = false
+			resumed := r.stayParked(*ask, waited, channels)
+			r.takeOff()
+			if resumed.outcome == store.GotMessage || resumed.outcome == store.Due {
+				return resumed.outcome, resumed.message
+			}
+			full = resumed.outcome == claimed // a sweep has found what the look from the mark on did not
+		default:
+			if waited.Outcome == store.Cancelled {
+				r.learnCancelled()
+			}
+			r.takeOff()
+			return waited.Outcome, waited.Message
+		}
+	}
+}
+
+// tryWait asks for what the run waits for: on one channel after the other, and with the last, it is parked.
+func (r *run) tryWait(ask *store.Wait, channels []listening, full bool) store.Waited {
+	if ask.Stay && len(channels) == 0 && ask.AtMicros == nil && ask.TimerPosition == 0 {
+		return store.Waited{Outcome: store.Nothing} // it waits for nothing that the database knows of
+	}
+	var waited store.Waited
+	for i := range max(1, len(channels)) {
+		try := *ask
+		if i < len(channels) {
+			try.Channel, try.Competing = channels[i].channel, channels[i].competing
+		}
+		if !full {
+			try.Since = r.engine.mail.since(try.Channel)
+		}
+		try.Stay = ask.Stay || i+1 < len(channels)
+		try.Fence = store.Fence{ID: r.id, Token: r.token}
+		var err error
+		waited, err = commit.Await(context.Background(), func(then func(store.Waited, error)) {
+			r.engine.committer.Wait(r.stream, try, then)
 		})
 		if err != nil {
 			r.giveUp(err)
 		}
 		r.pending = nil // carried out before the wait, in the same stream
-		r.engine.mail.took(ask.Channel, waited.Shared)
-		if waited.Outcome != store.Parked {
-			return waited.Outcome, waited.Message
+		r.engine.mail.took(try.Channel, waited.Shared)
+		if ask.TimerPosition > 0 && waited.Outcome != store.Cancelled {
+			if waited.Outcome == store.Parked || waited.Outcome == store.Nothing {
+				r.engine.tellTimer(r.id, ask.TimerPosition, *waited.FiresAtMicros)
+			}
+			ask.TimerPosition, ask.TimerName, ask.DelayMicros, ask.AtMicros = 0, "", nil, waited.FiresAtMicros
 		}
-		if ask.TimerPosition > 0 {
-			r.engine.tellTimer(r.id, ask.TimerPosition, *waited.FiresAtMicros)
+		if waited.Outcome != store.Nothing {
+			break
 		}
-		ask.TimerPosition, ask.TimerName, ask.DelayMicros, ask.AtMicros = 0, "", nil, waited.FiresAtMicros
-		resumed := r.stayParked(ask, waited)
-		if resumed.outcome != claimed {
-			return resumed.outcome, resumed.message
-		}
-		ask.Since = 0 // a sweep has found what the look from the mark on did not
 	}
+	return waited
+}
+
+// untilNextLook returns when a run that waits without being parked looks again by itself: at its deadline, and for mail of which
+// the notification was lost.
+func (r *run) untilNextLook(waited store.Waited, channels []listening) <-chan time.Time {
+	var until time.Duration
+	if len(channels) > 0 {
+		until = r.engine.fallback()
+	}
+	if left := waited.RemainingMicros; left != nil {
+		due := time.Duration(max(*left, 0)) * time.Microsecond
+		if until == 0 || due < until {
+			until = due
+		}
+	}
+	if len(channels) == 0 && waited.RemainingMicros == nil {
+		return nil
+	}
+	return time.After(until)
 }
 
 // stayParked keeps the goroutine until the run, whose row says waiting, is resumed. If it never is, here, the goroutine ends.
-func (r *run) stayParked(ask store.Wait, waited store.Waited) resumption {
-	ask.Token = r.token
+func (r *run) stayParked(ask store.Wait, waited store.Waited, channels []listening) resumption {
+	ask.Fence = store.Fence{ID: r.id, Token: r.token}
 	parked := waiting{wait: ask}
 	if waited.RemainingMicros != nil {
 		parked.timed, parked.remaining = true, time.Duration(*waited.RemainingMicros)*time.Microsecond
 	}
-	if !r.engine.park(r, parked) {
+	if at, nudge := ask.AtMicros, ask.NudgeMicros; nudge != nil && (at == nil || *nudge < *at) {
+		parked.nudged = true
+	}
+	if !r.engine.park(r, parked, channels) {
 		r.lost.Store(true) // the row says waiting: nothing to hand over
 		r.exit()
 	}
-	if ask.Channel != "" {
+	if len(channels) > 0 {
 		r.engine.look(r)
 	}
 	resumed := <-r.resume
@@ -135,7 +333,10 @@ func (r *run) deliver(ask store.Deliver) error {
 	if ask.Target != "" {
 		kind = journal.Send
 	}
-	position, record, recorded := r.issue(kind, ask.Channel)
+	position, record, recorded, err := r.issue(kind, ask.Channel)
+	if err != nil {
+		return err
+	}
 	if recorded {
 		if record.Payload != nil {
 			return ErrUndeliverable
@@ -161,7 +362,10 @@ type subscribeRecord struct {
 }
 
 func (r *run) subscribe(channel string, mode Mode) error {
-	position, record, recorded := r.issue(journal.Subscribe, channel)
+	position, record, recorded, err := r.issue(journal.Subscribe, channel)
+	if err != nil {
+		return err
+	}
 	var taken string
 	if recorded {
 		var done subscribeRecord
@@ -180,7 +384,10 @@ func (r *run) subscribe(channel string, mode Mode) error {
 }
 
 func (r *run) unsubscribe(channel string) error {
-	position, _, recorded := r.issue(journal.Unsubscribe, channel)
+	position, _, recorded, err := r.issue(journal.Unsubscribe, channel)
+	if err != nil {
+		return err
+	}
 	if !recorded {
 		r.changeSubscription(position, channel, "")
 	}

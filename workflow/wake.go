@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -29,6 +30,8 @@ func (e *Engine) listen(ctx context.Context, subscription *bus.Subscription) {
 			e.heard(ctx, notification)
 		case e.endedOn:
 			e.heardEnded(notification)
+		case e.cancelledOn:
+			e.heardCancelled(notification)
 		}
 	}
 }
@@ -60,11 +63,12 @@ func (e *Engine) arrived(channel, receiver string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	r := e.cache.runs[receiver]
-	switch {
-	case r == nil:
+	if r == nil {
 		e.mailRuns.add(receiver)
-	case r.phase == parked && r.waiting.wait.Channel == channel:
-		e.wakeLocked(r)
+		return
+	}
+	if on, listens := r.on(channel); listens {
+		e.wakeLocked(r, on)
 	}
 }
 
@@ -100,11 +104,12 @@ func (e *Engine) publishedLoop(ctx context.Context) {
 		for channel, messages := range channels {
 			e.mu.Lock()
 			for r := range e.cache.receiving[channel] {
+				on, _ := r.on(channel)
 				switch {
-				case !r.waiting.wait.Competing:
-					e.lookLocked(r)
+				case !on.competing:
+					e.lookLocked(r, on)
 				case messages > 0 && !r.waking:
-					e.wakeLocked(r)
+					e.wakeLocked(r, on)
 					messages--
 				}
 			}
@@ -118,14 +123,18 @@ func (e *Engine) publishedLoop(ctx context.Context) {
 func (e *Engine) look(r *run) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.lookLocked(r)
+	for _, on := range r.listening {
+		e.lookLocked(r, on)
+	}
 }
 
-func (e *Engine) lookLocked(r *run) {
+// lookLocked looks whether r has mail on a channel, and wakes it if so. One that waits without being parked looks itself.
+func (e *Engine) lookLocked(r *run, on listening) {
 	if r.phase != parked {
+		r.tellMail()
 		return
 	}
-	e.committer.Look(e.asWake(r.waiting.wait), func(found bool, err error) {
+	e.committer.Look(e.asWake(r, on), func(found bool, err error) {
 		if err != nil {
 			if !errors.Is(err, commit.ErrClosed) {
 				e.logger.Warn("look for mail failed; the next sweep will find it", "instance_id", r.id, "error", err)
@@ -134,42 +143,55 @@ func (e *Engine) lookLocked(r *run) {
 		}
 		if found {
 			e.mu.Lock()
-			e.wakeLocked(r)
+			e.wakeLocked(r, on)
 			e.mu.Unlock()
 		}
 	})
 }
 
-// lookForAll looks for the mail of every parked run, after notifications may have been lost.
+func (r *run) tellMail() {
+	r.mailed.Store(true)
+	r.poke()
+}
+
+// lookForAll looks for the mail of every run that waits here, after notifications may have been lost.
 func (e *Engine) lookForAll() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for _, runs := range e.cache.receiving {
+	for channel, runs := range e.cache.receiving {
 		for r := range runs {
-			e.lookLocked(r)
+			on, _ := r.on(channel)
+			e.lookLocked(r, on)
 		}
 	}
 }
 
-func (e *Engine) asWake(wait store.Wait) store.Wake {
+func (e *Engine) asWake(r *run, on listening) store.Wake {
+	wait := r.waiting.wait
 	return store.Wake{
-		Fence: wait.Fence, Position: wait.Position, Channel: wait.Channel, Competing: wait.Competing,
-		Since: e.mail.since(wait.Channel),
+		Fence: wait.Fence, Position: wait.Position, Kind: wait.Kind, Nudged: r.waiting.nudged,
+		Channel: on.channel, Competing: on.competing, Since: e.mail.since(on.channel),
 	}
 }
 
-// wakeLocked tries to let a parked run go on. One attempt is under way at a time; a reason that comes meanwhile causes
-// another.
-func (e *Engine) wakeLocked(r *run) {
+// wakeLocked tries to let a run go on that may have mail on a channel, or is due (on is the zero value then). One attempt is
+// under way at a time; a reason that comes meanwhile causes another. A run that waits without being parked looks itself.
+func (e *Engine) wakeLocked(r *run, on listening) {
 	if r.phase != parked {
+		r.tellMail()
 		return
 	}
 	if r.waking {
-		r.wakeAgain = true
+		if !slices.Contains(r.wakeAgain, on) {
+			r.wakeAgain = append(r.wakeAgain, on)
+		}
 		return
 	}
-	r.waking, r.wakeAgain = true, false
-	ask := e.asWake(r.waiting.wait)
+	if on.channel == "" && len(r.listening) > 0 {
+		on = r.listening[0] // mail goes before the deadline
+	}
+	r.waking = true
+	ask := e.asWake(r, on)
 	e.committer.Wake(e.lease.ID(), ask, func(waited store.Waited, err error) { e.woken(r, ask, waited, err) })
 }
 
@@ -200,8 +222,10 @@ func (e *Engine) woken(r *run, ask store.Wake, waited store.Waited, err error) {
 		if ask.Competing && waited.Outcome == store.GotMessage {
 			e.nextCompetitorLocked(ask.Channel)
 		}
-	case r.wakeAgain:
-		e.wakeLocked(r)
+	case len(r.wakeAgain) > 0:
+		on := r.wakeAgain[0]
+		r.wakeAgain = r.wakeAgain[1:]
+		e.wakeLocked(r, on)
 	case waited.RemainingMicros != nil && r.waiting.timed:
 		e.armLocked(r, time.Duration(*waited.RemainingMicros)*time.Microsecond)
 	}
@@ -211,8 +235,8 @@ func (e *Engine) woken(r *run, ask store.Wake, waited store.Waited, err error) {
 // may have taken one sent to it alone, and the other message then has nobody.
 func (e *Engine) nextCompetitorLocked(channel string) {
 	for r := range e.cache.receiving[channel] {
-		if r.waiting.wait.Competing && !r.waking {
-			e.lookLocked(r)
+		if on, _ := r.on(channel); on.competing && !r.waking {
+			e.lookLocked(r, on)
 			return
 		}
 	}
@@ -277,7 +301,7 @@ func (e *Engine) wakeDue() (next time.Time, ok bool) {
 			cold = append(cold, entry.ID)
 		case r == nil:
 		case r.phase == parked && r.token == entry.Token:
-			e.wakeLocked(r)
+			e.wakeLocked(r, listening{})
 		}
 	}
 	if len(cold) > 0 {

@@ -105,15 +105,11 @@ func (w *watch) close() {
 // loop looks at runs that somebody waits for: those it is asked about, and from time to time all of them.
 func (w *watch) loop(ctx context.Context) {
 	for {
-		interval := w.engine.config.FallbackInterval
-		if !w.engine.config.Listener.Healthy() {
-			interval = min(interval, unwellInterval)
-		}
 		var ids []string
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(interval):
+		case <-time.After(w.engine.fallback()):
 			ids = w.all()
 		case <-w.asked.some:
 			counts, more := w.asked.take()

@@ -40,7 +40,7 @@ func newOrderFlow(s *shop, p *provider) *workflow.Workflow[Order, Outcome] {
 		info := workflow.ActivityInfo(ctx)
 		return p.charge(ctx, info.IdempotencyKey, order, info.Attempt)
 	}, workflow.WithRetry(workflow.RetryPolicy{MaxAttempts: 10, InitialInterval: 100 * time.Millisecond, Multiplier: 2}),
-		workflow.WithActivityTimeout(5*time.Second)).
+		workflow.WithTimeout(5*time.Second)).
 		WithCompensation(func(ctx context.Context, order Order, _ int64) error {
 			return p.refund(ctx, workflow.ActivityInfo(ctx).IdempotencyKey, order)
 		})

@@ -250,7 +250,7 @@ func (c *Committer) carryOut(ctx context.Context, ops []*operation) {
 	case (pgErr.Code == "40P01" || pgErr.Code == "40001") && ops[0].conflicts < maxConflictRetries:
 		ops[0].conflicts++
 		c.carryOut(ctx, ops)
-	case ops[0].kind == kindAppend && store.IsUniqueViolation(err):
+	case (ops[0].kind == kindAppend || ops[0].kind == kindFail) && store.IsUniqueViolation(err):
 		c.answerRecorded(ctx, ops[0], err)
 	case pgErr.Code == "55P03":
 		ops[0].err = fmt.Errorf("%w: %w", ErrLocked, err)
@@ -265,7 +265,7 @@ func (c *Committer) carryOut(ctx context.Context, ops []*operation) {
 func (c *Committer) answerRecorded(ctx context.Context, op *operation, conflict error) {
 	ctx, cancel := context.WithTimeout(ctx, c.config.FlushTimeout)
 	defer cancel()
-	own, err := c.config.Store.OwnRecords(ctx, c.conn, asks[store.Append]([]*operation{op}))
+	own, err := c.config.Store.OwnRecords(ctx, c.conn, records([]*operation{op}))
 	if err != nil || len(own) == 0 {
 		op.err = errors.Join(conflict, err)
 	}

@@ -15,6 +15,7 @@ type kind int
 const (
 	kindStart kind = iota
 	kindAppend
+	kindFail
 	kindDeliver
 	kindSubscribe
 	kindRetry
@@ -22,6 +23,7 @@ const (
 	kindLook
 	kindWake
 	kindFinish
+	kindContinue
 	kindRelease
 	kindLetGo
 	kindCustom
@@ -81,6 +83,9 @@ func (g *opGroup) queue(s *store.Store, batch *pgx.Batch) {
 	case kindAppend:
 		g.done = map[store.Place]bool{}
 		s.AppendHistory(batch, asks[store.Append](g.ops), func(place store.Place) { g.done[place] = true })
+	case kindFail:
+		g.done = map[store.Place]bool{}
+		s.FailRuns(batch, asks[store.Fail](g.ops), func(place store.Place) { g.done[place] = true })
 	case kindDeliver:
 		g.queueDeliver(s, batch)
 	case kindSubscribe:
@@ -99,7 +104,7 @@ func (g *opGroup) queue(s *store.Store, batch *pgx.Batch) {
 		s.LookForMail(batch, asks[store.Wake](g.ops), func(ord int) { g.grant(ord, true) })
 	case kindWake:
 		g.queueWake(s, batch)
-	case kindFinish, kindRelease:
+	case kindFinish, kindContinue, kindRelease:
 		g.queueEnd(s, batch)
 	case kindLetGo:
 		s.LetGo(batch, asks[store.Fence](g.ops))
@@ -141,20 +146,29 @@ func (g *opGroup) queueWake(s *store.Store, batch *pgx.Batch) {
 
 func (g *opGroup) queueEnd(s *store.Store, batch *pgx.Batch) {
 	g.fence()
-	byID := make(map[string]int, len(g.ops))
-	if g.kind == kindFinish {
+	switch g.kind {
+	case kindFinish:
 		rows := asks[store.Finish](g.ops)
-		for i, row := range rows {
-			byID[row.ID] = i
-		}
-		s.FinishRuns(batch, rows, func(id string) { g.grant(byID[id], nil) })
-		return
+		ends := places(rows, func(row store.Finish) string { return row.ID })
+		s.FinishRuns(batch, rows, func(id string) { g.grant(ends[id], nil) })
+	case kindContinue:
+		rows := asks[store.Continue](g.ops)
+		ends := places(rows, func(row store.Continue) string { return row.ID })
+		s.ContinueRuns(batch, rows, func(id string) { g.grant(ends[id], nil) })
+	default:
+		rows := asks[store.Fence](g.ops)
+		ends := places(rows, func(row store.Fence) string { return row.ID })
+		s.ReleaseRuns(batch, rows, func(run store.Named) { g.grant(ends[run.ID], run) })
 	}
-	rows := asks[store.Fence](g.ops)
+}
+
+// places returns the index of each row by its run.
+func places[T any](rows []T, id func(T) string) map[string]int {
+	byID := make(map[string]int, len(rows))
 	for i, row := range rows {
-		byID[row.ID] = i
+		byID[id(row)] = i
 	}
-	s.ReleaseRuns(batch, rows, func(run store.Named) { g.grant(byID[run.ID], run) })
+	return byID
 }
 
 // complete answers, after the commit, what the statement itself could not: whether a start found an earlier run, and
@@ -163,7 +177,7 @@ func (g *opGroup) complete(ctx context.Context, s *store.Store, conn *pgx.Conn) 
 	switch g.kind {
 	case kindStart:
 		return g.completeStart(ctx, s, conn)
-	case kindAppend:
+	case kindAppend, kindFail:
 		return g.completeAppend(ctx, s, conn)
 	default:
 		return nil
@@ -213,7 +227,7 @@ func (g *opGroup) completeStart(ctx context.Context, s *store.Store, conn *pgx.C
 func (g *opGroup) completeAppend(ctx context.Context, s *store.Store, conn *pgx.Conn) error {
 	var missing []*operation
 	for _, op := range g.ops {
-		ask := op.ask.(store.Append) //nolint:forcetypeassert // the kind decides the type
+		ask := op.record()
 		if !g.done[store.Place{ID: ask.ID, Position: ask.Position}] {
 			op.err = ErrFenced
 			missing = append(missing, op)
@@ -222,7 +236,7 @@ func (g *opGroup) completeAppend(ctx context.Context, s *store.Store, conn *pgx.
 	if len(missing) == 0 {
 		return nil
 	}
-	own, err := s.OwnRecords(ctx, conn, asks[store.Append](missing))
+	own, err := s.OwnRecords(ctx, conn, records(missing))
 	if err != nil {
 		return err
 	}
@@ -230,4 +244,20 @@ func (g *opGroup) completeAppend(ctx context.Context, s *store.Store, conn *pgx.
 		missing[ord].err = nil
 	}
 	return nil
+}
+
+// record returns the row of history that the operation writes.
+func (op *operation) record() store.Append {
+	if fail, ok := op.ask.(store.Fail); ok {
+		return store.Append{Fence: fail.Fence, Position: fail.Position}
+	}
+	return op.ask.(store.Append) //nolint:forcetypeassert // the kind decides the type
+}
+
+func records(ops []*operation) []store.Append {
+	rows := make([]store.Append, len(ops))
+	for i, op := range ops {
+		rows[i] = op.record()
+	}
+	return rows
 }

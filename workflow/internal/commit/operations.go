@@ -32,12 +32,17 @@ func (c *Committer) Subscribe(stream *Stream, ask store.Subscribe, then func(str
 	submit(c, &operation{kind: kindSubscribe, stream: stream, ask: ask}, then)
 }
 
-// Retry records a failed attempt and parks the run until the next.
+// Fail records that a run begins to undo what it has done.
+func (c *Committer) Fail(stream *Stream, ask store.Fail, then func(struct{}, error)) {
+	submit(c, &operation{kind: kindFail, stream: stream, ask: ask, repeat: true}, then)
+}
+
+// Retry records a failed attempt and parks the run until the next, unless it stays.
 func (c *Committer) Retry(stream *Stream, ask store.Retry, then func(store.Waited, error)) {
 	submit(c, &operation{kind: kindRetry, stream: stream, ask: ask}, then)
 }
 
-// Wait lets a run take its message, pass its deadline, or park.
+// Wait lets a run take its message, pass its deadline, or park, unless it stays.
 func (c *Committer) Wait(stream *Stream, ask store.Wait, then func(store.Waited, error)) {
 	submit(c, &operation{kind: kindWait, stream: stream, ask: ask}, then)
 }
@@ -56,6 +61,11 @@ func (c *Committer) Wake(worker int64, ask store.Wake, then func(store.Waited, e
 // Finish ends a run.
 func (c *Committer) Finish(stream *Stream, ask store.Finish, then func(struct{}, error)) {
 	submit(c, &operation{kind: kindFinish, stream: stream, ask: ask}, then)
+}
+
+// Continue ends a run, which goes on as a new one.
+func (c *Committer) Continue(stream *Stream, ask store.Continue, then func(struct{}, error)) {
+	submit(c, &operation{kind: kindContinue, stream: stream, ask: ask}, then)
 }
 
 // Release makes an owned run ready for anyone.

@@ -1,13 +1,13 @@
 // Package journal is the memory of one run: the commands its workflow has issued, in order, and what came of them.
 //
 // A position is the place of a command in that order, counted from 1. Replaying a workflow issues the same commands at the
-// same positions; the journal answers them from history and notices when a command is not the one recorded. It knows no
-// time, no database and no goroutine.
+// same positions; the journal answers them from history and notices when a command is not the one recorded. It asks no
+// clock and knows no database and no goroutine.
 package journal
 
 import (
 	"fmt"
-	"sort"
+	"time"
 )
 
 // Kind says what sort of command a record belongs to.
@@ -24,7 +24,11 @@ const (
 	Subscribe    Kind = "subscribe"
 	Unsubscribe  Kind = "unsubscribe"
 	SideEffect   Kind = "side_effect"
+	Select       Kind = "select"
+	ReceiveMore  Kind = "receive_more"
 	Failing      Kind = "failing"
+	// Cancelled is where the workflow learnt that its run is cancelled. It stands in for whatever command was issued there.
+	Cancelled Kind = "cancelled"
 )
 
 // Record is one row of history.
@@ -53,60 +57,94 @@ func (e *DivergenceError) Error() string {
 
 // Journal is used by one goroutine at a time.
 type Journal struct {
-	records  []Record
+	records  []Record // by position - 1; those of position 0 are missing: steps that had not ended
 	issued   int32
-	attempts map[int32]int
+	attempts map[int32]Attempts
 }
 
-// New returns a journal over the rows of history, which may come in any order, and the number of failed attempts of the
-// steps that were still being retried. It returns an error if a position is missing or there twice.
-func New(records []Record, attempts map[int32]int) (*Journal, error) {
-	sorted := append([]Record(nil), records...)
-	sort.Slice(sorted, func(i, j int) bool { return sorted[i].Position < sorted[j].Position })
-	for i, record := range sorted {
-		if record.Position != int32(i)+1 {
-			return nil, fmt.Errorf("history is damaged: position %d found where %d belongs", record.Position, i+1)
-		}
-	}
-	return &Journal{records: sorted, attempts: attempts}, nil
+// Attempts are the failed attempts of a step so far.
+type Attempts struct {
+	Failed int
+	Since  time.Duration // the first of them failed that long ago, when history was read
+	Next   time.Duration // until the next may begin, as of then
+	// NextMicros is the same moment by the database's clock, since 1970.
+	NextMicros int64
 }
+
+// New returns a journal over the rows of history, which may come in any order, and the failed attempts of the steps that
+// were still being retried. A position may be missing, because steps may execute beside others. It returns an error if one is there twice.
+func New(records []Record, attempts map[int32]Attempts) (*Journal, error) {
+	var last int32
+	for _, record := range records {
+		if record.Position < 1 {
+			return nil, fmt.Errorf("history is damaged: there is a position %d", record.Position)
+		}
+		last = max(last, record.Position)
+	}
+	if int(last) > maxGap*(len(records)+1) {
+		return nil, fmt.Errorf("history is damaged: it reaches to position %d with %d records", last, len(records))
+	}
+	placed := make([]Record, last)
+	for _, record := range records {
+		if placed[record.Position-1].Position != 0 {
+			return nil, fmt.Errorf("history is damaged: position %d is there twice", record.Position)
+		}
+		placed[record.Position-1] = record
+	}
+	return &Journal{records: placed, attempts: attempts}, nil
+}
+
+// maxGap bounds what a damaged position can make New allocate: more steps than this at a time for each recorded one are beyond reason.
+const maxGap = 10_000
 
 // Issue takes the next position for a command. If history has it, the record is returned and recorded is true; a record of
-// another kind or name gives a *DivergenceError.
+// another kind or name gives a *DivergenceError, unless it is one of kind Cancelled. A command that blocks the workflow is
+// recorded before the next is issued, so it is an error if history lacks it and goes on.
 func (j *Journal) Issue(kind Kind, name string) (position int32, record Record, recorded bool, err error) {
-	position = j.issued + 1
-	if int(position) > len(j.records) {
-		j.issued = position
-		return position, Record{}, false, nil
+	position, record, recorded, err = j.Launch(kind, name)
+	if err == nil && !recorded && j.Replaying() {
+		j.issued--
+		return position, record, false, fmt.Errorf("history is damaged: position %d, %s %q, is missing although later ones are there", position, kind, name)
 	}
-	record = j.records[position-1]
-	if record.Kind != kind || record.Name != name {
+	return position, record, recorded, err
+}
+
+// Launch is Issue for a step that executes beside the workflow: history may go on without it.
+func (j *Journal) Launch(kind Kind, name string) (position int32, record Record, recorded bool, err error) {
+	position = j.issued + 1
+	if int(position) <= len(j.records) {
+		record = j.records[position-1]
+		recorded = record.Position != 0
+	}
+	if recorded && record.Kind != Cancelled && (record.Kind != kind || record.Name != name) {
 		return position, record, true, &DivergenceError{Position: position, WantKind: record.Kind, WantName: record.Name, GotKind: kind, GotName: name}
 	}
 	j.issued = position
-	return position, record, true, nil
+	return position, record, recorded, nil
 }
 
-// Replaying reports whether the next command is answered from history.
+// Replaying reports whether history goes on after the last command.
 func (j *Journal) Replaying() bool { return int(j.issued) < len(j.records) }
 
-// Peek returns the record of the next command without issuing it; ok is false at the end of history.
-func (j *Journal) Peek() (record Record, ok bool) {
-	if !j.Replaying() {
-		return Record{}, false
+// Next returns the first record after the last command; ok is false at the end of history.
+func (j *Journal) Next() (record Record, ok bool) {
+	for i := int(j.issued); i < len(j.records); i++ {
+		if j.records[i].Position != 0 {
+			return j.records[i], true
+		}
 	}
-	return j.records[j.issued], true
+	return Record{}, false
 }
 
 // Issued returns the position of the last command.
 func (j *Journal) Issued() int32 { return j.issued }
 
-// Attempts returns how many attempts of the step at position have failed so far.
-func (j *Journal) Attempts(position int32) int { return j.attempts[position] }
+// Attempts returns the failed attempts of the step at position so far.
+func (j *Journal) Attempts(position int32) Attempts { return j.attempts[position] }
 
 // End checks that the workflow, which has returned, issued every recorded command.
 func (j *Journal) End() error {
-	record, more := j.Peek()
+	record, more := j.Next()
 	if !more {
 		return nil
 	}

@@ -13,7 +13,7 @@ func TestIssueAnswersFromHistoryThenRecordsNewCommands(t *testing.T) {
 	j, err := journal.New([]journal.Record{
 		{Position: 2, Kind: journal.Timer, Name: "sleep"},
 		{Position: 1, Kind: journal.Activity, Name: "charge", Payload: []byte("1")},
-	}, map[int32]int{3: 2})
+	}, map[int32]journal.Attempts{3: {Failed: 2}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -21,8 +21,8 @@ func TestIssueAnswersFromHistoryThenRecordsNewCommands(t *testing.T) {
 	if err != nil || position != 1 || !recorded || string(record.Payload) != "1" || !j.Replaying() {
 		t.Fatalf("first command: %d, %+v, %v, %v", position, record, recorded, err)
 	}
-	if next, ok := j.Peek(); !ok || next.Name != "sleep" {
-		t.Fatalf("peeked at %+v, %v", next, ok)
+	if next, ok := j.Next(); !ok || next.Name != "sleep" {
+		t.Fatalf("next is %+v, %v", next, ok)
 	}
 	if err := j.End(); err == nil {
 		t.Fatal("the workflow may end before its history does")
@@ -34,8 +34,8 @@ func TestIssueAnswersFromHistoryThenRecordsNewCommands(t *testing.T) {
 		t.Fatal(err)
 	}
 	position, _, recorded, err = j.Issue(journal.Activity, "ship")
-	if err != nil || position != 3 || recorded || j.Attempts(position) != 2 || j.Issued() != 3 {
-		t.Fatalf("third command: %d, %v, %v, %d attempts", position, recorded, err, j.Attempts(position))
+	if err != nil || position != 3 || recorded || j.Attempts(position).Failed != 2 || j.Issued() != 3 {
+		t.Fatalf("third command: %d, %v, %v, %d attempts", position, recorded, err, j.Attempts(position).Failed)
 	}
 	j.Withdraw()
 	if position, _, _, _ = j.Issue(journal.Activity, "ship again"); position != 3 {
@@ -74,13 +74,40 @@ func TestDivergenceNamesPositionExpectedAndGot(t *testing.T) {
 func TestDamagedHistoryIsRefused(t *testing.T) {
 	t.Parallel()
 	for name, records := range map[string][]journal.Record{
-		"hole":  {{Position: 1}, {Position: 3}},
-		"twice": {{Position: 1}, {Position: 1}},
-		"start": {{Position: 2}},
+		"twice":  {{Position: 1}, {Position: 1}},
+		"start":  {{Position: 0}},
+		"beyond": {{Position: 1}, {Position: 2_000_000_000}},
 	} {
 		if _, err := journal.New(records, nil); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
+	}
+}
+
+func TestOnlyLaunchedStepsMayBeMissing(t *testing.T) {
+	t.Parallel()
+	remembered := func() *journal.Journal {
+		j, err := journal.New([]journal.Record{{Position: 2, Kind: journal.Activity, Name: "b"}, {Position: 4, Kind: journal.Cancelled}}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return j
+	}
+	j := remembered()
+	if position, _, recorded, err := j.Launch(journal.Activity, "a"); err != nil || recorded || position != 1 || !j.Replaying() {
+		t.Fatalf("launched into a gap: %d, %v, %v", position, recorded, err)
+	}
+	if _, _, recorded, err := j.Launch(journal.Activity, "b"); err != nil || !recorded {
+		t.Fatalf("launched onto a record: %v, %v", recorded, err)
+	}
+	if _, _, _, err := j.Issue(journal.Timer, "sleep"); err == nil || j.Issued() != 2 {
+		t.Fatalf("a blocking command may not be missing in the middle of history; issued %d", j.Issued())
+	}
+	if _, _, _, err := j.Launch(journal.Activity, "c"); err != nil {
+		t.Fatal(err)
+	}
+	if _, record, recorded, err := j.Issue(journal.Receive, "mail"); err != nil || !recorded || record.Kind != journal.Cancelled {
+		t.Fatalf("cancelled in place of a receive: %+v, %v, %v", record, recorded, err)
 	}
 }
 

@@ -198,6 +198,28 @@ func (s *Store) RetryRun(b *pgx.Batch, id string, into *Retried) {
 	})
 }
 
+// CancelledRun is what CancelRun found and did.
+type CancelledRun struct {
+	Status       string // before; empty: there is no such run
+	Workflow     string
+	Compensating bool // it undoes its steps already
+	Ended        bool // it is cancelled
+	Asked        bool // it will undo its steps and end
+}
+
+// CancelRun cancels a run, or asks it to undo its steps and end.
+func (s *Store) CancelRun(b *pgx.Batch, id string, why []byte, compensate bool, into *CancelledRun) {
+	b.Queue(s.queries.Get("CancelRun"), id, text(why), compensate).Query(func(rows pgx.Rows) error {
+		*into = CancelledRun{}
+		var did string
+		_, err := pgx.ForEachRow(rows, []any{&into.Status, &into.Workflow, &into.Compensating, &did}, func() error {
+			into.Ended, into.Asked = did == "ended", did == "asked"
+			return nil
+		})
+		return err
+	})
+}
+
 // DeleteEnded removes up to limit runs that ended longer than age ago, and their history.
 func (s *Store) DeleteEnded(b *pgx.Batch, age time.Duration, limit int, deleted *int) {
 	b.Queue(s.queries.Get("DeleteEnded"), age.Microseconds(), limit).QueryRow(func(row pgx.Row) error { return row.Scan(deleted) })

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -35,11 +36,7 @@ func (s *Store) AppendHistory(b *pgx.Batch, rows []Append, written func(Place)) 
 		column(rows, func(r Append) string { return string(r.Kind) }),
 		column(rows, func(r Append) string { return r.Name }),
 		column(rows, func(r Append) *string { return text(r.Payload) }),
-	).Query(func(found pgx.Rows) error {
-		var place Place
-		_, err := pgx.ForEachRow(found, []any{&place.ID, &place.Position}, func() error { written(place); return nil })
-		return err
-	})
+	).Query(eachPlace(written))
 }
 
 // AppendInTransaction adds one row of history in a transactional activity's transaction. It reports false if the run is
@@ -68,14 +65,15 @@ func (s *Store) OwnRecords(ctx context.Context, db Querier, rows []Append) ([]in
 // Past is what history holds of a run.
 type Past struct {
 	Records  []journal.Record
-	Attempts map[int32]int // failed attempts by position
+	Attempts map[int32]journal.Attempts // failed ones, by position
+	Cancel   []byte                     // why it is to be cancelled; nil: it is not
 }
 
 // LoadHistory fetches the past of runs, by id.
 func (s *Store) LoadHistory(b *pgx.Batch, ids []string, into map[string]*Past) {
 	b.Queue(s.queries.Get("LoadHistory"), ids).Query(func(rows pgx.Rows) error {
 		for _, id := range ids {
-			into[id] = &Past{Attempts: map[int32]int{}}
+			into[id] = &Past{Attempts: map[int32]journal.Attempts{}}
 		}
 		var id, kind string
 		var record journal.Record
@@ -90,14 +88,28 @@ func (s *Store) LoadHistory(b *pgx.Batch, ids []string, into map[string]*Past) {
 	b.Queue(s.queries.Get("LoadAttempts"), ids).Query(func(rows pgx.Rows) error {
 		var id string
 		var position int32
-		var attempt int
-		_, err := pgx.ForEachRow(rows, []any{&id, &position, &attempt}, func() error {
-			into[id].Attempts[position] = max(into[id].Attempts[position], attempt)
+		var since int64
+		var next, nextMicros *int64
+		var attempts journal.Attempts
+		_, err := pgx.ForEachRow(rows, []any{&id, &position, &attempts.Failed, &since, &next, &nextMicros}, func() error {
+			attempts.Since, attempts.Next = micros(since), micros(orZero(next))
+			attempts.NextMicros = orZero(nextMicros)
+			into[id].Attempts[position] = attempts
+			return nil
+		})
+		return err
+	})
+	b.Queue(s.queries.Get("LoadCancels"), ids).Query(func(rows pgx.Rows) error {
+		var id, why string
+		_, err := pgx.ForEachRow(rows, []any{&id, &why}, func() error {
+			into[id].Cancel = []byte(why)
 			return nil
 		})
 		return err
 	})
 }
+
+func micros(n int64) time.Duration { return time.Duration(n) * time.Microsecond }
 
 // Retry is a failed attempt and the wait for the next.
 type Retry struct {
@@ -106,9 +118,11 @@ type Retry struct {
 	Attempt     int
 	Error       []byte
 	DelayMicros int64
+	Stay        bool // do not park
+	Heeds       bool // if the run is to be cancelled, say so
 }
 
-// RetrySteps records failed attempts and parks their runs.
+// RetrySteps records failed attempts and parks their runs, unless they stay.
 func (s *Store) RetrySteps(b *pgx.Batch, rows []Retry, parked func(ord int, result Waited)) {
 	b.Queue(s.queries.Get("RetrySteps"),
 		column(rows, func(r Retry) string { return r.ID }),
@@ -117,17 +131,44 @@ func (s *Store) RetrySteps(b *pgx.Batch, rows []Retry, parked func(ord int, resu
 		column(rows, func(r Retry) int32 { return int32(r.Attempt) }),
 		column(rows, func(r Retry) *string { return text(r.Error) }),
 		column(rows, func(r Retry) int64 { return r.DelayMicros }),
+		column(rows, func(r Retry) bool { return r.Stay }),
+		column(rows, func(r Retry) bool { return r.Heeds }),
 	).Query(func(found pgx.Rows) error {
 		var ord int
-		result := Waited{Outcome: Parked}
+		var result Waited
 		var fires, remaining int64
-		_, err := pgx.ForEachRow(found, []any{&ord, &fires, &remaining}, func() error {
+		_, err := pgx.ForEachRow(found, []any{&ord, &result.Outcome, &fires, &remaining}, func() error {
 			result.FiresAtMicros, result.RemainingMicros = &fires, &remaining
 			parked(ord-1, result.clone())
 			return nil
 		})
 		return err
 	})
+}
+
+// Fail is a run that begins to undo what it has done.
+type Fail struct {
+	Fence
+	Position int32
+	Payload  []byte
+}
+
+// FailRuns records that runs begin to undo what they have done; written is called as by AppendHistory.
+func (s *Store) FailRuns(b *pgx.Batch, rows []Fail, written func(Place)) {
+	b.Queue(s.queries.Get("FailRuns"),
+		column(rows, func(r Fail) string { return r.ID }),
+		column(rows, func(r Fail) int64 { return r.Token }),
+		column(rows, func(r Fail) int32 { return r.Position }),
+		column(rows, func(r Fail) *string { return text(r.Payload) }),
+	).Query(eachPlace(written))
+}
+
+func eachPlace(do func(Place)) func(pgx.Rows) error {
+	return func(rows pgx.Rows) error {
+		var place Place
+		_, err := pgx.ForEachRow(rows, []any{&place.ID, &place.Position}, func() error { do(place); return nil })
+		return err
+	}
 }
 
 // IsUniqueViolation reports whether err is PostgreSQL's 23505.

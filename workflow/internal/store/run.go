@@ -207,6 +207,52 @@ func (s *Store) FinishRuns(b *pgx.Batch, rows []Finish, ended func(id string)) {
 	})
 }
 
+// Continue is a run that ends and goes on as a new one.
+type Continue struct {
+	Fence
+	NextID string
+	Input  []byte
+}
+
+// ContinueRuns ends owned runs and adds those that they go on as; ended is called with the id of each that was still owned.
+func (s *Store) ContinueRuns(b *pgx.Batch, rows []Continue, ended func(id string)) {
+	b.Queue(s.queries.Get("ContinueRuns"),
+		column(rows, func(r Continue) string { return r.ID }),
+		column(rows, func(r Continue) int64 { return r.Token }),
+		column(rows, func(r Continue) string { return r.NextID }),
+		column(rows, func(r Continue) *string { return text(r.Input) }),
+	).Query(func(found pgx.Rows) error {
+		var id string
+		_, err := pgx.ForEachRow(found, []any{&id}, func() error { ended(id); return nil })
+		return err
+	})
+}
+
+// Held is a run in memory that should not be there, or not like this.
+type Held struct {
+	Fence
+	Status string
+	Cancel []byte // why it is to be cancelled; nil: it is not
+}
+
+// HeldRuns finds, of the runs that a worker has in memory, those that are to be cancelled, have ended or belong to others.
+func (s *Store) HeldRuns(b *pgx.Batch, rows []Fence, into *[]Held) {
+	b.Queue(s.queries.Get("HeldRuns"),
+		column(rows, func(r Fence) string { return r.ID }),
+		column(rows, func(r Fence) int64 { return r.Token }),
+	).Query(func(found pgx.Rows) error {
+		*into = nil
+		var held Held
+		var cancel *string
+		_, err := pgx.ForEachRow(found, []any{&held.ID, &held.Status, &held.Token, &cancel}, func() error {
+			held.Cancel = bytes(cancel)
+			*into = append(*into, held)
+			return nil
+		})
+		return err
+	})
+}
+
 // OwnedRuns lists the runs that the database says worker owns.
 func (s *Store) OwnedRuns(b *pgx.Batch, worker int64, into *[]Fence) {
 	b.Queue(s.queries.Get("OwnedRuns"), worker).Query(func(rows pgx.Rows) error {

@@ -58,7 +58,7 @@ func TestLooksFromTheMarksStayCheapWhileAnOldSnapshotIsOpen(t *testing.T) {
 			"SweepMail":      {"0, 100, 0", fmt.Sprintf("%d, 100, 0", passed)},
 			"LookForMail":    {"array['none'], array['jobs'], array[true], array[0]", fmt.Sprintf("array['none'], array['jobs'], array[true], array[%d]", passed+1)},
 			"SweepMailFor":   {"array[]::text[], array['jobs'], array[0]", fmt.Sprintf("array[]::text[], array['jobs'], array[%d]", passed+1)},
-			"WakeRuns":       {"'{parked}', '{1}', '{7}', '{jobs}', '{true}', 1, '{0}'", fmt.Sprintf("'{parked}', '{1}', '{7}', '{jobs}', '{true}', 1, '{%d}'", passed+1)},
+			"WakeRuns":       {"'{parked}', '{1}', '{7}', '{jobs}', '{true}', 1, '{0}', '{receive}', '{false}'", fmt.Sprintf("'{parked}', '{1}', '{7}', '{jobs}', '{true}', 1, '{%d}', '{receive}', '{false}'", passed+1)},
 			"WaitRuns":       {waitArguments(0), waitArguments(passed + 1)},
 		}
 	}
@@ -84,7 +84,7 @@ func TestLooksFromTheMarksStayCheapWhileAnOldSnapshotIsOpen(t *testing.T) {
 
 func waitArguments(since int) string {
 	const none = "'{null}'"
-	return fmt.Sprintf("'{busy}', '{1}', '{7}', '{jobs}', '{true}', %[1]s, %[1]s, %[1]s, %[1]s, '{%[2]d}'", none, since)
+	return fmt.Sprintf("'{busy}', '{1}', '{7}', '{jobs}', '{true}', %[1]s, %[1]s, %[1]s, %[1]s, '{%[2]d}', '{receive}', %[1]s, %[1]s, '{false}', '{true}'", none, since)
 }
 
 // passThrough leaves behind what n runs and n messages leave that were ready, owned, parked, or sent, and are no more. One run

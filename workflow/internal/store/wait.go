@@ -1,14 +1,22 @@
 package store
 
 import (
+	"encoding/json"
+
 	"github.com/jackc/pgx/v5"
+
+	"github.com/romancy-go/romancy/workflow/internal/journal"
 )
 
 // What becomes of a run that waits, or of an attempt to wake it.
 const (
-	GotMessage = "message" // it has the message and goes on
-	Due        = "due"     // its deadline has passed and it goes on
-	Parked     = "parked"  // it waits
+	GotMessage = "message"   // it has the message and goes on
+	Due        = "due"       // its deadline has passed and it goes on
+	Parked     = "parked"    // it waits
+	Nothing    = "nothing"   // it was not to park, and there is nothing for it
+	Nudged     = "nudged"    // it goes on for a reason that is not recorded
+	Cancelled  = "cancelled" // it is to be cancelled, and goes on to hear of it
+	Landed     = "landed"    // a step that executes beside it has ended, which the database is not asked about
 )
 
 // Wait is a run that has come to a wait.
@@ -22,6 +30,12 @@ type Wait struct {
 	DelayMicros   *int64 // the deadline, from now
 	AtMicros      *int64 // the deadline, since 1970
 	Since         int64  // competing: where the messages for whoever competes begin
+
+	Kind        journal.Kind // of the record at Position
+	Channels    []string     // all that it listens to when parked, if that is more than Channel
+	NudgeMicros *int64       // when to wake it besides, since 1970, without a record
+	Stay        bool         // do not park
+	Heeds       bool         // if it is to be cancelled, say so
 }
 
 // Waited is what came of it.
@@ -29,7 +43,7 @@ type Waited struct {
 	Outcome         string
 	Message         []byte // the receive record
 	FiresAtMicros   *int64 // the deadline, since 1970; nil: none
-	RemainingMicros *int64 // until the deadline
+	RemainingMicros *int64 // until the deadline, or until it is nudged
 	Shared          int64  // the message was one for whoever competes: its id
 }
 
@@ -54,6 +68,11 @@ func (s *Store) WaitRuns(b *pgx.Batch, rows []Wait, waited func(ord int, result 
 		column(rows, func(r Wait) *int64 { return r.DelayMicros }),
 		column(rows, func(r Wait) *int64 { return r.AtMicros }),
 		column(rows, func(r Wait) int64 { return r.Since }),
+		column(rows, func(r Wait) string { return string(r.Kind) }),
+		column(rows, func(r Wait) *string { return list(r.Channels) }),
+		column(rows, func(r Wait) *int64 { return r.NudgeMicros }),
+		column(rows, func(r Wait) bool { return r.Stay }),
+		column(rows, func(r Wait) bool { return r.Heeds }),
 	).Query(eachWaited(waited))
 }
 
@@ -64,6 +83,8 @@ type Wake struct {
 	Channel   string
 	Competing bool
 	Since     int64 // competing: where the messages for whoever competes begin
+	Kind      journal.Kind
+	Nudged    bool // the moment it wakes at is a nudge
 }
 
 // WakeRuns makes worker the owner of those parked runs whose message or deadline is there; woken is called for each that
@@ -77,6 +98,8 @@ func (s *Store) WakeRuns(b *pgx.Batch, rows []Wake, worker int64, woken func(ord
 		column(rows, func(r Wake) bool { return r.Competing }),
 		worker,
 		column(rows, func(r Wake) int64 { return r.Since }),
+		column(rows, func(r Wake) string { return string(r.Kind) }),
+		column(rows, func(r Wake) bool { return r.Nudged }),
 	).Query(eachWaited(woken))
 }
 
@@ -110,6 +133,49 @@ func (s *Store) LookForMail(b *pgx.Batch, rows []Wake, found func(ord int)) {
 	).Query(func(rows pgx.Rows) error {
 		var ord int
 		_, err := pgx.ForEachRow(rows, []any{&ord}, func() error { found(ord - 1); return nil })
+		return err
+	})
+}
+
+// list returns names as a JSON array; none is NULL.
+func list(names []string) *string {
+	if len(names) == 0 {
+		return nil
+	}
+	text, err := json.Marshal(names)
+	if err != nil {
+		panic(err) // strings always encode
+	}
+	value := string(text)
+	return &value
+}
+
+// More asks for the messages that are there besides one just received.
+type More struct {
+	Fence
+	Position  int32
+	Channel   string
+	Limit     int
+	Competing bool
+	Since     int64
+}
+
+// Mail is what a run takes at once: a JSON list of messages, and the highest id among those for whoever competes.
+type Mail struct {
+	Messages []byte // nil: the run is not owned any more
+	Shared   int64
+}
+
+// TakeMore takes what is there for one run.
+func (s *Store) TakeMore(b *pgx.Batch, ask More, into *Mail) {
+	b.Queue(s.queries.Get("TakeMore"), ask.ID, ask.Token, ask.Position, ask.Channel, ask.Limit, ask.Competing, ask.Since).Query(func(rows pgx.Rows) error {
+		*into = Mail{}
+		var messages string
+		var shared *int64
+		_, err := pgx.ForEachRow(rows, []any{&messages, &shared}, func() error {
+			into.Messages, into.Shared = []byte(messages), orZero(shared)
+			return nil
+		})
 		return err
 	})
 }

@@ -1,5 +1,6 @@
 -- name: GetRun
-select i.id, i.workflow, i.status, i.worker, w.label, i.input::text, i.output::text, i.error::text,
+select i.id, i.workflow, case when i.compensating and i.status in ('ready', 'running', 'waiting') then 'compensating' else i.status end,
+       i.worker, w.label, i.input::text, i.output::text, i.error::text,
        i.parent, i.continued_from, i.created_at, i.ended_at, i.wake_at, i.wake_channels
 from romancy.instances i left join romancy.workers w on w.id = i.worker
 where i.id = $1::text;
@@ -20,7 +21,8 @@ order by a.position, a.attempt;
 -- Downwards from $1 (null: from the top). Looks at $2 runs at most, whatever matches: the last one looked at comes back too,
 -- as a row without a workflow, unless the end was reached. An input with \u0000 in it is beyond jsonb and matches no path.
 with page as materialized (
-    select i.id, i.workflow, i.status, i.created_at, i.ended_at, i.wake_at, i.continued_from,
+    select i.id, i.workflow, case when i.compensating and i.status in ('ready', 'running', 'waiting') then 'compensating' else i.status end as status,
+           i.created_at, i.ended_at, i.wake_at, i.continued_from,
            case when $9::text is not null then i.input::text end as input
     from romancy.instances i
     where i.id < coalesce($1::text, chr(1114111))
@@ -93,7 +95,8 @@ with target as materialized (
            where o.channel = s.channel and o.mode <> s.mode and o.instance_id <> s.id limit 1)
 ), revived as (
     update romancy.instances i
-    set status = 'ready', ready_at = clock_timestamp(), worker = null, token = i.token + 1, error = null, output = null, ended_at = null
+    set status = 'ready', ready_at = clock_timestamp(), worker = null, token = i.token + 1, error = null, output = null, ended_at = null,
+        deaths = 0
     from target t
     where i.id = any (array[t.id]) and (t.status = 'stuck' or t.status = 'failed' and not exists (select 1 from undone) and not exists (select 1 from taken))
     returning i.id, i.workflow
@@ -127,3 +130,41 @@ with found as materialized (
     returning i.id
 )
 select count(*) from gone;
+
+-- name: CancelRun
+-- Ends a run that has nothing to undo or is not to ($3 false), else asks it to: whoever executes it learns of that, and a
+-- parked or stuck one is executed for it. Says what it found and what it did: 'ended', 'asked' or nothing.
+with target as materialized (
+    select i.id, i.status, i.workflow, i.compensating, i.cancel is not null as asked_before,
+           i.status = 'running' or (select true from romancy.history h where h.instance_id = i.id limit 1) is true as begun
+    from romancy.instances i
+    where i.id = $1::text
+    for no key update
+), cancellable as materialized (
+    select t.* from target t where t.status in ('ready', 'running', 'waiting', 'stuck') and not t.compensating
+), ended as (
+    update romancy.instances i
+    set status = 'cancelled', error = $2::text::json, token = i.token + 1, worker = null,
+        wake_at = null, wake_position = null, wake_channels = null, ended_at = clock_timestamp()
+    from cancellable t
+    where i.id = any (array[t.id]) and not ($3::boolean and t.begun)
+    returning i.id
+), asked as (
+    update romancy.instances i
+    set cancel = coalesce(i.cancel, $2::text::json),
+        status = case when t.status = 'running' then 'running' else 'ready' end,
+        worker = case when t.status = 'running' then i.worker end,
+        ready_at = case when t.status in ('running', 'ready') then i.ready_at else clock_timestamp() end
+    from cancellable t
+    where i.id = any (array[t.id]) and $3::boolean and t.begun
+    returning i.id
+), unsubscribed as (
+    delete from romancy.subscriptions s using ended e where s.instance_id = any (array[e.id])
+), discarded as (
+    delete from romancy.mailbox m
+    using ended e cross join lateral (select l.id from romancy.mailbox l where l.receiver = e.id offset 0) letter
+    where m.id = any (array[letter.id])
+)
+select t.status, t.workflow, t.compensating,
+       case when exists (select 1 from ended) then 'ended' when exists (select 1 from asked) then 'asked' else '' end
+from target t;

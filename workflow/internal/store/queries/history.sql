@@ -31,22 +31,46 @@ cross join lateral (
 ) own;
 
 -- name: RetrySteps
--- A failed attempt and the wait for the next one.
+-- A failed attempt and the wait for the next one. stay: other steps of the run execute, so it does not park. heeds: a run that
+-- is to be cancelled is told so instead.
 with ask as materialized (
     select a.*, clock_timestamp() + a.delay_us * interval '1 microsecond' as next_at
-    from unnest($1::text[], $2::bigint[], $3::integer[], $4::integer[], $5::text[], $6::bigint[])
-        with ordinality as a(id, token, position, attempt, error, delay_us, ord)
+    from unnest($1::text[], $2::bigint[], $3::integer[], $4::integer[], $5::text[], $6::bigint[], $7::boolean[], $8::boolean[])
+        with ordinality as a(id, token, position, attempt, error, delay_us, stay, heeds, ord)
+), owned as materialized (
+    select a.*, case when i.cancelled then 'cancelled' when a.stay then 'nothing' else 'parked' end as outcome
+    from ask a cross join lateral (
+        select a.heeds and i.cancel is not null as cancelled from romancy.instances i
+        where i.id = a.id and i.token = a.token and i.status || '' = 'running'
+        for no key update
+    ) i
 ), parked as (
     update romancy.instances i
-    set status = 'waiting', wake_at = a.next_at, wake_position = a.position, wake_channels = null
-    from ask a
-    where i.id = any (array[a.id]) and i.token = a.token and i.status || '' = 'running'
-    returning a.ord, a.id, a.position, a.attempt, a.error, a.next_at
+    set status = 'waiting', wake_at = o.next_at, wake_position = o.position, wake_channels = null
+    from owned o
+    where i.id = any (array[o.id]) and o.outcome = 'parked'
 ), noted as (
     insert into romancy.attempts (instance_id, position, attempt, error, next_at)
-    select p.id, p.position, p.attempt, p.error::json, p.next_at
-    from parked p
+    select o.id, o.position, o.attempt, o.error::json, o.next_at
+    from owned o
+    where o.outcome <> 'cancelled'
 )
-select p.ord, (extract(epoch from p.next_at) * 1000000)::bigint,
-       (extract(epoch from p.next_at - clock_timestamp()) * 1000000)::bigint
-from parked p;
+select o.ord, o.outcome, (extract(epoch from o.next_at) * 1000000)::bigint,
+       (extract(epoch from o.next_at - clock_timestamp()) * 1000000)::bigint
+from owned o;
+
+-- name: FailRuns
+-- A run begins to undo what it has done: from here on it cannot complete.
+with ask as materialized (
+    select * from unnest($1::text[], $2::bigint[], $3::integer[], $4::text[]) with ordinality as a(id, token, position, payload, ord)
+), owned as (
+    update romancy.instances i
+    set compensating = true
+    from ask a
+    where i.id = any (array[a.id]) and i.token = a.token and i.status || '' = 'running'
+    returning a.ord, a.id, a.position, a.token, a.payload
+)
+insert into romancy.history (instance_id, position, token, kind, name, payload)
+select o.id, o.position, o.token, 'failing', '', o.payload::json
+from owned o
+returning instance_id, position;

@@ -88,10 +88,21 @@ from unnest($1::text[]) as a(id) cross join lateral (
 ) h;
 
 -- name: LoadAttempts
-select t.instance_id, t.position, t.attempt
+select t.instance_id, t.position, max(t.attempt),
+       (extract(epoch from clock_timestamp() - min(t.failed_at)) * 1000000)::bigint,
+       (extract(epoch from max(t.next_at) - clock_timestamp()) * 1000000)::bigint,
+       (extract(epoch from max(t.next_at)) * 1000000)::bigint
 from unnest($1::text[]) as a(id) cross join lateral (
     select * from romancy.attempts t where t.instance_id = a.id offset 0
-) t;
+) t
+group by t.instance_id, t.position;
+
+-- name: LoadCancels
+-- Those of the runs that are to be cancelled, and why.
+select i.id, i.cancel::text
+from unnest($1::text[]) as a(id) cross join lateral (
+    select * from romancy.instances i where i.id = a.id and i.cancel is not null offset 0
+) i;
 
 -- name: ReleaseRuns
 update romancy.instances i
@@ -123,3 +134,39 @@ select id from ended;
 
 -- name: OwnedRuns
 select i.id, i.token from romancy.instances i where i.status = 'running' and i.worker = $1::bigint;
+
+-- name: ContinueRuns
+-- A run ends and goes on as a new one, which gets what was sent to it and not received. Its subscriptions end with it.
+with ask as materialized (
+    select * from unnest($1::text[], $2::bigint[], $3::text[], $4::text[]) as a(id, token, next_id, input)
+), ended as (
+    update romancy.instances i
+    set status = 'continued', output = json_build_object('continued_as', a.next_id), worker = null,
+        wake_at = null, wake_position = null, wake_channels = null, ended_at = clock_timestamp()
+    from ask a
+    where i.id = any (array[a.id]) and i.token = a.token and i.status || '' = 'running'
+    returning i.id, i.workflow, i.parent, i.trace, i.priority, a.next_id, a.input
+), next as (
+    insert into romancy.instances (id, workflow, status, token, ready_at, input, parent, continued_from, trace, priority)
+    select e.next_id, e.workflow, 'ready', 0, clock_timestamp(), e.input::json, e.parent, e.id, e.trace, e.priority from ended e
+), unsubscribed as (
+    delete from romancy.subscriptions s using ended e where s.instance_id = any (array[e.id])
+), mail as materialized (
+    select letter.id, letter.mode, e.next_id
+    from ended e cross join lateral (select l.id, l.mode from romancy.mailbox l where l.receiver = e.id offset 0) letter
+), forwarded as (
+    update romancy.mailbox m set receiver = l.next_id from mail l where m.id = any (array[l.id]) and l.mode = 'direct'
+), discarded as (
+    delete from romancy.mailbox m using mail l where m.id = any (array[l.id]) and l.mode <> 'direct'
+)
+select id from ended;
+
+-- name: HeldRuns
+-- Of the runs that a worker has in memory, those that it should not have, or not like this: that are to be cancelled, or have ended,
+-- or belong to somebody else.
+select i.id, i.status, i.token, i.cancel::text
+from unnest($1::text[], $2::bigint[]) as a(id, token) cross join lateral (
+    select * from romancy.instances i
+    where i.id = a.id and (i.cancel is not null or i.token > a.token + 1 or i.status not in ('ready', 'running', 'waiting'))
+    offset 0
+) i;

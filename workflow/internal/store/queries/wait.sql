@@ -2,15 +2,19 @@
 -- A run that waits takes a message that is there, else notes that its deadline has passed, else parks. timer_position: the
 -- deadline is new and is recorded there. position: where the outcome of a receive is recorded; null for a sleep. since: where
 -- messages for whoever competes begin, because those that passed before are stepped over while an old snapshot is open.
+-- kind: of the record. channels: all that a parked run listens to, as JSON; null: the one. nudge_us: when to wake it besides,
+-- without a record. stay: do not park. heeds: a run that is to be cancelled is told so instead.
 with ask as materialized (
     select a.*, case when a.at_us is not null then to_timestamp(0) + a.at_us * interval '1 microsecond'
                      else clock_timestamp() + a.delay_us * interval '1 microsecond' end as fires_at
-    from unnest($1::text[], $2::bigint[], $3::integer[], $4::text[], $5::boolean[], $6::integer[], $7::text[], $8::bigint[], $9::bigint[], $10::bigint[])
-        with ordinality as a(id, token, position, channel, competing, timer_position, timer_name, delay_us, at_us, since, ord)
+    from unnest($1::text[], $2::bigint[], $3::integer[], $4::text[], $5::boolean[], $6::integer[], $7::text[], $8::bigint[], $9::bigint[], $10::bigint[],
+                $11::text[], $12::text[], $13::bigint[], $14::boolean[], $15::boolean[])
+        with ordinality as a(id, token, position, channel, competing, timer_position, timer_name, delay_us, at_us, since,
+                             kind, channels, nudge_us, stay, heeds, ord)
 ), owned as materialized (
-    select a.*
+    select a.*, i.cancelled, case when not i.cancelled then a.channel end as open_channel
     from ask a cross join lateral (
-        select 1 from romancy.instances i
+        select a.heeds and i.cancel is not null as cancelled from romancy.instances i
         where i.id = a.id and i.token = a.token and i.status || '' = 'running'
         for no key update
     ) i
@@ -21,14 +25,14 @@ with ask as materialized (
                json_build_object('id', m.id, 'channel', m.channel, 'sender', m.sender, 'sent_at', m.created_at,
                                  'metadata', m.metadata, 'body', m.payload) as message
         from romancy.mailbox m
-        where m.receiver = o.id and m.channel = o.channel
+        where m.receiver = o.id and m.channel = o.open_channel
         order by m.id + 0
         limit 1
         for update skip locked
     ) own on true
 ), ranked as materialized (
     -- Among those that compete in this batch and have no message of their own, each looks at a message further down.
-    select a.*, row_number() over (partition by a.channel, a.competing and a.own_id is null order by a.ord) - 1 as rank
+    select a.*, row_number() over (partition by a.open_channel, a.competing and a.own_id is null order by a.ord) - 1 as rank
     from addressed a
 ), taken as materialized (
     select r.*, coalesce(r.own_id, shared.message_id) as message_id, coalesce(r.own_message, shared.message) as message
@@ -37,15 +41,17 @@ with ask as materialized (
                json_build_object('id', m.id, 'channel', m.channel, 'sender', m.sender, 'sent_at', m.created_at,
                                  'metadata', m.metadata, 'body', m.payload) as message
         from romancy.mailbox m
-        where r.competing and r.own_id is null and m.receiver is null and m.channel = r.channel and m.id + 0 >= r.since
+        where r.competing and r.own_id is null and m.receiver is null and m.channel = r.open_channel and m.id + 0 >= r.since
         order by m.id + 0
         limit 1 offset r.rank
         for update skip locked
     ) shared on true
 ), outcome as materialized (
     -- A lock that others gave up meanwhile can make two of them find one message: the first has it.
-    select t.*, case when t.message_id is not null and t.copy = 1 then 'message'
+    select t.*, case when t.cancelled then 'cancelled'
+                     when t.message_id is not null and t.copy = 1 then 'message'
                      when t.fires_at <= clock_timestamp() then 'due'
+                     when t.stay then 'nothing'
                      else 'parked' end as outcome
     from (select taken.*, row_number() over (partition by message_id order by ord) as copy from taken) t
 ), gone as (
@@ -55,33 +61,35 @@ with ask as materialized (
     select o.id, o.timer_position, o.token, 'timer', o.timer_name,
            json_build_object('fires_at_us', (extract(epoch from o.fires_at) * 1000000)::bigint)
     from outcome o
-    where o.timer_position is not null
+    where o.timer_position is not null and o.outcome <> 'cancelled'
 ), recorded as (
     insert into romancy.history (instance_id, position, token, kind, name, payload)
-    select o.id, o.position, o.token, 'receive', o.channel,
+    select o.id, o.position, o.token, o.kind, case when o.kind = 'receive' then o.channel else '' end,
            case when o.outcome = 'message' then o.message else '{"timeout":true}'::json end
     from outcome o
-    where o.position is not null and o.outcome <> 'parked'
+    where o.position is not null and o.outcome in ('message', 'due')
 ), parked as (
     update romancy.instances i
-    set status = 'waiting', wake_at = o.fires_at, wake_position = coalesce(o.timer_position, o.position),
-        wake_channels = case when o.channel is not null then array[o.channel] end
-    from outcome o
+    set status = 'waiting', wake_at = least(o.fires_at, o.nudge_at), wake_position = coalesce(o.timer_position, o.position),
+        wake_channels = case when o.channels is not null then array(select json_array_elements_text(o.channels::json))
+                             when o.channel is not null then array[o.channel] end
+    from (select outcome.*, to_timestamp(0) + outcome.nudge_us * interval '1 microsecond' as nudge_at from outcome) o
     where i.id = any (array[o.id]) and o.outcome = 'parked'
 )
 select o.ord, o.outcome, case when o.outcome = 'message' then o.message::text end,
        (extract(epoch from o.fires_at) * 1000000)::bigint,
-       (extract(epoch from o.fires_at - clock_timestamp()) * 1000000)::bigint,
+       (extract(epoch from least(o.fires_at, to_timestamp(0) + o.nudge_us * interval '1 microsecond') - clock_timestamp()) * 1000000)::bigint,
        case when o.outcome = 'message' and o.own_id is null then o.message_id end
 from outcome o;
 
 -- name: WakeRuns
 -- A parked run held in memory here: the message or the deadline it waits for, its outcome and the change of owner are one
 -- statement. Rows that somebody else is busy with are left alone, and a worker whose lease has run out wakes nothing.
+-- nudged: the moment it waits for is not the deadline of what is recorded.
 with ask as materialized (
     select *
-    from unnest($1::text[], $2::bigint[], $3::integer[], $4::text[], $5::boolean[], $7::bigint[])
-        with ordinality as a(id, token, position, channel, competing, since, ord)
+    from unnest($1::text[], $2::bigint[], $3::integer[], $4::text[], $5::boolean[], $7::bigint[], $8::text[], $9::boolean[])
+        with ordinality as a(id, token, position, channel, competing, since, kind, nudged, ord)
 ), owned as materialized (
     select a.*, i.wake_at
     from ask a cross join lateral (
@@ -121,17 +129,17 @@ with ask as materialized (
 ), outcome as materialized (
     -- A lock that others gave up meanwhile can make two of them find one message: the first has it.
     select t.*, case when t.message_id is not null and t.copy = 1 then 'message'
-                     when t.wake_at <= clock_timestamp() then 'due'
+                     when t.wake_at <= clock_timestamp() then case when t.nudged then 'nudged' else 'due' end
                      else 'parked' end as outcome
     from (select taken.*, row_number() over (partition by message_id order by ord) as copy from taken) t
 ), gone as (
     delete from romancy.mailbox m using outcome o where m.id = any (array[o.message_id]) and o.outcome = 'message'
 ), recorded as (
     insert into romancy.history (instance_id, position, token, kind, name, payload)
-    select o.id, o.position, o.token + 1, 'receive', o.channel,
+    select o.id, o.position, o.token + 1, o.kind, case when o.kind = 'receive' then o.channel else '' end,
            case when o.outcome = 'message' then o.message else '{"timeout":true}'::json end
     from outcome o
-    where o.position is not null and o.outcome <> 'parked'
+    where o.position is not null and o.outcome in ('message', 'due')
 ), resumed as (
     update romancy.instances i
     set status = 'running', worker = $6::bigint, token = i.token + 1
@@ -157,3 +165,43 @@ update romancy.instances i
 set worker = null
 from unnest($1::text[], $2::bigint[]) as a(id, token)
 where i.id = any (array[a.id]) and i.token = a.token and i.status || '' = 'waiting';
+
+-- name: TakeMore
+-- Up to $5 messages more of a channel, at once, for a run that has just received one there: those sent to it, and, if it
+-- competes ($6), those for whoever competes, from $7 on. They become one record. No row: the run is not owned any more.
+with owned as materialized (
+    select i.id, i.token from romancy.instances i
+    where i.id = $1::text and i.token = $2::bigint and i.status || '' = 'running'
+    for no key update
+), own as materialized (
+    select m.id, m.channel, m.sender, m.created_at, m.metadata, m.payload
+    from owned o cross join lateral (
+        select * from romancy.mailbox m
+        where m.receiver = o.id and m.channel = $4::text
+        order by m.id + 0
+        limit $5::integer
+        for update skip locked
+    ) m
+), shared as materialized (
+    select m.id, m.channel, m.sender, m.created_at, m.metadata, m.payload
+    from owned o cross join lateral (
+        select * from romancy.mailbox m
+        where $6::boolean and m.receiver is null and m.channel = $4::text and m.id + 0 >= $7::bigint
+        order by m.id + 0
+        limit $5::integer - (select count(*) from own)
+        for update skip locked
+    ) m
+), taken as materialized (
+    select * from own union all select * from shared
+), gone as (
+    delete from romancy.mailbox m using taken t where m.id = any (array[t.id])
+), messages as materialized (
+    select coalesce(json_agg(json_build_object('id', t.id, 'channel', t.channel, 'sender', t.sender, 'sent_at', t.created_at,
+                                               'metadata', t.metadata, 'body', t.payload) order by t.id), '[]') as list
+    from taken t
+), recorded as (
+    insert into romancy.history (instance_id, position, token, kind, name, payload)
+    select o.id, $3::integer, o.token, 'receive_more', $4::text, m.list
+    from owned o cross join messages m
+)
+select m.list::text, (select max(s.id) from shared s) from owned o cross join messages m;

@@ -1,0 +1,233 @@
+package workflow
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+	"unicode/utf8"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/romancy-go/romancy/bus"
+	"github.com/romancy-go/romancy/workflow/internal/commit"
+	"github.com/romancy-go/romancy/workflow/internal/store"
+)
+
+// CancelledError is what every command of a workflow returns once its run is to be cancelled and undoes its steps.
+type CancelledError struct {
+	Reason string
+}
+
+func (e *CancelledError) Error() string { return "the run is cancelled: " + e.Reason }
+
+// ErrorType returns "cancelled".
+func (e *CancelledError) ErrorType() string { return typeCancelled }
+
+// Is reports whether target is ErrCancelled.
+func (e *CancelledError) Is(target error) bool { return target == ErrCancelled }
+
+const typeCancelled = "cancelled"
+
+func (e *CancelledError) encode() []byte {
+	return failure{Type: typeCancelled, Message: e.Reason}.encode()
+}
+
+func decodeCancelled(text []byte) *CancelledError {
+	return &CancelledError{Reason: decodeFailure(text).Message}
+}
+
+// CancelOption sets how a run is cancelled.
+type CancelOption func(*cancelOptions)
+
+type cancelOptions struct {
+	compensate bool
+}
+
+// Compensate has the run undo what it has done before it ends: every further command of the workflow returns a *CancelledError,
+// and when it has returned, its compensations are executed.
+func Compensate() CancelOption {
+	return func(o *cancelOptions) { o.compensate = true }
+}
+
+// maxReason is the longest reason for a cancellation, in bytes.
+const maxReason = 10_000
+
+// Cancel ends a run: its timers, subscriptions and mail are removed, and the context of what it executes is cancelled, at once
+// where a notification arrives, else when its worker next looks. What its activities do from then on is not recorded. With
+// [Compensate] the run undoes its steps first, and Cancel returns as soon as that is asked for: a run that ends before it
+// notices has ended as it did. Wait for its end with Result.
+//
+// It returns nil for a run that is cancelled already, ErrNotFound if there is no such run, ErrEnded if it has ended in another
+// way or is undoing its steps already, ErrNotStarted and ErrClosed.
+//
+// There is no form of Cancel for a caller's transaction: it would lock the run's row, and hold up its worker, until that ends.
+func (e *Engine) Cancel(ctx context.Context, id, reason string, options ...CancelOption) error {
+	if err := e.check(); err != nil {
+		return err
+	}
+	if len(reason) > maxReason || !utf8.ValidString(reason) {
+		return fmt.Errorf("cancel run %q: the reason must be valid UTF-8 of at most %d bytes, this is %.40q... of %d", id, maxReason, reason, len(reason))
+	}
+	var chosen cancelOptions
+	for _, option := range options {
+		option(&chosen)
+	}
+	why := &CancelledError{Reason: reason}
+	found, err := e.cancelRun(ctx, id, why, chosen.compensate)
+	switch {
+	case err != nil:
+		return fmt.Errorf("cancel run %q: %w", id, outward(err))
+	case found.Status == "":
+		return fmt.Errorf("cancel run %q: %w", id, ErrNotFound)
+	case found.Ended || found.Asked:
+		e.tellCancelled(id, why, found)
+		return nil
+	case found.Status == string(StatusCancelled):
+		return nil
+	case found.Compensating:
+		return fmt.Errorf("cancel run %q: %w: it is undoing its steps already", id, ErrEnded)
+	default:
+		return fmt.Errorf("cancel run %q: %w: it is %s", id, ErrEnded, found.Status)
+	}
+}
+
+// cancelRun tries for as long as another transaction, a transactional activity say, holds the run's row.
+func (e *Engine) cancelRun(ctx context.Context, id string, why *CancelledError, compensate bool) (*store.CancelledRun, error) {
+	for wait := 20 * time.Millisecond; ; wait = min(2*wait, time.Second) {
+		found := new(store.CancelledRun)
+		_, err := commit.Await(ctx, func(then func(struct{}, error)) {
+			e.side.Do(true, func(b *pgx.Batch) { e.store.CancelRun(b, id, why.encode(), compensate, found) }, then)
+		})
+		if !errors.Is(err, commit.ErrLocked) {
+			return found, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("its row is held by a transaction that has not ended: %w", ctx.Err())
+		case <-time.After(wait):
+		}
+	}
+}
+
+// cancelledPayload is what is notified of a cancelled run to the worker that has it.
+type cancelledPayload struct {
+	InstanceID string `json:"instance_id"`
+	Reason     string `json:"reason,omitempty"`
+	Ended      bool   `json:"ended,omitempty"`
+}
+
+// tellCancelled has whoever executes the run, or waits for its end, learn of it.
+func (e *Engine) tellCancelled(id string, why *CancelledError, did *store.CancelledRun) {
+	if did.Ended {
+		e.tellEnded(store.Run{ID: id, Workflow: did.Workflow, Status: string(StatusCancelled), Error: why.encode()})
+	} else if did.Status != string(StatusRunning) {
+		e.madeReady([]store.Named{{ID: id, Workflow: did.Workflow}})
+	}
+	told := cancelledPayload{InstanceID: id, Reason: why.Reason, Ended: did.Ended}
+	e.takeCancelled(told)
+	text, err := json.Marshal(told)
+	if err != nil || len(text) > bus.MaxPayload {
+		text = nil // look for yourselves
+	}
+	e.config.Notifier.Notify(e.cancelledOn, string(text))
+}
+
+// takeCancelled ends a run that is here, or lets it know.
+func (e *Engine) takeCancelled(told cancelledPayload) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	r := e.cache.runs[told.InstanceID]
+	switch {
+	case r == nil:
+	case told.Ended:
+		e.dropLocked(r)
+	default:
+		r.askToCancel(&CancelledError{Reason: told.Reason})
+	}
+}
+
+// askToCancel ends what the run executes and has its goroutine look. A parked one is woken by being claimed.
+func (r *run) askToCancel(why *CancelledError) {
+	if r.asked.CompareAndSwap(nil, why) {
+		r.stopWork()
+	}
+	r.poke()
+}
+
+// learnCancelled finds out why the run, as the database has just said, is to be cancelled.
+func (r *run) learnCancelled() {
+	if r.asked.Load() != nil {
+		return
+	}
+	past := map[string]*store.Past{}
+	if err := r.engine.do(r.ctx, true, func(b *pgx.Batch) { r.engine.store.LoadHistory(b, []string{r.id}, past) }); err != nil {
+		r.giveUp(err)
+	}
+	r.askToCancel(decodeCancelled(past[r.id].Cancel))
+}
+
+func (e *Engine) heardCancelled(notification bus.Notification) {
+	var told cancelledPayload
+	switch {
+	case notification.CatchUp:
+		e.held.give()
+	case json.Unmarshal([]byte(notification.Payload), &told) != nil || told.InstanceID == "":
+		e.logger.Warn("foreign payload ignored", "channel", notification.Channel)
+	default:
+		e.takeCancelled(told)
+	}
+}
+
+// heldPage is how many runs one look asks about.
+const heldPage = 5000
+
+// heldLoop looks, when it is asked to, which of the runs in memory here are cancelled or somebody else's by now.
+func (e *Engine) heldLoop(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-e.held:
+		}
+		if err := e.checkHeld(ctx); err != nil && ctx.Err() == nil {
+			e.logger.WarnContext(ctx, "looking for cancelled runs failed, the next look will find them", "error", err)
+		}
+	}
+}
+
+func (e *Engine) checkHeld(ctx context.Context) error {
+	e.mu.Lock()
+	fences := make([]store.Fence, 0, len(e.cache.runs))
+	for _, r := range e.cache.runs {
+		fences = append(fences, store.Fence{ID: r.id, Token: r.token})
+	}
+	e.mu.Unlock()
+	for len(fences) > 0 {
+		page := fences[:min(len(fences), heldPage)]
+		fences = fences[len(page):]
+		found := new([]store.Held)
+		if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.HeldRuns(b, page, found) }); err != nil {
+			return err
+		}
+		e.correctHeld(*found)
+	}
+	return nil
+}
+
+func (e *Engine) correctHeld(found []store.Held) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, held := range found {
+		r := e.cache.runs[held.ID]
+		live := held.Status == string(StatusReady) || held.Status == string(StatusRunning) || held.Status == string(StatusWaiting)
+		switch {
+		case r == nil:
+		case !live && held.Token > r.token, held.Token > r.token+1: // one more is a wake of ours that is under way
+			e.dropLocked(r)
+		case live && held.Cancel != nil:
+			r.askToCancel(decodeCancelled(held.Cancel))
+		}
+	}
+}

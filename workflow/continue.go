@@ -1,0 +1,68 @@
+package workflow
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/google/uuid"
+
+	"github.com/romancy-go/romancy/workflow/internal/commit"
+	"github.com/romancy-go/romancy/workflow/internal/store"
+)
+
+// ContinueAsNew ends the run and has it go on as a new run of the same workflow, with input in and an empty history: for
+// workflows that go on for ever. Return what it returns. The new run has an id of its own, which Get tells of the old one
+// and the other way round; Result follows to the run that ends. Messages sent to the old run and not received, and those sent to
+// its id later, reach the new one. Subscriptions and compensations end with the old run.
+//
+// It returns an error for an input that cannot be encoded; the run fails then, if that is returned.
+func (w *Workflow[In, Out]) ContinueAsNew(ctx *Context, in In) (Out, error) {
+	var none Out
+	if ctx.run.definition.Name() != w.name {
+		return none, fmt.Errorf("workflow %q continues as %q: a run can only continue as one of its own workflow", ctx.run.definition.Name(), w.name)
+	}
+	input, err := encodeJSON("the input", in)
+	if err != nil {
+		return none, fmt.Errorf("continue workflow %q as new: %w", w.name, err)
+	}
+	return none, &continuation{input: input}
+}
+
+// continuation is the error that carries the input of the new run to the end of the old one.
+type continuation struct{ input []byte }
+
+func (*continuation) Error() string { return "the run continues as new: return this error" }
+
+// continuedRecord is the output of a run that continued.
+type continuedRecord struct {
+	ContinuedAs string `json:"continued_as"`
+}
+
+func decodeContinued(output []byte) (id string) {
+	var record continuedRecord
+	if json.Unmarshal(output, &record) != nil {
+		return ""
+	}
+	return record.ContinuedAs
+}
+
+// continueAs ends the run and creates the one that it goes on as.
+func (r *run) continueAs(next *continuation) {
+	id, err := uuid.NewV7()
+	if err != nil {
+		r.giveUp(fmt.Errorf("make an id: %w", err))
+	}
+	ask := store.Continue{Fence: store.Fence{ID: r.id, Token: r.token}, NextID: id.String(), Input: next.input}
+	if _, err := commit.Await(context.Background(), func(then func(struct{}, error)) {
+		r.engine.committer.Continue(r.stream, ask, then)
+	}); err != nil {
+		r.giveUp(err)
+	}
+	output, err := json.Marshal(continuedRecord{ContinuedAs: ask.NextID})
+	if err != nil {
+		panic(err) // a string always encodes
+	}
+	r.engine.tellEnded(store.Run{ID: r.id, Workflow: r.definition.Name(), Status: string(StatusContinued), Output: output})
+	r.engine.madeReady([]store.Named{{ID: ask.NextID, Workflow: r.definition.Name()}})
+}

@@ -1,0 +1,355 @@
+package workflow
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/romancy-go/romancy/workflow/internal/commit"
+	"github.com/romancy-go/romancy/workflow/internal/store"
+)
+
+// airspace holds the steps of a run that execute beside its goroutine, each in a goroutine of its own.
+type airspace struct {
+	flights []*flight // the run's goroutine's
+
+	mu sync.Mutex // guards the state of all flights
+	up int        // how many execute
+}
+
+type flightState int
+
+const (
+	grounded flightState = iota // not begun by this execution of the run, or to be begun again
+	aloft                       // an attempt is under way
+	delayed                     // a goroutine waits for the next attempt
+	landed                      // over
+)
+
+// flight is one such step. Its result is recorded at its position when it lands; history may go on before.
+type flight struct {
+	step     step
+	position int32
+	body     stepBody
+	ctx      context.Context //nolint:containedctx // ends when the step is not wanted any more
+	stop     context.CancelFunc
+	dropped  bool // not wanted any more: the run's goroutine's
+	settled  func(output []byte)
+
+	failed failures // its goroutine's while there is one, else the run's
+
+	// Guarded by the airspace's mutex.
+	state     flightState
+	due       time.Time     // delayed or grounded: when the next attempt may begin
+	dueMicros int64         // the same by the database's clock, since 1970
+	recall    chan struct{} // closed to end the goroutine of a delayed flight
+	record    *stepRecord   // landed: what is recorded; nil: nothing, the step was cancelled
+}
+
+// executing reports whether an attempt of any flight is under way.
+func (a *airspace) executing() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.up > 0
+}
+
+// waiting reports whether a flight is to begin.
+func (a *airspace) waiting() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.ContainsFunc(a.flights, func(f *flight) bool { return f.state == grounded && !f.dropped })
+}
+
+func (a *airspace) land(f *flight, record *stepRecord) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if f.state == aloft {
+		a.up--
+	}
+	f.state, f.record = landed, record
+}
+
+// over reports whether f has landed.
+func (a *airspace) over(f *flight) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return f.state == landed
+}
+
+// recallDelayed ends the goroutines that only wait, unless an attempt is under way, and returns when the first of their attempts is due:
+// the run can be parked until then.
+func (a *airspace) recallDelayed() (stay bool, due *int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.up > 0 {
+		return true, nil
+	}
+	for _, f := range a.flights {
+		if f.state == delayed {
+			close(f.recall)
+			f.state = grounded
+		}
+		if at := f.dueMicros; f.state == grounded && !f.dropped && at > 0 && (due == nil || at < *due) {
+			due = &at
+		}
+	}
+	return false, due
+}
+
+// launch begins a step beside the workflow, unless history has it already. What history lacks while it goes on begins when it
+// ends: the workflow may turn out not to want it.
+func (r *run) launch(s step, body stepBody, settled func(output []byte)) (*flight, error) {
+	r.checkpoint()
+	if r.cancelled != nil {
+		return nil, r.cancelled
+	}
+	position, record, recorded, err := r.journal.Launch(s.kind, s.name)
+	if err != nil {
+		r.stuck(err)
+	}
+	if err := r.heed(position, record, recorded); err != nil {
+		return nil, err
+	}
+	past := r.journal.Attempts(position)
+	f := &flight{step: s, position: position, body: body, settled: settled, failed: newFailures(past)}
+	f.ctx, f.stop = context.WithCancel(r.work)
+	if recorded {
+		done := r.decodeStep(position, record)
+		f.state, f.record = landed, &done
+	} else if past.Failed > 0 {
+		f.due, f.dueMicros = time.Now().Add(past.Next), past.NextMicros
+	}
+	r.air.flights = append(r.air.flights, f)
+	if !r.journal.Replaying() {
+		r.takeOff()
+	}
+	return f, nil
+}
+
+// takeOff begins, or goes on with, every flight that is not under way.
+func (r *run) takeOff() {
+	if !r.air.waiting() {
+		return
+	}
+	r.settle() // what came before is durable before they have effects
+	r.air.mu.Lock()
+	defer r.air.mu.Unlock()
+	for _, f := range r.air.flights {
+		if f.state != grounded || f.dropped {
+			continue
+		}
+		recall := make(chan struct{})
+		f.state, f.recall = delayed, recall
+		if !f.due.After(time.Now()) {
+			f.state = aloft
+			r.air.up++
+		}
+		r.engine.goroutines.Add(1)
+		r.engine.runs.Go(func() {
+			defer r.engine.goroutines.Add(-1)
+			r.fly(f, recall)
+		})
+	}
+}
+
+// fly is the goroutine of a flight.
+func (r *run) fly(f *flight, recall <-chan struct{}) {
+	var record *stepRecord
+	recalled := false
+	defer func() {
+		// Also if the body ends its goroutine: the step is taken as cancelled then.
+		if !recalled {
+			r.air.land(f, record)
+		}
+		r.poke()
+	}()
+	for {
+		var begin bool
+		if begin, recalled = r.awaitTurn(f, recall); !begin {
+			return
+		}
+		record = r.flyOnce(f)
+		if record != nil || f.ctx.Err() != nil || r.broken.Load() != nil {
+			return
+		}
+	}
+}
+
+// awaitTurn waits until the next attempt of f may begin. If it may not: either the goroutine is recalled, and another may have taken its place,
+// or the step is not wanted any more.
+func (r *run) awaitTurn(f *flight, recall <-chan struct{}) (begin, recalled bool) {
+	r.air.mu.Lock()
+	state, wait := f.state, time.Until(f.due)
+	r.air.mu.Unlock()
+	if state == aloft {
+		return true, false
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-recall:
+	case <-f.ctx.Done():
+	}
+	r.air.mu.Lock()
+	defer r.air.mu.Unlock()
+	select {
+	case <-recall:
+		return false, true
+	default:
+	}
+	switch {
+	case f.ctx.Err() != nil:
+		return false, false
+	case r.engine.draining.Load():
+		f.state = grounded
+		return false, true
+	}
+	f.state = aloft
+	r.air.up++
+	return true, false
+}
+
+// flyOnce attempts the step and returns what it has recorded, if the step is over by that.
+func (r *run) flyOnce(f *flight) *stepRecord {
+	done, err := r.attempt(f.ctx, f.step, f.position, f.failed.count+1, f.body)
+	var interrupted *interruption
+	switch {
+	case errors.As(err, &interrupted):
+		r.broken.CompareAndSwap(nil, interrupted)
+		return nil
+	case err == nil && done.recorded:
+		return &done.stepRecord
+	case r.lost.Load():
+		f.stop()
+		return nil
+	case err == nil:
+		return r.recordFlight(f, done.stepRecord)
+	case f.ctx.Err() != nil:
+		return nil // whoever does not want it any more has said so
+	case f.failed.add(f.step.options.retry, err):
+		return r.recordFlight(f, f.failed.record(err))
+	default:
+		r.delayFlight(f, err)
+		return nil
+	}
+}
+
+// recordFlight returns once the result is durable. A step that is not wanted any more is recorded too: it has had its effect.
+func (r *run) recordFlight(f *flight, done stepRecord) *stepRecord {
+	if _, err := commit.Await(context.Background(), func(then func(struct{}, error)) {
+		r.engine.committer.Append(r.stream, store.Append{
+			Fence: store.Fence{ID: r.id, Token: r.token}, Position: f.position, Kind: f.step.kind, Name: f.step.name, Payload: done.encode(),
+		}, then)
+	}); err != nil {
+		r.broken.CompareAndSwap(nil, &interruption{err})
+		return nil
+	}
+	return &done
+}
+
+// delayFlight records a failed attempt; the next is due later.
+func (r *run) delayFlight(f *flight, cause error) {
+	ask := r.newRetry(f.step, f.position, f.failed.count, cause)
+	ask.Stay = true
+	waited, err := commit.Await(context.Background(), func(then func(store.Waited, error)) {
+		r.engine.committer.Retry(r.stream, ask, then)
+	})
+	switch {
+	case err != nil:
+		r.broken.CompareAndSwap(nil, &interruption{err})
+		return
+	case waited.Outcome == store.Cancelled:
+		f.stop() // its run is cancelled, which the workflow learns at its next command
+		return
+	}
+	r.engine.tellTimer(r.id, f.position, *waited.FiresAtMicros)
+	r.air.mu.Lock()
+	defer r.air.mu.Unlock()
+	f.due = time.Now().Add(time.Duration(*waited.RemainingMicros) * time.Microsecond)
+	f.dueMicros = *waited.FiresAtMicros
+	f.state = delayed
+	r.air.up--
+	r.poke() // the run may be parked now
+}
+
+// outcome returns what became of a flight that has landed, or that its run's cancellation has overtaken.
+func (r *run) outcome(f *flight) ([]byte, error) {
+	r.air.mu.Lock()
+	record := f.record
+	r.air.mu.Unlock()
+	switch {
+	case f.dropped:
+		return nil, ErrNotChosen
+	case record != nil:
+		return f.step.result(*record)
+	case r.cancelled != nil:
+		return nil, r.cancelled
+	}
+	if asked := r.asked.Load(); asked != nil {
+		return nil, asked
+	}
+	return nil, fmt.Errorf("activity %q ended its goroutine instead of returning", f.step.name)
+}
+
+// awaitFlights waits until wanted says that enough of the flights have landed. If the run is cancelled meanwhile it waits until
+// all have noticed: what is recorded then decides what the workflow is told, now and in every later execution.
+func (r *run) awaitFlights(wanted func() bool) (outcome string) {
+	if wanted() {
+		return store.Landed
+	}
+	if r.asked.Load() == nil {
+		r.takeOff()
+		r.settle()
+		if outcome, _ = r.await(&store.Wait{}, nil, wanted); outcome != store.Cancelled {
+			return outcome
+		}
+	}
+	r.stopWork()
+	r.awaitSilence()
+	return store.Cancelled
+}
+
+// awaitSilence waits until no attempt is under way.
+func (r *run) awaitSilence() {
+	for r.air.executing() {
+		r.checkpoint()
+		r.idle(nil)
+	}
+}
+
+// awaitLanding waits for all flights, wanted or not.
+func (r *run) awaitLanding() (outcome string) {
+	return r.awaitFlights(func() bool {
+		for _, f := range r.air.flights {
+			if !f.dropped && !r.air.over(f) {
+				return false
+			}
+		}
+		return !r.air.executing()
+	})
+}
+
+// ground ends all flights, waits for those under way to notice, and has what they did undone if the run is undone. Those that
+// have not begun again since a crash never do.
+func (r *run) ground() {
+	for _, f := range r.air.flights {
+		f.stop()
+	}
+	r.awaitSilence()
+	for _, f := range r.air.flights {
+		if record := f.record; f.settled != nil && record != nil && record.Error == nil {
+			f.settled(record.Output)
+		}
+		f.settled = nil
+	}
+}
+
+// drop ends a flight that a Select has not chosen.
+func (r *run) drop(f *flight) {
+	f.dropped = true
+	f.stop()
+}

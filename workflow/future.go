@@ -1,0 +1,110 @@
+package workflow
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/romancy-go/romancy/workflow/internal/journal"
+)
+
+// Future is an activity that executes beside the workflow, begun by [Activity.Go].
+type Future[Out any] struct {
+	run    *run
+	flight *flight
+	err    error // why it was never begun
+}
+
+// Go begins the activity and returns at once; several begun so execute concurrently. It takes its position in history now and
+// is recorded there when it ends, with the activity's options and compensation as if by Execute. What nobody has waited for
+// when the workflow returns is waited for then; when it returns an error, its context ends. A run is not parked, and counts as
+// executing, for as long as an attempt is under way.
+func (a *Activity[In, Out]) Go(ctx *Context, in In) *Future[Out] {
+	future := &Future[Out]{run: ctx.run}
+	if err := a.check(); err != nil {
+		future.err = err
+		return future
+	}
+	r := ctx.run
+	future.flight, future.err = r.launch(step{kind: journal.Activity, name: a.name, options: a.options}, a.body(in), nil)
+	if future.err == nil && a.compensate != nil {
+		position := future.flight.position
+		future.flight.settled = func(output []byte) {
+			var out Out
+			if err := decodeValue(output, &out); err != nil {
+				return // Get has told, and undoing needs what was done
+			}
+			a.registerCompensation(r, position, in, out)
+		}
+	}
+	return future
+}
+
+// Get waits for the activity and returns its result; a failure is an *ActivityError, as from Execute. It returns ErrNotChosen
+// for one that lost a [Select], and a *CancelledError if the run is cancelled.
+func (f *Future[Out]) Get(ctx *Context) (Out, error) {
+	var out Out
+	if err := f.await(ctx); err != nil {
+		return out, err
+	}
+	output, err := f.run.outcome(f.flight)
+	if err != nil {
+		return out, err
+	}
+	if err := decodeValue(output, &out); err != nil {
+		return out, fmt.Errorf("decode the recorded result of activity %q into %T: %w", f.flight.step.name, out, err)
+	}
+	return out, nil
+}
+
+// await waits until the outcome is known.
+func (f *Future[Out]) await(ctx *Context) error {
+	if f.err != nil {
+		return f.err
+	}
+	if f.run != ctx.run {
+		return fmt.Errorf("future of activity %q: it belongs to run %q, not to %q", f.flight.step.name, f.run.id, ctx.run.id)
+	}
+	if f.flight.dropped {
+		return nil
+	}
+	f.run.awaitFlights(func() bool { return f.run.air.over(f.flight) })
+	return nil
+}
+
+func (f *Future[Out]) begun() (*flight, error) { return f.flight, f.err }
+
+// Awaitable is a [Future] of any type.
+type Awaitable interface {
+	await(ctx *Context) error
+	begun() (*flight, error)
+}
+
+// All waits until all futures have ended, and returns the errors of those that failed, joined in the order given. Each result
+// is then there without waiting, by Get.
+func All(ctx *Context, futures ...Awaitable) error {
+	errs := make([]error, 0, len(futures))
+	for _, future := range futures {
+		err := future.await(ctx)
+		if err == nil {
+			begun, _ := future.begun()
+			_, err = ctx.run.outcome(begun)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+func (a *Activity[In, Out]) check() error {
+	if err := errors.Join(checkName("activity name", a.name), a.options.err); err != nil {
+		return fmt.Errorf("activity %q: %w", a.name, err)
+	}
+	return nil
+}
+
+func (a *Activity[In, Out]) registerCompensation(r *run, position int32, in In, out Out) {
+	r.compensations = append(r.compensations, compensation{
+		position: position, name: a.name, options: a.options,
+		undo: func(ctx context.Context) error { return a.compensate(ctx, in, out) },
+	})
+}

@@ -1,0 +1,62 @@
+package workflow
+
+import (
+	"cmp"
+	"context"
+	"slices"
+
+	"github.com/romancy-go/romancy/workflow/internal/journal"
+	"github.com/romancy-go/romancy/workflow/internal/store"
+)
+
+// compensation undoes an activity that succeeded.
+type compensation struct {
+	position int32 // of the activity
+	name     string
+	options  activityOptions
+	undo     func(ctx context.Context) error
+}
+
+// compensate undoes what the run has done, the last step first, and returns the failure to end it with. That the run is
+// failing is recorded before the first compensation, so that it cannot complete normally any more.
+func (r *run) compensate(cause error) failure {
+	r.ground()
+	failed := describe(cause)
+	undo := r.compensations
+	r.compensations = nil
+	if len(undo) == 0 {
+		return failed
+	}
+	slices.SortFunc(undo, func(a, b compensation) int { return cmp.Compare(b.position, a.position) })
+	r.compensating = true
+	failed = r.recordFailing(failed)
+	for _, done := range undo {
+		options := done.options
+		if options.retry.MaxAttempts == 1 {
+			options.retry = compensationRetry
+		}
+		_, err := r.step(step{kind: journal.Compensation, name: done.name, options: options}, func(ctx context.Context) ([]byte, error) {
+			return nil, done.undo(ctx)
+		})
+		if err != nil {
+			r.logger.Error("compensation failed for good", "activity", done.name, "error", err)
+			failed.CompensationErrors = append(failed.CompensationErrors, err.Error())
+		}
+	}
+	return failed
+}
+
+// recordFailing records why the run fails, or returns what an earlier execution has recorded.
+func (r *run) recordFailing(failed failure) failure {
+	position, record, recorded, err := r.issue(journal.Failing, "")
+	if err != nil || recorded {
+		return decodeFailure(record.Payload)
+	}
+	outcome := make(chan error, 1)
+	r.engine.committer.Fail(r.stream, store.Fail{
+		Fence: store.Fence{ID: r.id, Token: r.token}, Position: position, Payload: failed.encode(),
+	}, func(_ struct{}, err error) { outcome <- err })
+	r.pending = outcome
+	r.settle()
+	return failed
+}
