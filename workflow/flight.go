@@ -3,7 +3,6 @@ package workflow
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -77,6 +76,13 @@ func (a *airspace) over(f *flight) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return f.state == landed
+}
+
+// recorded reports whether f has landed with a result. Without one it was cancelled.
+func (a *airspace) recorded(f *flight) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return f.record != nil
 }
 
 // recallDelayed ends the goroutines that only wait, unless an attempt is under way, and returns when the first of their attempts is due:
@@ -158,25 +164,30 @@ func (r *run) takeOff() {
 // fly is the goroutine of a flight.
 func (r *run) fly(f *flight, recall <-chan struct{}) {
 	var record *stepRecord
-	recalled := false
+	begin, recalled, returned := false, false, false
 	defer func() {
-		// Also if the body ends its goroutine: the step is taken as cancelled then.
+		if !returned { // the body has ended its goroutine: runtime.Goexit, or a test's FailNow
+			f.failed.count++
+			record = r.recordFlight(f, f.failed.record(errGoexit))
+		}
 		if !recalled {
 			r.air.land(f, record)
 		}
 		r.poke()
 	}()
 	for {
-		var begin bool
 		if begin, recalled = r.awaitTurn(f, recall); !begin {
-			return
+			break
 		}
 		record = r.flyOnce(f)
 		if record != nil || f.ctx.Err() != nil || r.broken.Load() != nil {
-			return
+			break
 		}
 	}
+	returned = true
 }
+
+var errGoexit = NewError("goexit", "the activity ended its goroutine instead of returning")
 
 // awaitTurn waits until the next attempt of f may begin. If it may not: either the goroutine is recalled, and another may have taken its place,
 // or the step is not wanted any more.
@@ -289,15 +300,13 @@ func (r *run) outcome(f *flight) ([]byte, error) {
 	case r.cancelled != nil:
 		return nil, r.cancelled
 	}
-	if asked := r.asked.Load(); asked != nil {
-		return nil, asked
-	}
-	return nil, fmt.Errorf("activity %q ended its goroutine instead of returning", f.step.name)
+	return nil, r.asked.Load()
 }
 
 // awaitFlights waits until wanted says that enough of the flights have landed. If the run is cancelled meanwhile it waits until
 // all have noticed: what is recorded then decides what the workflow is told, now and in every later execution.
 func (r *run) awaitFlights(wanted func() bool) (outcome string) {
+	r.checkpoint()
 	if wanted() {
 		return store.Landed
 	}

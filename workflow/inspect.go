@@ -35,6 +35,7 @@ type RunInfo struct {
 	Worker        string          // the label of the worker that executes it, or keeps it in memory; empty: none
 	Parent        string          // the run that started it as a child; empty: none
 	ContinuedFrom string          // the run that it continues; empty: none
+	ContinuedAs   string          // the run that it goes on as, if it has continued as new
 	CreatedAt     time.Time
 	EndedAt       time.Time // zero: it has not ended
 	WakeAt        time.Time // of a waiting run: its earliest deadline; zero: it has none
@@ -122,6 +123,9 @@ func newRunInfo(found *store.Instance) *RunInfo {
 	}
 	if info.Status == StatusWaiting {
 		info.WakeAt, info.WaitingOn = orZero(found.WakeAt), found.WakeChannels
+	}
+	if info.Status == StatusContinued {
+		info.Output, info.ContinuedAs = nil, decodeContinued(found.Output)
 	}
 	if found.Error != nil {
 		info.Err = newRunError(found.Run)

@@ -129,7 +129,7 @@ func (r *run) choice(ctx *Context, cases []Case) error {
 // firstLanded returns the record that chooses the first future that has ended; nil if none has.
 func (r *run) firstLanded(cases []Case) []byte {
 	for _, c := range cases {
-		if c.flight == nil || !c.flight.dropped && !r.air.over(c.flight) {
+		if c.flight == nil || !c.flight.dropped && !r.air.recorded(c.flight) {
 			continue
 		}
 		text, err := json.Marshal(choiceRecord{Future: c.flight.position})

@@ -11,29 +11,40 @@ with ask as materialized (
            case when a.target is not null
                 then (select true from romancy.instances i
                       where i.id = a.target and i.status in ('ready', 'running', 'waiting', 'stuck') limit 1) is true
-                end as found,
+                end as live,
            case when a.target is null
                 then (select true from romancy.subscriptions s where s.channel = a.channel and s.mode = 'competing' limit 1) is true
                      or (select true from romancy.subscriptions s where s.channel = a.channel limit 1) is null
                 end as shared
     from unnest($1::text[], $2::bigint[], $3::integer[], $4::text[], $5::text[], $6::text[], $7::text[])
         with ordinality as a(sender, token, position, target, channel, payload, metadata, ord)
+), resolved as materialized (
+    -- A run that has continued as new is reached through its former ids.
+    select a.*,
+           case when a.live then a.target
+                when not a.live
+                then (select h.id
+                      from (select romancy.heir(i.id) as id from romancy.instances i where i.id = a.target and i.status || '' = 'continued' limit 1) h
+                      where (select true from romancy.instances i
+                             where i.id = h.id and i.status in ('ready', 'running', 'waiting', 'stuck') limit 1))
+                end as receiver
+    from ask a
 ), recorded as (
     insert into romancy.history (instance_id, position, token, kind, name, payload)
     select a.sender, a.position, a.token, case when a.target is null then 'publish' else 'send' end, a.channel,
-           case when not a.found then '{"undeliverable":true}'::json end
-    from ask a
+           case when a.target is not null and a.receiver is null then '{"undeliverable":true}'::json end
+    from resolved a
     where a.position is not null and a.allowed
     order by a.ord
 ), sent as (
     insert into romancy.mailbox (channel, mode, receiver, sender, payload, metadata)
     select g.channel, g.mode, g.receiver, g.sender, g.payload::json, g.metadata::json
     from (
-        select a.*, 'direct' as mode, a.target as receiver from ask a where a.found
+        select a.sender, a.channel, a.payload, a.metadata, a.allowed, a.ord, 'direct' as mode, a.receiver from resolved a where a.receiver is not null
         union all
-        select a.*, 'competing', null from ask a where a.shared
+        select a.sender, a.channel, a.payload, a.metadata, a.allowed, a.ord, 'competing', null from ask a where a.shared
         union all
-        select a.*, 'broadcast', s.instance_id
+        select a.sender, a.channel, a.payload, a.metadata, a.allowed, a.ord, 'broadcast', s.instance_id
         from ask a cross join lateral (
             select s.instance_id from romancy.subscriptions s where s.channel = a.channel and s.mode = 'broadcast' offset 0
         ) s
@@ -45,7 +56,7 @@ with ask as materialized (
 )
 select 'sent', null::bigint, id, channel, mode, receiver from sent
 union all
-select 'done', a.ord, case when a.found is false then 0 else 1 end, null, null, null from ask a where a.allowed;
+select 'done', a.ord, case when a.target is not null and a.receiver is null then 0 else 1 end, null, null, null from resolved a where a.allowed;
 
 -- name: LockChannels
 -- Two that subscribe to a channel in different modes at the same moment must not both find it free. Held until the commit of
@@ -61,7 +72,7 @@ with ask as materialized (
         with ordinality as a(id, token, position, channel, mode, ord)
 ), owned as materialized (
     select a.*, (select s.mode from romancy.subscriptions s
-                 where s.channel = a.channel and s.mode = case a.mode when 'broadcast' then 'competing' else 'broadcast' end
+                 where s.channel = a.channel and s.mode = any (array_remove(array['broadcast', 'competing', 'direct'], a.mode))
                    and s.instance_id <> a.id limit 1) as held
     from ask a cross join lateral (
         select 1 from romancy.instances i where i.id = a.id and i.token = a.token and i.status || '' = 'running' offset 0

@@ -1,0 +1,95 @@
+package workflow_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"github.com/romancy-go/romancy/internal/pgtest"
+	"github.com/romancy-go/romancy/workflow"
+)
+
+type counter struct{ Left, Sum int }
+
+// A run that continues as new carries the new input, leaves subscriptions and compensations behind, and takes along what was sent to
+// it; whoever asks for its result, or sends to its first id, reaches the run that it has become.
+func TestContinueAsNewCarriesInputAndMail(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	var undone tally
+	reserve := workflow.DefineActivity("reserve", func(_ context.Context, n int) (int, error) { return n, nil }).
+		WithCompensation(func(context.Context, int, int) error { undone.add("reserve"); return nil })
+	var flow *workflow.Workflow[counter, int]
+	flow = workflow.Define("rounds", func(ctx *workflow.Context, in counter) (int, error) {
+		if in.Left == 3 {
+			if err := workflow.Subscribe(ctx, "rates", workflow.Broadcast); err != nil {
+				return 0, err
+			}
+		}
+		if _, err := reserve.Execute(ctx, in.Left); err != nil {
+			return 0, err
+		}
+		message, err := workflow.Receive[int](ctx, "numbers")
+		if err != nil {
+			return 0, err
+		}
+		if in = (counter{Left: in.Left - 1, Sum: in.Sum + message.Body}); in.Left > 0 {
+			return flow.ContinueAsNew(ctx, in)
+		}
+		return in.Sum, errors.New("only to see what is undone")
+	})
+	w := startWorker(t, pool, []workflow.Definition{flow})
+	ctx := testContext(t)
+	run, err := flow.Start(ctx, w.Engine, counter{Left: 3}, workflow.WithID("rounds"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range 2 {
+		if err := w.SendTo(ctx, run.ID(), "numbers", n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "the third run waits", func() bool {
+		return count(t, pool, "select count(*) from romancy.instances where status = 'waiting'") == 1 &&
+			count(t, pool, "select count(*) from romancy.instances where status = 'continued'") == 2
+	})
+	if err := w.SendTo(ctx, run.ID(), "numbers", 2); err != nil {
+		t.Fatalf("sent to the first id: %v", err)
+	}
+	_, err = run.Result(ctx)
+	failed := new(workflow.RunError)
+	if !errors.As(err, &failed) || failed.Status != workflow.StatusFailed || failed.ID == run.ID() {
+		t.Fatalf("got %v; want the failure of the third run", err)
+	}
+	if n := undone.of("reserve"); n != 1 {
+		t.Errorf("%d steps undone, want those of the last run: 1", n)
+	}
+	if n := count(t, pool, "select count(*) from romancy.subscriptions"); n != 0 {
+		t.Errorf("%d subscriptions left behind", n)
+	}
+	info, err := w.Get(ctx, failed.ID)
+	if err != nil || info.ContinuedFrom == "" || string(info.Input) != `{"Left":1,"Sum":1}` {
+		t.Fatalf("%+v, %v", info, err)
+	}
+	first, err := w.Get(ctx, run.ID())
+	if err != nil || first.Status != workflow.StatusContinued || first.ContinuedAs != info.ContinuedFrom {
+		t.Fatalf("%+v, %v: want it continued as %s", first, err, info.ContinuedFrom)
+	}
+}
+
+func TestRunContinuesOnlyAsItsOwnWorkflow(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	other := workflow.Define("other", func(*workflow.Context, chan int) (int, error) { return 0, nil })
+	flow := workflow.Define("one", func(ctx *workflow.Context, _ int) (int, error) { return other.ContinueAsNew(ctx, nil) })
+	w := startWorker(t, pool, []workflow.Definition{flow})
+	ctx := testContext(t)
+	run, err := flow.Start(ctx, w.Engine, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	failed := new(workflow.RunError)
+	if _, err := run.Result(ctx); !errors.As(err, &failed) || failed.Status != workflow.StatusFailed {
+		t.Fatalf("got %v", err)
+	}
+}
