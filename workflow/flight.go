@@ -126,7 +126,7 @@ func (r *run) launch(s step, body stepBody, settled func(output []byte)) (*fligh
 		done := r.decodeStep(position, record)
 		f.state, f.record = landed, &done
 	} else if past.Failed > 0 {
-		f.due, f.dueMicros = time.Now().Add(past.Next), past.NextMicros
+		f.due, f.dueMicros = time.Now().Add(micros(past.Until)), past.NextAt
 	}
 	r.air.flights = append(r.air.flights, f)
 	if !r.journal.Replaying() {
@@ -280,7 +280,7 @@ func (r *run) delayFlight(f *flight, cause error) {
 	r.engine.tellTimer(r.id, f.position, *waited.FiresAtMicros)
 	r.air.mu.Lock()
 	defer r.air.mu.Unlock()
-	f.due = time.Now().Add(time.Duration(*waited.RemainingMicros) * time.Microsecond)
+	f.due = time.Now().Add(micros(*waited.RemainingMicros))
 	f.dueMicros = *waited.FiresAtMicros
 	f.state = delayed
 	r.air.up--

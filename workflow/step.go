@@ -98,8 +98,10 @@ type failures struct {
 }
 
 func newFailures(past journal.Attempts) failures {
-	return failures{count: past.Failed, since: time.Now().Add(-past.Since)}
+	return failures{count: past.Failed, since: time.Now().Add(-micros(past.Since))}
 }
+
+func micros(n int64) time.Duration { return time.Duration(n) * time.Microsecond }
 
 // add counts a failed attempt and reports whether it was the last.
 func (f *failures) add(policy RetryPolicy, err error) (final bool) {

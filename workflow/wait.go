@@ -292,7 +292,7 @@ func (r *run) untilNextLook(waited store.Waited, channels []listening) <-chan ti
 		until = r.engine.fallback()
 	}
 	if left := waited.RemainingMicros; left != nil {
-		due := time.Duration(max(*left, 0)) * time.Microsecond
+		due := micros(max(*left, 0))
 		if until == 0 || due < until {
 			until = due
 		}
@@ -308,7 +308,7 @@ func (r *run) stayParked(ask store.Wait, waited store.Waited, channels []listeni
 	ask.Fence = store.Fence{ID: r.id, Token: r.token}
 	parked := waiting{wait: ask}
 	if waited.RemainingMicros != nil {
-		parked.timed, parked.remaining = true, time.Duration(*waited.RemainingMicros)*time.Microsecond
+		parked.timed, parked.remaining = true, micros(*waited.RemainingMicros)
 	}
 	if at, nudge := ask.AtMicros, ask.NudgeMicros; nudge != nil && (at == nil || *nudge < *at) {
 		parked.nudged = true

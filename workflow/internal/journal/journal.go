@@ -1,14 +1,11 @@
 // Package journal is the memory of one run: the commands its workflow has issued, in order, and what came of them.
 //
 // A position is the place of a command in that order, counted from 1. Replaying a workflow issues the same commands at the
-// same positions; the journal answers them from history and notices when a command is not the one recorded. It asks no
-// clock and knows no database and no goroutine.
+// same positions; the journal answers them from history and notices when a command is not the one recorded. It knows no
+// time, no database and no goroutine.
 package journal
 
-import (
-	"fmt"
-	"time"
-)
+import "fmt"
 
 // Kind says what sort of command a record belongs to.
 type Kind string
@@ -65,10 +62,9 @@ type Journal struct {
 // Attempts are the failed attempts of a step so far.
 type Attempts struct {
 	Failed int
-	Since  time.Duration // the first of them failed that long ago, when history was read
-	Next   time.Duration // until the next may begin, as of then
-	// NextMicros is the same moment by the database's clock, since 1970.
-	NextMicros int64
+	// In microseconds: how long ago the first of them failed, and how long until the next may begin, when history was
+	// read; and that moment by the database's clock, since 1970.
+	Since, Until, NextAt int64
 }
 
 // New returns a journal over the rows of history, which may come in any order, and the failed attempts of the steps that

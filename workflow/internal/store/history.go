@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"errors"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -88,12 +87,10 @@ func (s *Store) LoadHistory(b *pgx.Batch, ids []string, into map[string]*Past) {
 	b.Queue(s.queries.Get("LoadAttempts"), ids).Query(func(rows pgx.Rows) error {
 		var id string
 		var position int32
-		var since int64
-		var next, nextMicros *int64
+		var until, nextAt *int64
 		var attempts journal.Attempts
-		_, err := pgx.ForEachRow(rows, []any{&id, &position, &attempts.Failed, &since, &next, &nextMicros}, func() error {
-			attempts.Since, attempts.Next = micros(since), micros(orZero(next))
-			attempts.NextMicros = orZero(nextMicros)
+		_, err := pgx.ForEachRow(rows, []any{&id, &position, &attempts.Failed, &attempts.Since, &until, &nextAt}, func() error {
+			attempts.Until, attempts.NextAt = orZero(until), orZero(nextAt)
 			into[id].Attempts[position] = attempts
 			return nil
 		})
@@ -108,8 +105,6 @@ func (s *Store) LoadHistory(b *pgx.Batch, ids []string, into map[string]*Past) {
 		return err
 	})
 }
-
-func micros(n int64) time.Duration { return time.Duration(n) * time.Microsecond }
 
 // Retry is a failed attempt and the wait for the next.
 type Retry struct {
