@@ -259,3 +259,46 @@ func TestCancelSaysWhatItCannotDo(t *testing.T) {
 		t.Errorf("took an endless reason: %v", err)
 	}
 }
+
+// A run that parks while Cancel waits for its row has something to undo, although it had not when Cancel began to wait.
+func TestCancelSeesWhatWasRecordedWhileItWaited(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	var undone tally
+	reserve := workflow.DefineActivity("reserve", func(_ context.Context, n int) (int, error) { return n, nil }).
+		WithCompensation(func(context.Context, int, int) error { undone.add("reserve"); return nil })
+	flow := workflow.Define("raced", func(ctx *workflow.Context, _ int) (int, error) {
+		if _, err := reserve.Execute(ctx, 1); err != nil {
+			return 0, err
+		}
+		_, err := workflow.Receive[int](ctx, "news")
+		return 0, err
+	})
+	w := startWorker(t, pool, []workflow.Definition{flow})
+	ctx := testContext(t)
+	const runs = 200
+	outcomes := make(chan error, runs)
+	for range runs {
+		go func() {
+			run, err := flow.Start(ctx, w.Engine, 0)
+			if err == nil {
+				err = w.Cancel(ctx, run.ID(), "at once", workflow.Compensate())
+			}
+			if err == nil {
+				if _, err = run.Result(ctx); errors.Is(err, workflow.ErrCancelled) {
+					err = nil
+				}
+			}
+			outcomes <- err
+		}()
+	}
+	for range runs {
+		if err := <-outcomes; err != nil {
+			t.Fatal(err)
+		}
+	}
+	done := count(t, pool, "select count(*) from romancy.history where kind = 'activity'")
+	if n := undone.of("reserve"); n != done {
+		t.Errorf("%d steps done, %d undone", done, n)
+	}
+}

@@ -11,22 +11,21 @@ import (
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
 
-// ContinueAsNew ends the run and has it go on as a new run of the same workflow, with input in and an empty history: for
-// workflows that go on for ever. Return what it returns. The new run has an id of its own, which Get tells of the old one
-// and the other way round; Result follows to the run that ends. Messages sent to the old run and not received, and those sent to
-// its id later, reach the new one. Subscriptions and compensations end with the old run.
+// ContinueAsNew returns an error that a workflow returns to go on as a new run of itself, with input in and an empty history: for
+// workflows that go on for ever. The new run has an id of its own, which Get tells of the old one and the other way round; Result
+// follows to the run that ends. Messages sent to the old run and not received, and those sent to its id later, reach the
+// new one. Subscriptions and compensations end with the old run.
 //
-// It returns an error for an input that cannot be encoded; the run fails then, if that is returned.
-func (w *Workflow[In, Out]) ContinueAsNew(ctx *Context, in In) (Out, error) {
-	var none Out
-	if ctx.run.definition.Name() != w.name {
-		return none, fmt.Errorf("workflow %q continues as %q: a run can only continue as one of its own workflow", ctx.run.definition.Name(), w.name)
-	}
+// An input that cannot be encoded, or that is not one of this workflow's, gives another error: returned, it fails the run.
+func ContinueAsNew[In any](ctx *Context, in In) error {
 	input, err := encodeJSON("the input", in)
-	if err != nil {
-		return none, fmt.Errorf("continue workflow %q as new: %w", w.name, err)
+	if err == nil {
+		err = ctx.run.definition.checkInput(input)
 	}
-	return none, &continuation{input: input}
+	if err != nil {
+		return fmt.Errorf("continue workflow %q as new: %w", ctx.WorkflowName(), err)
+	}
+	return &continuation{input: input}
 }
 
 // continuation is the error that carries the input of the new run to the end of the old one.

@@ -3,6 +3,7 @@ package workflow_test
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/romancy-go/romancy/internal/pgtest"
@@ -19,8 +20,7 @@ func TestContinueAsNewCarriesInputAndMail(t *testing.T) {
 	var undone tally
 	reserve := workflow.DefineActivity("reserve", func(_ context.Context, n int) (int, error) { return n, nil }).
 		WithCompensation(func(context.Context, int, int) error { undone.add("reserve"); return nil })
-	var flow *workflow.Workflow[counter, int]
-	flow = workflow.Define("rounds", func(ctx *workflow.Context, in counter) (int, error) {
+	flow := workflow.Define("rounds", func(ctx *workflow.Context, in counter) (int, error) {
 		if in.Left == 3 {
 			if err := workflow.Subscribe(ctx, "rates", workflow.Broadcast); err != nil {
 				return 0, err
@@ -34,7 +34,7 @@ func TestContinueAsNewCarriesInputAndMail(t *testing.T) {
 			return 0, err
 		}
 		if in = (counter{Left: in.Left - 1, Sum: in.Sum + message.Body}); in.Left > 0 {
-			return flow.ContinueAsNew(ctx, in)
+			return 0, workflow.ContinueAsNew(ctx, in)
 		}
 		return in.Sum, errors.New("only to see what is undone")
 	})
@@ -77,19 +77,24 @@ func TestContinueAsNewCarriesInputAndMail(t *testing.T) {
 	}
 }
 
-func TestRunContinuesOnlyAsItsOwnWorkflow(t *testing.T) {
+func TestRunContinuesOnlyWithAnInputOfItsWorkflow(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Pool(t)
-	other := workflow.Define("other", func(*workflow.Context, chan int) (int, error) { return 0, nil })
-	flow := workflow.Define("one", func(ctx *workflow.Context, _ int) (int, error) { return other.ContinueAsNew(ctx, nil) })
+	flow := workflow.Define("strict", func(ctx *workflow.Context, in int) (int, error) {
+		if in == 0 {
+			return 0, workflow.ContinueAsNew(ctx, "a text")
+		}
+		return 0, workflow.ContinueAsNew(ctx, make(chan int))
+	})
 	w := startWorker(t, pool, []workflow.Definition{flow})
 	ctx := testContext(t)
-	run, err := flow.Start(ctx, w.Engine, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	failed := new(workflow.RunError)
-	if _, err := run.Result(ctx); !errors.As(err, &failed) || failed.Status != workflow.StatusFailed {
-		t.Fatalf("got %v", err)
+	for in, said := range []string{"decode the input into int", "encode the input (chan int)"} {
+		run, err := flow.Start(ctx, w.Engine, in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := run.Result(ctx); err == nil || !strings.Contains(err.Error(), said) {
+			t.Errorf("got %v, want it to say %q", err, said)
+		}
 	}
 }

@@ -66,10 +66,8 @@ var purchase = workflow.Define("purchase", func(ctx *workflow.Context, what stri
 
 type Meter struct{ Readings, Sum int }
 
-var metering *workflow.Workflow[Meter, Meter]
-
 // A workflow that goes on for ever begins anew from time to time, so that its history stays short.
-func meter(ctx *workflow.Context, total Meter) (Meter, error) {
+var metering = workflow.Define("metering", func(ctx *workflow.Context, total Meter) (Meter, error) {
 	for range 1000 {
 		batch, err := workflow.ReceiveMany[int](ctx, "readings", 100)
 		if err != nil {
@@ -79,10 +77,8 @@ func meter(ctx *workflow.Context, total Meter) (Meter, error) {
 			total.Readings, total.Sum = total.Readings+1, total.Sum+reading.Body
 		}
 	}
-	return metering.ContinueAsNew(ctx, total)
-}
-
-func init() { metering = workflow.Define("metering", meter) }
+	return total, workflow.ContinueAsNew(ctx, total)
+})
 
 // Cancel ends a run from outside, after undoing what it has done if asked to.
 func ExampleEngine_Cancel() {
@@ -105,7 +101,7 @@ func ExampleSelect() {
 	// Output: purchase
 }
 
-func ExampleWorkflow_ContinueAsNew() {
+func ExampleContinueAsNew() {
 	fmt.Println(metering.Name())
 	// Output: metering
 }

@@ -164,7 +164,7 @@ func (r *run) takeOff() {
 // fly is the goroutine of a flight.
 func (r *run) fly(f *flight, recall <-chan struct{}) {
 	var record *stepRecord
-	begin, recalled, returned := false, false, false
+	var begin, recalled, returned bool
 	defer func() {
 		if !returned { // the body has ended its goroutine: runtime.Goexit, or a test's FailNow
 			f.failed.count++

@@ -57,7 +57,9 @@ func TestRetryPolicyDecidesWhichAttemptIsTheLast(t *testing.T) {
 func TestDetailsOfAFailureSurvive(t *testing.T) {
 	t.Parallel()
 	ctx := testContext(t)
-	type limit struct{ Cents int }
+	type limit struct {
+		Cents int `json:"cents"`
+	}
 	declined := workflow.NewError("declined", "over the limit").WithDetails(limit{Cents: 1 << 60})
 	charge := workflow.DefineActivity("charge", func(context.Context, int) (int, error) { return 0, fmt.Errorf("charge: %w", declined) })
 	slow := workflow.DefineActivity("slow", func(ctx context.Context, _ int) (int, error) { <-ctx.Done(); return 0, ctx.Err() },
@@ -93,7 +95,7 @@ func TestDetailsOfAFailureSurvive(t *testing.T) {
 	}
 	_, err = run.Result(ctx)
 	typed := new(workflow.Error)
-	if !errors.As(err, &typed) || string(typed.Details) != fmt.Sprintf(`{"Cents":%d}`, 1<<60) {
+	if !errors.As(err, &typed) || string(typed.Details) != fmt.Sprintf(`{"cents":%d}`, 1<<60) {
 		t.Errorf("got %v with details %s", err, typed.Details)
 	}
 }

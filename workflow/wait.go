@@ -102,7 +102,7 @@ func (r *run) receiveMany(channel string, timeout time.Duration, limit int) ([]s
 	position, record, recorded, err := r.issue(journal.ReceiveMore, channel)
 	if err != nil {
 		// The first is taken and recorded: the workflow gets it, and learns at its next command that it is cancelled.
-		return []storedMessage{first}, nil
+		return []storedMessage{first}, nil //nolint:nilerr // told later
 	}
 	payload := record.Payload
 	if !recorded {
@@ -193,12 +193,7 @@ var timedOut = []byte(`{"timeout":true}`)
 // await returns once the run may go on: with a message of one of the channels, because the deadline of ask has passed or
 // landed says so, or because it is to be cancelled. Unless other steps of the run execute it is parked meanwhile.
 func (r *run) await(ask *store.Wait, channels []listening, landed func() bool) (outcome string, message []byte) {
-	ask.Heeds = !r.compensating
-	if len(channels) > 1 {
-		for _, on := range channels {
-			ask.Channels = append(ask.Channels, on.channel)
-		}
-	}
+	ask.Heeds, ask.Channels = !r.compensating, beyondOne(channels)
 	unparked := false
 	defer func() {
 		if unparked {
@@ -208,11 +203,8 @@ func (r *run) await(ask *store.Wait, channels []listening, landed func() bool) (
 	var next <-chan time.Time // when a run that is not parked looks again
 	for look, full := true, false; ; {
 		r.checkpoint()
-		switch {
-		case landed != nil && landed():
-			return store.Landed, nil
-		case ask.Heeds && r.asked.Load() != nil:
-			return store.Cancelled, nil
+		if outcome := r.known(ask, landed); outcome != "" {
+			return outcome, nil
 		}
 		ask.Stay, ask.NudgeMicros = r.air.recallDelayed()
 		if ask.Stay && len(channels) > 0 {
@@ -244,6 +236,28 @@ func (r *run) await(ask *store.Wait, channels []listening, landed func() bool) (
 			return waited.Outcome, waited.Message
 		}
 	}
+}
+
+// known returns the outcome of a wait if the database need not be asked for it.
+func (r *run) known(ask *store.Wait, landed func() bool) string {
+	switch {
+	case landed != nil && landed():
+		return store.Landed
+	case ask.Heeds && r.asked.Load() != nil:
+		return store.Cancelled
+	default:
+		return ""
+	}
+}
+
+// beyondOne returns the names of the channels if there are several.
+func beyondOne(channels []listening) (names []string) {
+	if len(channels) > 1 {
+		for _, on := range channels {
+			names = append(names, on.channel)
+		}
+	}
+	return names
 }
 
 // tryWait asks for what the run waits for: on one channel after the other, and with the last, it is parked.

@@ -187,6 +187,7 @@ type Retried struct {
 
 // RetryRun makes a stuck or failed run ready again.
 func (s *Store) RetryRun(b *pgx.Batch, id string, into *Retried) {
+	b.Queue(s.queries.Get("LockRun"), id)
 	b.Queue(s.queries.Get("RetryRun"), id).Query(func(rows pgx.Rows) error {
 		*into = Retried{}
 		var taken, workflow *string
@@ -209,6 +210,7 @@ type CancelledRun struct {
 
 // CancelRun cancels a run, or asks it to undo its steps and end.
 func (s *Store) CancelRun(b *pgx.Batch, id string, why []byte, compensate bool, into *CancelledRun) {
+	b.Queue(s.queries.Get("LockRun"), id)
 	b.Queue(s.queries.Get("CancelRun"), id, text(why), compensate).Query(func(rows pgx.Rows) error {
 		*into = CancelledRun{}
 		var did string

@@ -84,6 +84,7 @@ func statements() map[string]statement {
 		"ListRuns":            {arguments: "'run-5', 100, 100, array['waiting']" + strings.Repeat(", null", 5)},
 		"CheckPath":           {arguments: "'$.a'"},
 		"StartLater":          {arguments: list(func(n int) string { return fmt.Sprintf("'later-%d'", n) }) + ", " + same("'order'") + ", " + same("'{}'") + ", " + same("1000::bigint") + ", " + same("null::bigint"), bare: true},
+		"LockRun":             {arguments: "'run-1'"},
 		"RetryRun":            {arguments: "'run-1'"},
 		"DeleteEnded":         {arguments: "0, 100"},
 	}

@@ -61,10 +61,15 @@ order by a.ord
 on conflict (id) do nothing
 returning id, (extract(epoch from wake_at) * 1000000)::bigint, (extract(epoch from wake_at - clock_timestamp()) * 1000000)::bigint;
 
+-- name: LockRun
+-- Before a statement that decides by a run's row and its history: while that waited for the row itself, it would see the row as it has
+-- become and the history as it was.
+select i.id from romancy.instances i where i.id = $1::text for no key update;
+
 -- name: RetryRun
 -- A stuck run goes on with its history as it is. A failed one forgets the failed steps at the end of its history and gets its
 -- subscriptions back, unless it has been compensated. Says what it found: the status, whether there were compensations, and
--- which channel is in use in another mode by now (nothing is changed then).
+-- which channel is in use in another mode by now (nothing is changed then). LockRun comes before it.
 with target as materialized (
     select i.id, i.status
     from romancy.instances i where i.id = $1::text
@@ -133,7 +138,7 @@ select count(*) from gone;
 
 -- name: CancelRun
 -- Ends a run that has nothing to undo or is not to ($3 false), else asks it to: whoever executes it learns of that, and a
--- parked or stuck one is executed for it. Says what it found and what it did: 'ended', 'asked' or nothing.
+-- parked or stuck one is executed for it. Says what it found and what it did: 'ended', 'asked' or nothing. LockRun comes before it.
 with target as materialized (
     select i.id, i.status, i.workflow, i.compensating, i.cancel is not null as asked_before,
            i.status = 'running' or (select true from romancy.history h where h.instance_id = i.id limit 1) is true as begun
