@@ -215,7 +215,7 @@ func NewEngine(config Config) (*Engine, error) {
 		}
 		return conn, err
 	}
-	e.committer = commit.New(commit.Config{Store: statements, Connect: connect, Sent: e.sent, Logger: e.logger})
+	e.committer = commit.New(commit.Config{Store: statements, Connect: connect, Lanes: 2, Sent: e.sent, Logger: e.logger})
 	e.side = commit.New(commit.Config{Store: statements, Connect: connect, Lazy: true, LockTimeout: 200 * time.Millisecond, Logger: e.logger})
 	e.lease = lease.New(lease.Config{
 		Store: statements, Committer: e.committer, Label: config.Label, Lease: config.Lease,

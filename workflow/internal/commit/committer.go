@@ -1,8 +1,9 @@
 // Package commit writes what the engine decides. All operations of a process queue up in front of one committer, which
 // takes whatever is there, writes it as a few statements in one pipelined transaction, and answers each operation. A lone
-// operation is written at once; under load hundreds share one commit.
+// operation is written at once; under load hundreds share one commit, and a second lane fills and writes a transaction while
+// the first waits for the database.
 //
-// It has a connection of its own, so that user code which has emptied the pool cannot stop it, and it waits for nobody:
+// It has connections of its own, so that user code which has emptied the pool cannot stop it, and it waits for nobody:
 // what it writes belongs to runs of this worker, what others may hold is skipped, and a lock is waited for briefly.
 package commit
 
@@ -16,9 +17,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
-	"github.com/romancy-go/romancy/internal/dial"
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
 
@@ -33,6 +32,10 @@ var (
 	ErrLocked = errors.New("held by another transaction")
 )
 
+// worthALane is how many operations must be waiting before another lane takes them while a flush is under way, and no fewer
+// than that flush has: shared commits cost less than what a few gain by leaving at once.
+const worthALane = 32
+
 // maxBatch bounds a flush, so that the first operation of a burst does not wait for all of it.
 const maxBatch = 2000
 
@@ -46,6 +49,9 @@ const maxConflictRetries = 3
 type Config struct {
 	Store   *store.Store
 	Connect func(context.Context) (*pgx.Conn, error)
+	// Lanes is how many connections write at the same time, under load: operations of one run are never on two of them. The
+	// second is made when first needed. Default 1.
+	Lanes int
 	// LockTimeout is how long one statement may wait for a lock. Default 1 s.
 	LockTimeout time.Duration
 	// FlushTimeout is after how long without an answer a connection counts as lost. Default 10 s.
@@ -60,17 +66,21 @@ type Config struct {
 // Committer works from Open to Close.
 type Committer struct {
 	config Config
+	lanes  []*lane
 
-	mu     sync.Mutex
-	queue  []*operation
-	closed bool
-	wake   chan struct{} // holds one token when there is something to do
+	mu           sync.Mutex
+	queue        []*operation
+	free         int                 // queued operations that a lane may take: those of runs that are not busy
+	busy         map[string]struct{} // runs with operations in a flush: what follows for them waits for its end
+	flying       int                 // operations of the flushes under way
+	disconnected bool                // the first lane is connecting
+	closed       bool
+	stopped      bool // what is queued is not carried out any more
 
-	hardStop context.CancelFunc
-	stopped  chan struct{}
-	refusals sync.WaitGroup
-
-	conn *pgx.Conn // the loop's
+	closing, loops       context.Context //nolint:containedctx // their ends are Close's to give
+	endClosing, endLoops context.CancelFunc
+	running              sync.WaitGroup // lanes
+	refusals             sync.WaitGroup
 
 	flushes, operations int64 // guarded by mu
 }
@@ -79,39 +89,59 @@ type Committer struct {
 func New(config Config) *Committer {
 	config.LockTimeout = cmp.Or(config.LockTimeout, time.Second)
 	config.FlushTimeout = cmp.Or(config.FlushTimeout, 10*time.Second)
-	return &Committer{config: config, wake: make(chan struct{}, 1), stopped: make(chan struct{})}
+	c := &Committer{config: config, busy: map[string]struct{}{}}
+	for i := range max(config.Lanes, 1) {
+		c.lanes = append(c.lanes, &lane{committer: c, extra: i > 0, wake: make(chan struct{}, 1)})
+	}
+	return c
 }
 
 // Open connects, unless it is lazy, and begins to work. It returns an error if that first connection fails.
 func (c *Committer) Open(ctx context.Context) error {
 	if !c.config.Lazy {
-		conn, err := c.config.Connect(ctx)
-		if err != nil {
+		if err := c.lanes[0].dial(ctx); err != nil {
 			return fmt.Errorf("connect the committer: %w", err)
 		}
-		c.conn = conn
 	}
-	loopCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	c.hardStop = cancel
-	go c.loop(loopCtx)
+	c.loops, c.endLoops = context.WithCancel(context.WithoutCancel(ctx))
+	c.closing, c.endClosing = context.WithCancel(c.loops)
+	for _, l := range c.lanes {
+		c.running.Go(func() { l.loop(c.loops) })
+	}
 	return nil
 }
 
 // Close carries out what is queued and ends. When ctx ends first, what is left is answered with ErrClosed. Operations that
 // come after Close are answered with ErrClosed.
 func (c *Committer) Close(ctx context.Context) {
-	c.mu.Lock()
-	c.closed = true
-	c.mu.Unlock()
-	c.signal()
+	c.end(&c.closed)
+	c.endClosing()
+	done := make(chan struct{})
+	go func() { c.running.Wait(); close(done) }()
 	select {
-	case <-c.stopped:
+	case <-done:
 	case <-ctx.Done():
-		c.hardStop()
-		<-c.stopped
+		c.end(&c.stopped)
+		c.endLoops()
+		<-done
 	}
-	c.hardStop()
+	c.endLoops()
+	c.mu.Lock()
+	left := c.queue
+	c.queue = nil
+	c.mu.Unlock()
+	for _, op := range left {
+		op.answer(nil, ErrClosed)
+	}
 	c.refusals.Wait()
+}
+
+// end sets one of the flags that end lanes.
+func (c *Committer) end(flag *bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	*flag = true
+	c.rouse()
 }
 
 // Stats returns how many transactions and operations there have been.
@@ -123,12 +153,13 @@ func (c *Committer) Stats() (flushes, operations int64) {
 
 // Stream ties the operations of one run together: when one has failed, later ones are not attempted.
 type Stream struct {
-	failed error // the committer's
+	failed error // belongs to the lane that has taken operations of the run
 }
 
-// operation is one queued request. answer is called once, from the committer's goroutine, and must not block.
+// operation is one queued request. answer is called once, from a lane's goroutine, and must not block.
 type operation struct {
 	kind      kind
+	run       string // its operations keep their order; "": those of no run keep theirs
 	stream    *Stream
 	ask       any
 	custom    func(*pgx.Batch)
@@ -141,225 +172,42 @@ type operation struct {
 }
 
 func (c *Committer) submit(op *operation) {
+	if ask, ok := op.ask.(interface{ Run() string }); ok {
+		op.run = ask.Run()
+	}
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.closed {
-		c.mu.Unlock()
 		// Not from here: the caller may hold a lock that the answer needs.
 		c.refusals.Go(func() { op.answer(nil, ErrClosed) })
 		return
 	}
 	c.queue = append(c.queue, op)
-	c.mu.Unlock()
-	c.signal()
-}
-
-func (c *Committer) signal() {
-	select {
-	case c.wake <- struct{}{}:
-	default:
+	if _, busy := c.busy[op.run]; !busy {
+		c.free++
+		c.rouse()
 	}
 }
 
-func (c *Committer) take() (ops []*operation, closed bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if len(c.queue) <= maxBatch {
-		ops, c.queue = c.queue, nil
-	} else {
-		ops = append(ops, c.queue[:maxBatch]...)
-		c.queue = append([]*operation(nil), c.queue[maxBatch:]...)
-	}
-	if len(ops) > 0 {
-		c.flushes++
-		c.operations += int64(len(ops))
-	}
-	return ops, c.closed
-}
-
-func (c *Committer) loop(ctx context.Context) {
-	defer close(c.stopped)
-	defer c.disconnect()
-	for {
-		ops, closed := c.take()
-		if len(ops) == 0 {
-			if closed {
-				return
+// rouse wakes those lanes that have something to do and wait. The caller holds the mutex.
+func (c *Committer) rouse() {
+	for _, l := range c.lanes {
+		if l.idle && l.needed() {
+			l.idle = false
+			l.wake <- struct{}{} // never blocks: it is idle once
+			if !c.closed {
+				return // one takes it all
 			}
-			select {
-			case <-c.wake:
-			case <-ctx.Done():
-				c.refuse()
-				return
-			}
-			continue
-		}
-		c.carryOut(ctx, ops)
-		if ctx.Err() != nil {
-			c.refuse()
-			return
 		}
 	}
 }
 
-func (c *Committer) refuse() {
-	c.mu.Lock()
-	ops := c.queue
-	c.queue, c.closed = nil, true
-	c.mu.Unlock()
-	for _, op := range ops {
-		op.answer(nil, ErrClosed)
-	}
-}
-
-func (c *Committer) disconnect() {
-	if c.conn != nil {
-		dial.HangUp(c.conn)
-		c.conn = nil
-	}
-}
-
-// carryOut answers every one of ops.
-func (c *Committer) carryOut(ctx context.Context, ops []*operation) {
-	ops = c.refuseFailedStreams(ops)
-	if len(ops) == 0 {
-		return
-	}
-	if c.conn == nil {
-		if err := c.connect(ctx); err != nil {
-			for _, op := range ops {
-				op.err = fmt.Errorf("%w: %w", ErrClosed, err)
-				c.settle(op)
-			}
-			return
+// recount follows a change of queue or busy. The caller holds the mutex.
+func (c *Committer) recount() {
+	c.free = 0
+	for _, op := range c.queue {
+		if _, busy := c.busy[op.run]; !busy {
+			c.free++
 		}
 	}
-	err := c.flush(ctx, ops)
-	var pgErr *pgconn.PgError
-	switch {
-	case err == nil:
-		for _, op := range ops {
-			c.settle(op)
-		}
-	case c.conn.IsClosed() || !errors.As(err, &pgErr):
-		c.carryOutAgain(ctx, ops, err)
-	case len(ops) > 1:
-		// One of them cannot be carried out. Halving finds it, and the rest is done.
-		half := len(ops) / 2
-		c.carryOut(ctx, ops[:half])
-		c.carryOut(ctx, ops[half:])
-	case (pgErr.Code == "40P01" || pgErr.Code == "40001") && ops[0].conflicts < maxConflictRetries:
-		ops[0].conflicts++
-		c.carryOut(ctx, ops)
-	case (ops[0].kind == kindAppend || ops[0].kind == kindFail) && store.IsUniqueViolation(err):
-		c.answerRecorded(ctx, ops[0], err)
-	case pgErr.Code == "55P03":
-		ops[0].err = fmt.Errorf("%w: %w", ErrLocked, err)
-		c.settle(ops[0])
-	default:
-		ops[0].err = err
-		c.settle(ops[0])
-	}
-}
-
-// answerRecorded answers an append whose position is taken: by itself, before a reply was lost, or by an earlier owner.
-func (c *Committer) answerRecorded(ctx context.Context, op *operation, conflict error) {
-	ctx, cancel := context.WithTimeout(ctx, c.config.FlushTimeout)
-	defer cancel()
-	own, err := c.config.Store.OwnRecords(ctx, c.conn, records([]*operation{op}))
-	if err != nil || len(own) == 0 {
-		op.err = errors.Join(conflict, err)
-	}
-	c.settle(op)
-}
-
-func (c *Committer) refuseFailedStreams(ops []*operation) []*operation {
-	var rest []*operation
-	for _, op := range ops {
-		if op.stream != nil && op.stream.failed != nil {
-			op.answer(nil, op.stream.failed)
-			continue
-		}
-		rest = append(rest, op)
-	}
-	return rest
-}
-
-// settle answers op with what the flush stored in it.
-func (c *Committer) settle(op *operation) {
-	if op.err != nil && op.stream != nil {
-		op.stream.failed = op.err
-	}
-	op.answer(op.result, op.err)
-}
-
-// carryOutAgain follows a lost connection. What was not sent, and what recognises its own traces, is repeated: one by one
-// if it was lost before, in case one of the operations is what ends connections.
-func (c *Committer) carryOutAgain(ctx context.Context, ops []*operation, cause error) {
-	unsent := pgconn.SafeToRetry(cause)
-	c.config.Logger.WarnContext(ctx, "committer connection lost, reconnecting", "error", cause)
-	c.disconnect()
-	var again []*operation
-	suspicious := false
-	for _, op := range ops {
-		op.losses++
-		if (unsent || op.repeat) && op.losses <= maxLosses {
-			again = append(again, op)
-			suspicious = suspicious || op.losses > 1
-			continue
-		}
-		op.err = fmt.Errorf("%w: %w", ErrOutcomeUnknown, cause)
-		c.settle(op)
-	}
-	if !suspicious {
-		c.carryOut(ctx, again)
-		return
-	}
-	for i := range again {
-		c.carryOut(ctx, again[i:i+1])
-	}
-}
-
-// connect tries until it succeeds or ctx ends: what is queued has nowhere else to go.
-func (c *Committer) connect(ctx context.Context) error {
-	for wait := 10 * time.Millisecond; ; wait = min(2*wait, time.Second) {
-		connectCtx, cancel := context.WithTimeout(ctx, c.config.FlushTimeout)
-		conn, err := c.config.Connect(connectCtx)
-		cancel()
-		if err == nil {
-			c.conn = conn
-			return nil
-		}
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
-			return errors.Join(ctx.Err(), err)
-		}
-	}
-}
-
-// flush writes ops in one transaction and stores their results in them.
-func (c *Committer) flush(ctx context.Context, ops []*operation) error {
-	ctx, cancel := context.WithTimeout(ctx, c.config.FlushTimeout)
-	defer cancel()
-	for _, op := range ops {
-		op.result, op.err = nil, nil
-	}
-	batch := &pgx.Batch{} // without BEGIN: a pipeline up to its one Sync is a transaction, in every exec mode
-	c.config.Store.Guard(batch, c.config.LockTimeout)
-	groups := group(ops)
-	for _, g := range groups {
-		g.queue(c.config.Store, batch)
-	}
-	if err := c.conn.SendBatch(ctx, batch).Close(); err != nil {
-		return err
-	}
-	for _, g := range groups {
-		if len(g.sent) > 0 && c.config.Sent != nil {
-			c.config.Sent(g.sent)
-		}
-		if err := g.complete(ctx, c.config.Store, c.conn); err != nil {
-			return err
-		}
-	}
-	return nil
 }

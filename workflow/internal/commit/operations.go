@@ -8,8 +8,8 @@ import (
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
 
-// Every method queues one operation and returns at once. then is called once with its outcome, from the committer's
-// goroutine: it must not block. [Await] turns any of them into a blocking call.
+// Every method queues one operation and returns at once. then is called once with its outcome, from a goroutine of the
+// committer's: it must not block. [Await] turns any of them into a blocking call.
 
 // Start creates a run, or finds the one that has its id.
 func (c *Committer) Start(ask store.Start, then func(Started, error)) {
@@ -78,7 +78,8 @@ func (c *Committer) LetGo(ask store.Fence, then func(struct{}, error)) {
 	submit(c, &operation{kind: kindLetGo, ask: ask, repeat: true}, then)
 }
 
-// Do adds statements of the caller's to a flush. repeat: they may be sent again although they may have been committed.
+// Do adds statements of the caller's to a flush. repeat: they may be sent again although they may have been committed. They
+// come in no order with the operations of runs that are under way.
 func (c *Committer) Do(repeat bool, statements func(*pgx.Batch), then func(struct{}, error)) {
 	submit(c, &operation{kind: kindCustom, custom: statements, repeat: repeat}, then)
 }

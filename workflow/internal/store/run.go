@@ -14,6 +14,16 @@ func (s *Store) Guard(b *pgx.Batch, lockTimeout time.Duration) {
 	b.Queue(s.queries.Get("Guard"), fmt.Sprintf("%dms", lockTimeout.Milliseconds()))
 }
 
+// GuardSession makes the same settings for as long as conn lasts. It reports false, having set nothing, if conn leads to a
+// pooler: what is set there would be somebody else's, too, and has to be set for each transaction.
+func (s *Store) GuardSession(ctx context.Context, conn *pgx.Conn, lockTimeout time.Duration) (direct bool, err error) {
+	rows, err := conn.Query(ctx, s.queries.Get("GuardSession"), fmt.Sprintf("%dms", lockTimeout.Milliseconds()), int64(conn.PgConn().PID()))
+	if err != nil {
+		return false, err
+	}
+	return pgx.CollectExactlyOneRow(rows, pgx.RowTo[bool])
+}
+
 // Start is a new run.
 type Start struct {
 	ID       string
@@ -21,6 +31,9 @@ type Start struct {
 	Input    []byte
 	Worker   int64 // its owner from the start; 0: ready for anyone
 }
+
+// Run names the run that it starts.
+func (s Start) Run() string { return s.ID }
 
 // StartRuns adds the runs whose ids are free; created is called with each of those.
 func (s *Store) StartRuns(b *pgx.Batch, rows []Start, created func(id string)) {
@@ -154,6 +167,9 @@ type Fence struct {
 	ID    string
 	Token int64
 }
+
+// Run names the run.
+func (f Fence) Run() string { return f.ID }
 
 // Named is a run and its workflow.
 type Named struct {

@@ -7,6 +7,15 @@ select set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 
        set_config('plan_cache_mode', 'force_generic_plan', true),
        set_config('lock_timeout', $1::text, true);
 
+-- name: GuardSession
+-- The same, once for a connection that is nobody else's. A pooler that lends one server connection to many tells each of them
+-- another process id than the server's: there the settings end with this statement.
+select set_config('enable_seqscan', 'off', lent) is not null and set_config('enable_hashjoin', 'off', lent) is not null
+   and set_config('enable_mergejoin', 'off', lent) is not null and set_config('jit', 'off', lent) is not null
+   and set_config('plan_cache_mode', 'force_generic_plan', lent) is not null
+   and set_config('lock_timeout', $1::text, lent) is not null and not lent
+from (select pg_backend_pid() <> $2::bigint as lent offset 0) as connection;
+
 -- Plans are made once, perhaps while the tables are empty, so the statements leave the planner one way to each row:
 --   i.id = any (array[a.id])    joins by index lookup for each a; i.id = a.id could also walk the table in the key's order.
 --   i.status || '' = 'running'  is checked on the row found; without the || '' the partial index of that status could be walked.

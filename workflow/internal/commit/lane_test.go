@@ -1,0 +1,136 @@
+package commit_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/romancy-go/romancy/internal/dial"
+	"github.com/romancy-go/romancy/internal/pgtest"
+	"github.com/romancy-go/romancy/workflow/internal/commit"
+	"github.com/romancy-go/romancy/workflow/internal/store"
+)
+
+// openTwo returns a committer with two lanes that waits for locks as long as a test has patience.
+func openTwo(t *testing.T, pool *pgxpool.Pool) *commit.Committer {
+	t.Helper()
+	statements, err := store.New("romancy")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := commit.New(commit.Config{
+		Store:        statements,
+		Connect:      func(ctx context.Context) (*pgx.Conn, error) { return dial.Beside(ctx, pool, " engine", nil) },
+		Lanes:        2,
+		LockTimeout:  patience,
+		FlushTimeout: patience,
+		Logger:       slog.New(slog.DiscardHandler),
+	})
+	if err := c.Open(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close(context.Background()) })
+	return c
+}
+
+// While a flush waits for the database, many operations of other runs are carried out beside it; those of its own run wait
+// for its end.
+func TestASecondLaneOvertakesASlowFlushExceptForItsOwnRun(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	c := openTwo(t, pool)
+	ctx := within(t)
+	start(t, c, "slow")
+	tx, err := pool.Begin(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.Background()) }()
+	if _, err := tx.Exec(ctx, "select 1 from romancy.instances where id = 'slow' for update"); err != nil {
+		t.Fatal(err)
+	}
+	released, finished := make(chan error, 1), make(chan error, 1)
+	c.Release(store.Fence{ID: "slow", Token: 1}, func(_ store.Named, err error) { released <- err })
+	for waiting := 0; waiting == 0; {
+		if err := pool.QueryRow(ctx, "select count(*) from pg_locks l join pg_database d on d.oid = l.database or l.database is null where not l.granted and d.datname = current_database()").Scan(&waiting); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.Finish(nil, store.Finish{Fence: store.Fence{ID: "slow", Token: 1}, Status: "completed"}, func(_ struct{}, err error) { finished <- err })
+	var wg sync.WaitGroup
+	for i := range 100 {
+		wg.Add(1)
+		c.Start(store.Start{ID: fmt.Sprint("quick-", i), Workflow: "flow", Input: []byte("1")}, func(started commit.Started, err error) {
+			if err != nil || !started.Created {
+				t.Errorf("start %d: %+v, %v", i, started, err)
+			}
+			wg.Done()
+		})
+	}
+	wg.Wait() // although the first flush is still waiting
+	select {
+	case err := <-released:
+		t.Fatalf("the first flush did not wait: %v", err)
+	case err := <-finished:
+		t.Fatalf("what was asked for later overtook it: %v", err)
+	default:
+	}
+	if err := tx.Rollback(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-released; err != nil {
+		t.Errorf("release: %v", err)
+	}
+	if err := <-finished; !errors.Is(err, commit.ErrFenced) {
+		t.Errorf("finish of a run that was released before: %v, want ErrFenced", err)
+	}
+}
+
+// Runs that ask for everything at once, without waiting for an answer, are recorded in their order, on whichever lane, and
+// through breaking connections.
+func TestOperationsOfARunKeepTheirOrderOnTwoLanes(t *testing.T) {
+	t.Parallel()
+	direct := pgtest.Pool(t)
+	proxy := pgtest.NewProxy(t, direct.Config().ConnString())
+	c := openTwo(t, pgtest.Connect(t, proxy.URL()))
+	const runs, steps = 400, 5
+	finished := make([]error, runs)
+	var wg sync.WaitGroup
+	for i := range runs {
+		wg.Go(func() {
+			if i%100 == 50 {
+				proxy.Cut()
+			}
+			id := fmt.Sprint("run-", i)
+			start(t, c, id)
+			stream := &commit.Stream{}
+			for position := range int32(steps) {
+				c.Append(stream, step(id, position+1, "{}"), func(_ struct{}, err error) {
+					if err != nil {
+						t.Errorf("%s: step %d: %v", id, position+1, err)
+					}
+				})
+			}
+			_, finished[i] = commit.Await(within(t), func(then func(struct{}, error)) {
+				c.Finish(stream, store.Finish{Fence: store.Fence{ID: id, Token: 1}, Status: "completed"}, then)
+			})
+		})
+	}
+	wg.Wait()
+	for i, err := range finished {
+		if err != nil && !errors.Is(err, commit.ErrOutcomeUnknown) {
+			t.Errorf("run %d: %v", i, err)
+		}
+	}
+	var complete int
+	if err := direct.QueryRow(within(t), `select count(*) from (select from romancy.history group by instance_id
+		having count(*) = $1 and max(position) = $1) as run`, steps).Scan(&complete); err != nil || complete != runs {
+		t.Errorf("%d runs have all their steps, %v; want %d", complete, err, runs)
+	}
+}
