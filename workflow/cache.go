@@ -51,7 +51,8 @@ type waiting struct {
 type resumption struct {
 	outcome string // store.GotMessage, store.Due, store.Nudged, or claimed
 	message []byte
-	exit    bool // end the goroutine
+	durable chan error // whether the outcome was committed, if that is not known yet
+	exit    bool       // end the goroutine
 }
 
 // claimed: the run was made ready while it was parked, and claimed here again; it looks for itself.

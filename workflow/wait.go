@@ -338,6 +338,7 @@ func (r *run) stayParked(ask store.Wait, waited store.Waited, channels []listeni
 	if resumed.exit {
 		r.exit()
 	}
+	r.pending = resumed.durable
 	return resumed
 }
 

@@ -191,12 +191,35 @@ func (e *Engine) wakeLocked(r *run, on listening) {
 		on = r.listening[0] // mail goes before the deadline
 	}
 	r.waking = true
-	ask := e.asWake(r, on)
-	e.committer.Wake(e.lease.ID(), ask, func(waited store.Waited, err error) { e.woken(r, ask, waited, err) })
+	ask, durable, outcome := e.asWake(r, on), make(chan error, 1), ""
+	e.committer.Wake(e.lease.ID(), ask, func(waited store.Waited, err error) {
+		outcome = waited.Outcome
+		e.woken(r, ask, waited, durable, err)
+	}, func(err error) {
+		durable <- err // never blocks: it is sent once
+		if outcome != store.Parked {
+			e.wokenDurably(r, ask, outcome, err)
+		}
+	})
+}
+
+// wokenDurably follows woken when the outcome is committed, or may not be: then the run ends at its next side effect, and is
+// found as ready or as parked.
+func (e *Engine) wokenDurably(r *run, ask store.Wake, outcome string, err error) {
+	if err != nil {
+		e.committer.LetGo(ask.Fence, func(struct{}, error) { e.orphans.give() })
+		return
+	}
+	e.tellResumable(r.id, r.definition.Name())
+	if ask.Competing && outcome == store.GotMessage {
+		e.mu.Lock()
+		e.nextCompetitorLocked(ask.Channel)
+		e.mu.Unlock()
+	}
 }
 
 // woken continues a run with the outcome of a wake operation.
-func (e *Engine) woken(r *run, ask store.Wake, waited store.Waited, err error) {
+func (e *Engine) woken(r *run, ask store.Wake, waited store.Waited, durable chan error, err error) {
 	e.mail.took(ask.Channel, waited.Shared)
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -217,11 +240,7 @@ func (e *Engine) woken(r *run, ask store.Wake, waited store.Waited, err error) {
 		e.dropLocked(r)
 		e.committer.LetGo(ask.Fence, func(struct{}, error) { e.orphans.give() })
 	case waited.Outcome != store.Parked:
-		e.resumeLocked(r, ask.Token+1, resumption{outcome: waited.Outcome, message: waited.Message})
-		e.tellResumable(r.id, r.definition.Name())
-		if ask.Competing && waited.Outcome == store.GotMessage {
-			e.nextCompetitorLocked(ask.Channel)
-		}
+		e.resumeLocked(r, ask.Token+1, resumption{outcome: waited.Outcome, message: waited.Message, durable: durable})
 	case len(r.wakeAgain) > 0:
 		on := r.wakeAgain[0]
 		r.wakeAgain = r.wakeAgain[1:]

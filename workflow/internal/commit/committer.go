@@ -165,6 +165,7 @@ type operation struct {
 	custom    func(*pgx.Batch)
 	repeat    bool // may be repeated although a first attempt may have been committed
 	answer    func(result any, err error)
+	committed func(error) // nil: nobody goes on before the commit
 	result    any
 	err       error
 	conflicts int // lost deadlocks

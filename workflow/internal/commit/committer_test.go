@@ -119,7 +119,7 @@ func TestWorkerWithoutLeaseWakesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	wake := func(worker int64) error {
-		_, err := commit.Await(within(t), func(then func(store.Waited, error)) { c.Wake(worker, store.Wake{Fence: fence}, then) })
+		_, err := commit.Await(within(t), func(then func(store.Waited, error)) { c.Wake(worker, store.Wake{Fence: fence}, then, nil) })
 		return err
 	}
 	if err := wake(register(t, pool, -time.Second)); !errors.Is(err, commit.ErrFenced) {
@@ -162,7 +162,7 @@ func TestCompetitorsOfOneFlushOverlookNoMessage(t *testing.T) {
 			}
 			messages[i] = string(waited.Message)
 			wg.Done()
-		})
+		}, nil)
 	}
 	wg.Wait()
 	if !strings.Contains(messages[0], `"own"`) || !strings.Contains(messages[1], `"shared"`) {

@@ -102,6 +102,9 @@ func (l *lane) take() []*operation {
 	}
 	clear(c.queue[len(rest):])
 	c.queue = rest
+	if wakes, others := apart(ops); len(others) > 0 {
+		ops, c.queue = wakes, slices.Concat(others, c.queue)
+	}
 	for _, op := range ops {
 		c.busy[op.run] = struct{}{}
 		l.taken = append(l.taken, op.run)
@@ -190,6 +193,9 @@ func (l *lane) carryOut(ctx context.Context, ops []*operation) (unfinished []*op
 	if len(ops) == 0 || l.conn == nil {
 		return ops
 	}
+	if onlyWakes(ops) {
+		return l.carryOutWakes(ctx, ops)
+	}
 	return l.answered(ctx, ops, l.flush(ctx, ops))
 }
 
@@ -247,10 +253,22 @@ func refuseFailedStreams(ops []*operation) []*operation {
 
 // settle answers op with what the flush stored in it.
 func (op *operation) settle() {
+	op.tell()
+	op.confirm(nil)
+}
+
+func (op *operation) tell() {
 	if op.err != nil && op.stream != nil {
 		op.stream.failed = op.err
 	}
 	op.answer(op.result, op.err)
+}
+
+// confirm says whether what was told without an error was committed.
+func (op *operation) confirm(err error) {
+	if op.committed != nil && op.err == nil {
+		op.committed(err)
+	}
 }
 
 // lose follows a lost connection. What was not sent, and what recognises its own traces, is returned to be repeated.

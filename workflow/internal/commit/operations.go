@@ -53,9 +53,10 @@ func (c *Committer) Look(ask store.Wake, then func(bool, error)) {
 }
 
 // Wake lets a parked run go on under worker if its message or deadline is there. ErrFenced: it is not parked under that
-// token, somebody is busy with it, or worker's lease has run out.
-func (c *Committer) Wake(worker int64, ask store.Wake, then func(store.Waited, error)) {
-	submit(c, &operation{kind: kindWake, ask: wakeAsk{Wake: ask, worker: worker}}, then)
+// token, somebody is busy with it, or worker's lease has run out. then may be called before the outcome is committed; if it
+// was told no error, committed follows and says whether it was, or ErrOutcomeUnknown.
+func (c *Committer) Wake(worker int64, ask store.Wake, then func(store.Waited, error), committed func(error)) {
+	submit(c, &operation{kind: kindWake, ask: wakeAsk{Wake: ask, worker: worker}, committed: committed}, then)
 }
 
 // Finish ends a run.

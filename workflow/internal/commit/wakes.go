@@ -1,0 +1,80 @@
+package commit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// apart returns the wakes among ops, and the others that they need not share a flush with: looks, and statements of no run
+// (heartbeats, claims, sweeps), for which the wakes would wait for the disk. There are none if runs have something to write.
+func apart(ops []*operation) (wakes, others []*operation) {
+	for _, op := range ops {
+		switch op.kind {
+		case kindWake:
+			wakes = append(wakes, op)
+		case kindLook, kindCustom:
+			others = append(others, op)
+		default:
+			return nil, nil
+		}
+	}
+	if len(wakes) == 0 {
+		return nil, nil
+	}
+	return wakes, others
+}
+
+func onlyWakes(ops []*operation) bool {
+	return !slices.ContainsFunc(ops, func(op *operation) bool { return op.kind != kindWake })
+}
+
+// carryOutWakes carries out a flush that only wakes runs. They are answered when the statement is done and before the disk
+// has it: a run goes on after a message as it does after a step, and what it asks for next waits for the commit.
+func (l *lane) carryOutWakes(ctx context.Context, ops []*operation) (unfinished []*operation) {
+	flushCtx, cancel := context.WithTimeout(ctx, l.committer.config.FlushTimeout)
+	defer cancel()
+	for _, op := range ops {
+		op.result, op.err = nil, nil
+	}
+	batch := &pgx.Batch{}
+	batch.Queue("begin")
+	l.queue(ops, batch)
+	if err := l.conn.SendBatch(flushCtx, batch).Close(); err != nil {
+		if !l.conn.IsClosed() {
+			if _, failed := l.conn.Exec(flushCtx, "rollback"); failed != nil {
+				err = failed
+			}
+		}
+		return l.answered(ctx, ops, err)
+	}
+	for _, op := range ops {
+		op.tell()
+	}
+	err := l.commit(flushCtx)
+	for _, op := range ops {
+		op.confirm(err)
+	}
+	return nil
+}
+
+// commit ends a transaction that carryOutWakes has begun.
+func (l *lane) commit(ctx context.Context) error {
+	tag, err := l.conn.Exec(ctx, "commit")
+	var pgErr *pgconn.PgError
+	switch {
+	case err == nil && tag.String() == "COMMIT":
+		return nil
+	case err == nil:
+		err = pgx.ErrTxCommitRollback
+	case !l.conn.IsClosed() && errors.As(err, &pgErr):
+	default:
+		l.committer.config.Logger.WarnContext(ctx, "committer connection lost, reconnecting", "error", err)
+		l.hangUp()
+	}
+	return fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
+}
