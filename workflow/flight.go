@@ -55,6 +55,13 @@ func (a *airspace) executing() bool {
 	return a.up > 0
 }
 
+// busy reports whether a goroutine of any flight is about: an attempt is under way, or will be.
+func (a *airspace) busy() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.up > 0 || slices.ContainsFunc(a.flights, func(f *flight) bool { return f.state == delayed })
+}
+
 // waiting reports whether a flight is to begin.
 func (a *airspace) waiting() bool {
 	a.mu.Lock()

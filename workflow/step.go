@@ -238,7 +238,7 @@ func rollback(tx pgx.Tx) {
 // retry records a failed attempt and waits, durably, until the next is due. It reports true if the run is cancelled instead.
 func (r *run) retry(s step, position int32, attempt int, cause error) (cancelled bool) {
 	ask := r.newRetry(s, position, attempt, cause)
-	ask.Stay = r.air.executing()
+	ask.Stay = r.air.busy() // await parks the run, if nothing is under way, after it has called back what only waits
 	waited, err := commit.Await(context.Background(), func(then func(store.Waited, error)) {
 		r.engine.committer.Retry(r.stream, ask, then)
 	})
