@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"time"
 
@@ -18,6 +19,8 @@ const (
 	// pingTimeout is how long the server may take to answer when it is asked whether it is there: pgx alone would notice
 	// a connection that died without a word after 151 s.
 	pingTimeout = 2 * time.Second
+	// lullBefore is how long nothing must have come for a notification to be taken for one by itself.
+	lullBefore = 500 * time.Microsecond
 	// partTimeout bounds the goodbye to a server that may be gone.
 	partTimeout = time.Second
 )
@@ -186,9 +189,13 @@ func (s *session) receive(wait context.Context) error {
 	for {
 		n, err := s.conn.WaitForNotification(wait)
 		if n != nil {
-			s.heard = time.Now()
-			s.proof = s.heard
+			now := time.Now()
+			lull := now.Sub(s.heard) > lullBefore
+			s.heard, s.proof = now, now
 			s.take(wait, n, true)
+			if lull {
+				runtime.Gosched() // those it is for go first: nothing more is here, most likely
+			}
 		}
 		if err != nil || n == nil || n.Channel == s.private {
 			return err // nil and nothing: a handler of the connection's own has taken it

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"math/rand/v2"
+	"runtime"
 	"strconv"
 	"sync"
 	"time"
@@ -54,6 +55,7 @@ type topic struct {
 type draft struct {
 	msg      *message.Message
 	source   string
+	alone    bool               // nothing else was waiting to be let out
 	finished context.CancelFunc // ends the message's context
 }
 
@@ -110,6 +112,12 @@ func (t *topic) run(ctx context.Context) {
 		t.look(ctx) // the listener's first catch-up may be long in coming
 	}
 	for {
+		select { // the look that is due does not wait for a pause in the notifications
+		case <-look.C:
+			t.look(ctx)
+			look.Reset(t.untilLook())
+		default:
+		}
 		n, ok, err := t.sub.take()
 		switch {
 		case err != nil || ctx.Err() != nil:
@@ -124,6 +132,7 @@ func (t *topic) run(ctx context.Context) {
 		}
 		if t.next == nil {
 			t.next = newDraft(ctx, t.channel) // if it is never sent, it ends with ctx
+			t.next.alone = true
 		}
 		select {
 		case <-t.sub.ready:
@@ -236,6 +245,9 @@ func (t *topic) deliver(ctx context.Context, d *draft) bool {
 func (t *topic) letOut(ctx context.Context, d *draft) bool {
 	select {
 	case t.out <- d.msg:
+		if d.alone {
+			runtime.Gosched() // the handler goes first: what is left to do here can wait
+		}
 		t.metrics.delivered(ctx, d.source)
 		return true
 	case <-t.sub.done:

@@ -12,6 +12,20 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
+// busParts are what -parts can name, in the order they are measured.
+var busParts = []struct {
+	name string
+	run  func(ctx context.Context, b *bench, url string) error
+}{{"latency", busLatency}, {"rate", busRate}, {"modes", busNotifyModes}, {"woken", busWoken}}
+
+func busPartNames() []string {
+	var names []string
+	for _, part := range busParts {
+		names = append(names, part.name)
+	}
+	return names
+}
+
 // runBus measures the bus against the bare connection under it, and the ways to notify against not notifying.
 func runBus(ctx context.Context, b *bench) (err error) {
 	url, drop, err := b.server.CreateDatabase(ctx)
@@ -19,15 +33,10 @@ func runBus(ctx context.Context, b *bench) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, drop(context.WithoutCancel(ctx))) }()
-	for _, part := range []struct {
-		name string
-		run  func(ctx context.Context, b *bench, url string) error
-	}{
-		{"latency", busLatency},
-		{"rate", busRate},
-		{"notify modes", busNotifyModes},
-		{"woken watermill-sql", busWoken},
-	} {
+	for _, part := range busParts {
+		if len(b.parts) > 0 && !slices.Contains(b.parts, part.name) {
+			continue
+		}
 		if err := part.run(ctx, b, url); err != nil {
 			return fmt.Errorf("%s: %w", part.name, err)
 		}

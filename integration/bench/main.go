@@ -47,7 +47,7 @@ func main() {
 func run(ctx context.Context, arguments []string) error {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	only := flags.String("bench", "", "run only this benchmark: "+strings.Join(names(), ", "))
-	parts := flags.String("parts", "", "run only these parts of -bench=engine, for example w1,w2")
+	parts := flags.String("parts", "", "run only these parts of -bench=engine (for example w1,w2) or of -bench=bus ("+strings.Join(busPartNames(), ",")+")")
 	quick := flags.Bool("quick", false, "measure for a shorter time")
 	profile := flags.String("cpuprofile", "", "write a CPU profile of this process to `file`; beside it those of the engine's worker, file.w1_1 and file.w1_500, and what its statements took")
 	if err := flags.Parse(arguments); err != nil {
@@ -59,8 +59,8 @@ func run(ctx context.Context, arguments []string) error {
 	if *only != "" && !slices.Contains(names(), *only) {
 		return fmt.Errorf("-bench=%s: there is no such benchmark, only: %s", *only, strings.Join(names(), ", "))
 	}
-	if *parts != "" && *only != "engine" {
-		return fmt.Errorf("-parts=%s: give -bench=engine as well, the only benchmark that has parts", *parts)
+	if *parts != "" && *only == "" {
+		return fmt.Errorf("-parts=%s: name the benchmark that has them with -bench as well", *parts)
 	}
 	if *profile != "" {
 		stop, err := startProfile(*profile)
