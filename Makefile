@@ -22,8 +22,8 @@ test: ## Run all tests, with the race detector, on a throwaway PostgreSQL (or on
 race: ## Run all tests three times over with the race detector, on one and on four threads: finds what hides
 	$(GO) test -race -shuffle=on -count=3 -cpu=1,4 -timeout=60m ./...
 
-soak: ## Run the tests that make test reduces at their full size: 100,000 commits, a minute of chaos (a few minutes)
-	ROMANCY_SOAK=1 $(GO) test $(RACE) -count=1 -v -timeout=30m -run 'Swallowed|Chaos|OpenTransaction|Mode' ./bus ./workflow ./integration
+soak: ## Run the tests that make test reduces at their full size: 100,000 commits, a minute of chaos, an outage of three (ten minutes)
+	ROMANCY_SOAK=1 $(GO) test $(RACE) -count=1 -v -timeout=30m -run 'Swallowed|Flood|Outage|Chaos|OpenTransaction|Mode' ./bus ./workflow ./integration
 
 lint: ## Run the linters (the first run builds them: two to three minutes)
 	$(LINT) run ./...

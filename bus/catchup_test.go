@@ -152,6 +152,35 @@ func TestOverflowAndEmptyPayloadAreCaughtUp(t *testing.T) {
 	wantEvent(t, out, "late", SourceCatchUp)
 }
 
+// The look that is due must not wait until the notifications pause, which on a busy channel they may never do.
+func TestABusyChannelIsCaughtUpToo(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	l := startListener(t, pool)
+	eventually(t, "the listener is connected", l.Healthy)
+	const others = 2000
+	s := newSubscriber(t, pool, l, func(c *SubscriberConfig) { c.FallbackInterval, c.QueueSize = 20*time.Millisecond, 2*others })
+	out := messages(t, s, outboxChannel)
+	notify(t, pool, outboxChannel, Encode(OutboxPending{"first"}))
+	first := receive(t, out) // nothing else is taken from the queue
+	addEvents(t, pool, "lost")
+	execute(t, pool, `select count(pg_notify($1, '{"event_id":"other ' || i || '"}')) from generate_series(1, $2::int) i`, outboxChannel, others)
+	eventually(t, "all have arrived", func() bool { return l.Status().Received == others+1 })
+	time.Sleep(30 * time.Millisecond) // until the look is due
+	first.Ack()
+	for before := 0; ; before++ {
+		msg := receive(t, out)
+		id := eventID(t, msg)
+		msg.Ack()
+		if id == "lost" {
+			return
+		}
+		if before == others-1 {
+			t.Fatal("everything that was notified came before what was not")
+		}
+	}
+}
+
 func TestSubscriberPollsWithoutAListener(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Pool(t)

@@ -20,6 +20,8 @@ const (
 	closeGrace = 500 * time.Millisecond
 	// closeStep is how often it looks meanwhile.
 	closeStep = 5 * time.Millisecond
+	// maxRespite is how many windows the server is left alone at most, see respite.
+	maxRespite = 5
 	// reconnectCeiling is the longest wait between attempts to connect, short because wake-ups wait for it.
 	reconnectCeiling = 10 * time.Second
 )
@@ -30,12 +32,13 @@ type NotifierConfig struct {
 	// the pool's connections is used, so a pool that is used up delays no notification. Required.
 	Pool *pgxpool.Pool
 
-	// Window is the least time between two statements while there is much to send. The first after a pause leaves at
-	// once. Default 2 ms.
+	// Window is the least time between two statements while there is much to send; a server that takes longer than that
+	// for one is left alone for as long again, up to five windows. The first after a pause leaves at once. Default 2 ms.
 	Window time.Duration
 
-	// MaxPending is how many different payloads wait for each channel, and for each open transaction and channel. The
-	// rest becomes one empty payload, upon which subscribers catch up. Default 1000.
+	// MaxPending is how many different payloads wait for each channel, and for each open transaction and channel; all open
+	// transactions together have ten times as many. The rest becomes one empty payload a channel, upon which subscribers
+	// catch up. Default 1000.
 	MaxPending int
 
 	// Mode says how NotifyTx notifies. Default [ModeAdaptive].
@@ -106,8 +109,10 @@ type Notifier struct {
 	stop    context.CancelFunc // nil before Start
 	ready   *pending           // what is committed
 	open    map[string]*openTransaction
-	rate    rate
-	unsent  error // what Close has to report
+
+	openSize int // payloads of all that is in open
+	rate     rate
+	unsent   error // what Close has to report
 }
 
 // NewNotifier returns a notifier that keeps what it is told until Start. All mistakes in cfg are reported together.
@@ -229,13 +234,14 @@ func (n *Notifier) run(ctx context.Context) {
 		}
 	}()
 	var graceOver, last time.Time
+	var took time.Duration
 	for {
 		closing := n.await(ctx)
 		if closing && graceOver.IsZero() {
 			graceOver = time.Now().Add(closeGrace)
 		}
 		if !closing {
-			n.pause(n.cfg.Window - time.Since(last))
+			n.pause(n.respite(took) - time.Since(last))
 		}
 		if ctx.Err() != nil {
 			n.giveUp(ctx.Err())
@@ -252,6 +258,7 @@ func (n *Notifier) run(ctx context.Context) {
 		last = time.Now()
 		retry.attempt()
 		if conn, err = n.send(ctx, conn, work); err == nil {
+			took = time.Since(last)
 			retry.healthy()
 			n.recovered()
 			continue
@@ -312,6 +319,7 @@ func (n *Notifier) drain(now time.Time, closing bool) *batch {
 		if closing || !tx.check.After(now) {
 			work.transactions = append(work.transactions, tx)
 			delete(n.open, xid)
+			n.openSize -= tx.messages.size()
 		}
 	}
 	return work
@@ -322,6 +330,12 @@ func (n *Notifier) finished(graceOver bool) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.ready.empty() && (graceOver || len(n.open) == 0)
+}
+
+// respite returns the least time between the beginnings of two statements, of which the last one took that long. A server
+// that takes long is busy: a larger batch a little later costs it less than two small ones.
+func (n *Notifier) respite(took time.Duration) time.Duration {
+	return max(n.cfg.Window, took+min(took, maxRespite*n.cfg.Window))
 }
 
 // pause waits for d, or until the notifier is being closed.

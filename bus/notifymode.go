@@ -42,6 +42,9 @@ func (m NotifyMode) String() string {
 const (
 	// maxOpenTransactions bounds what is remembered; beyond it, notifications go into their transactions.
 	maxOpenTransactions = 10_000
+	// maxOpenShare is how many times MaxPending payloads all open transactions together may have; each of the others gets
+	// by with one empty payload a channel.
+	maxOpenShare = 10
 	// A transaction is looked at when it has been open for another eighth of its age, so that the wait for it to end is
 	// proportional and a long one costs almost nothing; but at least every checkCeiling while it is younger than a
 	// minute, and at least every second after that.
@@ -68,7 +71,7 @@ func (t *openTransaction) postpone(now time.Time, window time.Duration) {
 }
 
 // NotifyTx notifies channel when tx commits, in the way of [NotifierConfig.Mode]. A message that PostgreSQL would refuse
-// is an error before tx is touched; any other error comes from tx, which is then aborted.
+// is a [*MessageError] before tx is touched; any other error comes from tx, which is then aborted.
 func (n *Notifier) NotifyTx(ctx context.Context, tx pgx.Tx, channel, payload string) error {
 	return n.NotifyTxMany(ctx, tx, []Message{{Channel: channel, Payload: payload}})
 }
@@ -151,7 +154,12 @@ func (n *Notifier) remember(xid string, messages []Message) bool {
 		tx = &openTransaction{xid: xid, messages: newPending(n.cfg.MaxPending), since: now, check: now.Add(n.cfg.Window)}
 		n.open[xid] = tx
 	}
+	had := tx.messages.size()
+	if n.openSize >= maxOpenShare*n.cfg.MaxPending {
+		tx.messages.limit = 0
+	}
 	n.metrics.collapse(tx.messages.add(messages...))
+	n.openSize += tx.messages.size() - had
 	n.signal()
 	return true
 }
@@ -194,9 +202,11 @@ func (n *Notifier) settle(batch *batch, ended map[int]string) {
 // keepOpen puts a transaction back; more of it may have been remembered meanwhile. The caller holds mu.
 func (n *Notifier) keepOpen(tx *openTransaction) {
 	if newer := n.open[tx.xid]; newer != nil {
+		n.openSize -= newer.messages.size()
 		tx.messages.add(newer.messages.messages()...)
 	}
 	n.open[tx.xid] = tx
+	n.openSize += tx.messages.size()
 }
 
 // statusInProgress is pg_xact_status's word for a transaction that has not ended.

@@ -2,6 +2,7 @@ package bus
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -47,6 +48,68 @@ func TestCoalescedNotificationFollowsTheTransaction(t *testing.T) {
 	}
 	if !n.finished(false) {
 		t.Error("something is left over")
+	}
+}
+
+// Many transactions that write much and end late must not fill the memory: what is too much of theirs becomes one empty
+// payload a channel.
+func TestWhatOpenTransactionsAnnounceIsBounded(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t, func(c *pgxpool.Config) { c.MaxConns = 30 })
+	s := subscribe(t, startListener(t, pool), 0, "bulk")
+	const limit, transactions, each = 4, 25, 6
+	n := startNotifier(t, pool, func(c *NotifierConfig) { c.Mode, c.MaxPending = ModeCoalesced, limit })
+	var open []pgx.Tx
+	for i := range transactions {
+		tx := begin(t, pool)
+		var messages []Message
+		for k := range each {
+			messages = append(messages, Message{"bulk", fmt.Sprint(i, " ", k)})
+		}
+		if err := n.NotifyTxMany(within(t), tx, messages); err != nil {
+			t.Fatal(err)
+		}
+		open = append(open, tx)
+	}
+	remembered := func() (transactions, size int) {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		for _, tx := range n.open {
+			size += tx.messages.size()
+		}
+		if size != n.openSize {
+			t.Errorf("%d payloads are remembered, and %d counted", size, n.openSize)
+		}
+		return len(n.open), size
+	}
+	eventually(t, "all are remembered", func() bool { // but for the moment in which they are looked at
+		count, size := remembered()
+		if most := maxOpenShare*limit + limit + transactions; size > most {
+			t.Fatalf("%d payloads are remembered, want %d at most", size, most)
+		}
+		return count == transactions
+	})
+	for _, tx := range open {
+		commit(t, tx)
+	}
+	// Each transaction makes itself heard, by name or by an empty payload.
+	named, empty := 0, 0
+	for n.Notify("bulk", "end"); ; {
+		note := next(t, s)
+		switch note.Payload {
+		case "":
+			empty++
+		case "end":
+			n.Notify("bulk", "end")
+		default:
+			named++
+		}
+		if count, _ := remembered(); count == 0 && empty > 0 && named >= limit {
+			break
+		}
+	}
+	if most := maxOpenShare*limit + limit; named > most {
+		t.Errorf("%d payloads came by name, want %d at most", named, most)
 	}
 }
 
@@ -128,8 +191,9 @@ func TestRefusedNotificationNeverReachesTheTransaction(t *testing.T) {
 			{"c", "\x00"},
 			{"c", "\xff"},
 		} {
-			if err := n.NotifyTxMany(within(t), tx, []Message{{"c", "good"}, bad}); err == nil {
-				t.Errorf("%.10q was accepted", bad)
+			err := n.NotifyTxMany(within(t), tx, []Message{{"c", "good"}, bad})
+			if refused := (*MessageError)(nil); !errors.As(err, &refused) || refused.Channel != bad.Channel || refused.Err == nil {
+				t.Errorf("%.10q: got %v", bad, err)
 			}
 		}
 		notifyTx(t, n, tx, strings.Repeat("c", 63), strings.Repeat("p", MaxPayload))

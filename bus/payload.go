@@ -4,11 +4,9 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 )
@@ -165,36 +163,6 @@ func checkEvent(event Event, channel, payload string) error {
 		_, err = decode[OutboxPending](channel, []byte(payload))
 	}
 	return err
-}
-
-// Message is a notification to send: a payload for a channel.
-type Message struct {
-	Channel string
-	Payload string
-}
-
-// validate reports why pg_notify would refuse the message, so that nobody's transaction has to find out.
-func (m Message) validate() error {
-	if err := checkChannel(m.Channel); err != nil {
-		return err
-	}
-	switch {
-	case len(m.Payload) > MaxPayload:
-		return fmt.Errorf("payload for channel %q is %d bytes long: PostgreSQL allows %d, so send an id instead of the data", m.Channel, len(m.Payload), MaxPayload)
-	case !utf8.ValidString(m.Payload):
-		return fmt.Errorf("payload for channel %q is not valid UTF-8: encode binary data, for instance as base64", m.Channel)
-	case strings.ContainsRune(m.Payload, 0):
-		return fmt.Errorf("payload for channel %q contains a NUL byte, which PostgreSQL cannot store", m.Channel)
-	}
-	return nil
-}
-
-func validateMessages(messages []Message) error {
-	var errs []error
-	for _, m := range messages {
-		errs = append(errs, m.validate())
-	}
-	return errors.Join(errs...)
 }
 
 // beginning cuts text for a log line or an error.

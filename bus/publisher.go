@@ -52,7 +52,7 @@ func NewPublisher(pool *pgxpool.Pool, cfg PublisherConfig) (*Publisher, error) {
 }
 
 // Publish notifies topic of all messages or, after an error, of none. It ends early with the context of the first
-// message. It returns an error for a message that PostgreSQL would refuse, and [ErrClosed] after Close.
+// message. It returns a [*MessageError] for one that PostgreSQL would refuse, and [ErrClosed] after Close.
 func (p *Publisher) Publish(topic string, messages ...*message.Message) error {
 	p.mu.Lock()
 	if p.closed {
@@ -86,7 +86,7 @@ func (p *Publisher) Close() error {
 }
 
 // TxPublisher returns a publisher whose notifications are sent, at most once, when tx commits, with the limits of
-// [Publisher]. What PostgreSQL would refuse is an error before tx is touched; any other error comes from tx, which is then
+// [Publisher]. What PostgreSQL would refuse is a [*MessageError] before tx is touched; any other error comes from tx, which is then
 // aborted. It is good for one goroutine, as tx is, and Close does nothing.
 func TxPublisher(tx pgx.Tx) message.Publisher { return txPublisher{tx} }
 

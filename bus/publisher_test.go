@@ -77,8 +77,9 @@ func TestTxPublisherNotifiesWithTheCommit(t *testing.T) {
 	tx := begin(t, pool)
 	p := TxPublisher(tx)
 	for topic, payload := range map[string]string{"": "x", strings.Repeat("t", 64): "x", "news": strings.Repeat("p", 8000), "other": "\xff"} {
-		if err := p.Publish(topic, message.NewMessage("1", []byte("good")), message.NewMessage("2", []byte(payload))); err == nil {
-			t.Errorf("%.10q to %.10q was accepted", payload, topic)
+		err := p.Publish(topic, message.NewMessage("1", []byte("good")), message.NewMessage("2", []byte(payload)))
+		if refused := (*MessageError)(nil); !errors.As(err, &refused) || refused.Channel != topic {
+			t.Errorf("%.10q to %.10q: got %v", payload, topic, err)
 		}
 	}
 	if err := errors.Join(p.Publish("news", message.NewMessage("2", []byte("committed"))), p.Publish("news"), p.Close()); err != nil {

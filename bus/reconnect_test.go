@@ -91,6 +91,32 @@ func TestRetryEndsALongBackoff(t *testing.T) {
 	none.Retry()
 }
 
+// In an outage of minutes the waits between two attempts grow to a minute. What ends them is that somebody else is answered:
+// here it is a subscriber, which polls meanwhile.
+func TestListenerIsBackSoonAfterAnOutageOfMinutes(t *testing.T) {
+	t.Parallel()
+	server, url := privateDatabase(t)
+	pool := pgtest.Connect(t, url)
+	l := startListener(t, pool, func(c *ListenerConfig) { c.ReconnectDelay = 0 }) // the default
+	eventually(t, "it listens", l.Healthy)
+	out := messages(t, newSubscriber(t, pool, l), outboxChannel)
+	halt(t, server, "immediate")
+	eventually(t, "it is away", func() bool { return !l.Healthy() })
+	time.Sleep(time.Duration(pgtest.Soak(180, 5)) * time.Second) // the outage
+	eventually(t, "it waits", func() bool { return l.Status().State == StateBackoff })
+	resume(t, server)
+	reachable := time.Now()
+	eventually(t, "it listens again", l.Healthy)
+	took := time.Since(reachable)
+	t.Logf("back %s after the server", took)
+	if took > 10*time.Second { // without the hint it takes up to a minute
+		t.Error("that is too long")
+	}
+	addEvents(t, pool, "evt")
+	notify(t, pool, outboxChannel, Encode(OutboxPending{"evt"}))
+	wantEvent(t, out, "evt", SourceNotify)
+}
+
 // Where the database answers everybody else but refuses the listener, it must not be asked at each heartbeat.
 func TestHintsThatMisleadDoNotUndoTheBackoff(t *testing.T) {
 	t.Parallel()

@@ -290,8 +290,12 @@ func (w *Waker) failed(logger watermill.LoggerAdapter, err error) time.Duration 
 	return wait
 }
 
-// succeeded ends a row of errors. The caller holds mu.
-func (w *Waker) succeeded() { w.failures, w.reported = 0, "" }
+// succeeded ends a row of errors: the database has answered, which a listener that waits to connect again may want to
+// know. The caller holds mu.
+func (w *Waker) succeeded() {
+	w.failures, w.reported = 0, ""
+	w.listener.Retry()
+}
 
 // contended reports whether err says that another transaction was faster: a serialization failure or a deadlock. Every
 // driver for PostgreSQL tells the code; the texts are for errors that lost it on the way.

@@ -183,6 +183,26 @@ func TestWakerPollsWhileNotificationsDoNotArrive(t *testing.T) {
 	}
 }
 
+// After a long outage the first look that succeeds ends the listener's backoff.
+func TestWakerTellsTheListenerThatTheDatabaseAnswers(t *testing.T) {
+	t.Parallel()
+	l := makeListener(t, ListenerConfig{ReconnectDelay: 1000 * time.Hour, Logger: (&logbook{}).logger(), Connect: func(context.Context) (*pgx.Conn, error) {
+		return nil, errBroken
+	}})
+	w := wakeOn(t, l, "news", WakeConfig{UnhealthyInterval: time.Millisecond})
+	for name, empty := range map[string]bool{"a message": false, "an empty look": true} {
+		w.HandleError(watermill.NopLogger{}, false, errBroken)
+		if len(l.hints) != 0 {
+			t.Fatalf("%s: an error is taken for an answer", name)
+		}
+		w.HandleError(watermill.NopLogger{}, empty, nil)
+		if len(l.hints) != 1 {
+			t.Errorf("%s: the listener is not told", name)
+		}
+		l.forgetHints()
+	}
+}
+
 func TestWakerLooksSoonAfterASignOfLife(t *testing.T) {
 	t.Parallel()
 	w := wakeOn(t, startListener(t, pgtest.Pool(t)), "news", WakeConfig{PollInterval: time.Minute})

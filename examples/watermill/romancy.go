@@ -49,8 +49,8 @@ func addReactions(router *message.Router, pool *pgxpool.Pool, listener *bus.List
 	return nil
 }
 
-// on makes a typed function a router handler. A payload that is not of the channel's kind is an error for the router's
-// middleware: here it ends in the poison queue.
+// on makes a typed function a router handler. A payload of another kind, which only a mistaken topic can bring here, is an
+// error for the router's middleware.
 func on[T bus.Payload](react func(T)) message.NoPublishHandlerFunc {
 	return func(msg *message.Message) error {
 		payload, err := bus.Decode[T](msg)

@@ -87,32 +87,64 @@ func withWays(ctx context.Context, pool *pgxpool.Pool, f func(ways []notifyWay) 
 // wayResult is what the rounds of one way gave.
 type wayResult struct {
 	rates []float64 // commits a second
-	kept  []float64 // share of the first way's rate in the same round
+	kept  []float64 // share of what writers that do not notify reached just before and after
 	wakes []time.Duration
 }
 
-// compareWays measures the ways in turns, because a machine that others use changes its speed all the time.
-func compareWays(ctx context.Context, b *bench, pool *pgxpool.Pool, ways []notifyWay, writers int) ([]wayResult, error) {
-	rounds, span := 25, 250*time.Millisecond
+const (
+	// inEveryRound is the way that has a goal. The others take turns.
+	inEveryRound = "coalesced"
+	// turns is in how many rounds each of the others is measured once.
+	turns = 3
+	// leastRounds are made even where they take longer than planned.
+	leastRounds = 2 * turns
+)
+
+// compareWays measures the ways between two measurements of the first, because a machine that others use changes its
+// speed all the time.
+func compareWays(ctx context.Context, b *bench, pool *pgxpool.Pool, ways []notifyWay, writers int) (results []wayResult, err error) {
+	span, budget := 250*time.Millisecond, 45*time.Second
 	if b.quick {
-		rounds, span = 11, 100*time.Millisecond
+		span, budget = 100*time.Millisecond, 12*time.Second
 	}
-	results := make([]wayResult, len(ways))
-	for round := range rounds {
-		rates := make([]float64, len(ways))
-		for turn := range ways {
-			i := (round + turn) % len(ways)
-			rate, wakes, err := writeFlatOut(ctx, pool, ways[i], writers, span)
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", ways[i].what, err)
+	listener, err := startListener(ctx, pool)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, listener.Close(context.WithoutCancel(ctx))) }()
+	results = make([]wayResult, len(ways))
+	measure := func(i int) (float64, error) {
+		rate, wakes, err := writeFlatOut(ctx, pool, listener, ways[i], writers, span)
+		if err != nil {
+			return 0, fmt.Errorf("%s: %w", ways[i].what, err)
+		}
+		results[i].rates = append(results[i].rates, rate)
+		results[i].wakes = append(results[i].wakes, wakes...)
+		return rate, nil
+	}
+	began := time.Now()
+	before, err := measure(0)
+	if err != nil {
+		return nil, err
+	}
+	for round := 0; round < leastRounds || time.Since(began) < budget; round++ {
+		rates := map[int]float64{}
+		for i := 1; i < len(ways); i++ {
+			if ways[i].name != inEveryRound && (round+i)%turns != 0 {
+				continue
 			}
-			rates[i] = rate
-			results[i].wakes = append(results[i].wakes, wakes...)
+			if rates[i], err = measure(i); err != nil {
+				return nil, err
+			}
+		}
+		after, err := measure(0)
+		if err != nil {
+			return nil, err
 		}
 		for i, rate := range rates {
-			results[i].rates = append(results[i].rates, rate)
-			results[i].kept = append(results[i].kept, rate/rates[0])
+			results[i].kept = append(results[i].kept, 2*rate/(before+after))
 		}
+		before = after
 	}
 	return results, nil
 }
@@ -121,7 +153,7 @@ func reportWays(b *bench, name, what string, ways []notifyWay, results []wayResu
 	b.report(name+"none_per_second", middle(results[0].rates), "commits/s", what+", no notification")
 	for i, way := range ways[1:] {
 		result := results[i+1]
-		b.report(name+way.name+"_kept", middle(result.kept), "ratio", "  "+way.what+": share of the throughput kept")
+		b.report(name+way.name+"_kept", middleHalf(result.kept), "ratio", "  "+way.what+": share of the throughput kept")
 		b.report(name+way.name+"_wake_p50", percentile(result.wakes, 0.50), "ms", "    commit to wake, p50")
 	}
 }

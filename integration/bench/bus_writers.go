@@ -37,15 +37,10 @@ type flatOut struct {
 const maxIDs = 1 << 18
 
 // writeFlatOut returns the rate of commits within span, after a warm-up, and how long after its commit each was heard of.
-func writeFlatOut(ctx context.Context, pool *pgxpool.Pool, way notifyWay, writers int, span time.Duration) (perSecond float64, wakes []time.Duration, err error) {
+func writeFlatOut(ctx context.Context, pool *pgxpool.Pool, listener *bus.Listener, way notifyWay, writers int, span time.Duration) (perSecond float64, wakes []time.Duration, err error) {
 	if _, err := pool.Exec(ctx, "drop table if exists written; create table written (id bigint primary key)"); err != nil {
 		return 0, nil, err
 	}
-	listener, err := startListener(ctx, pool)
-	if err != nil {
-		return 0, nil, err
-	}
-	defer func() { err = errors.Join(err, listener.Close(context.WithoutCancel(ctx))) }()
 	sub, err := listener.Subscribe(maxIDs, writersChannel)
 	if err != nil {
 		return 0, nil, err
