@@ -72,20 +72,6 @@ func middle(figures []float64) float64 {
 	return sorted[len(sorted)/2]
 }
 
-// middleHalf is the mean of the middle half: as safe from outliers as the median for what is measured here, and steadier.
-func middleHalf(figures []float64) float64 {
-	if len(figures) == 0 {
-		return 0
-	}
-	sorted := slices.Sorted(slices.Values(figures))
-	cut := len(sorted) / 4
-	sum, kept := 0.0, sorted[cut:len(sorted)-cut]
-	for _, figure := range kept {
-		sum += figure
-	}
-	return sum / float64(len(kept))
-}
-
 // rest waits for d, or until ctx ends, whose error it returns.
 func rest(ctx context.Context, d time.Duration) error {
 	select {
