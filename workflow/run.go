@@ -265,11 +265,17 @@ func (e *Engine) finishStuck(owned store.Claimed, cause error) {
 // issue takes the next position for a command. A replay that diverges ends the goroutine. The error says that the run is
 // cancelled, and that the command is not to be carried out.
 func (r *run) issue(kind journal.Kind, name string) (position int32, record journal.Record, recorded bool, err error) {
+	return r.take(r.journal.Issue, kind, name)
+}
+
+func (r *run) take(
+	next func(journal.Kind, string) (int32, journal.Record, bool, error), kind journal.Kind, name string,
+) (position int32, record journal.Record, recorded bool, err error) {
 	r.checkpoint()
 	if r.cancelled != nil && !r.compensating {
 		return 0, record, false, r.cancelled
 	}
-	position, record, recorded, err = r.journal.Issue(kind, name)
+	position, record, recorded, err = next(kind, name)
 	if err != nil {
 		r.stuck(err)
 	}

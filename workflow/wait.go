@@ -147,7 +147,11 @@ func (r *run) decodeMessage(payload []byte) storedMessage {
 func (r *run) choose(kind journal.Kind, name, timerName string, end *until, channels []listening, landed func() []byte) ([]byte, error) {
 	var ask store.Wait
 	if end != nil {
-		position, record, recorded, err := r.issue(journal.Timer, timerName)
+		next := r.journal.Issue
+		if landed != nil {
+			next = r.journal.Launch // a choice that was made at once has left the timer's place empty
+		}
+		position, record, recorded, err := r.take(next, journal.Timer, timerName)
 		switch {
 		case err != nil:
 			return nil, err

@@ -1,0 +1,71 @@
+package workflow_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/romancy-go/romancy/internal/pgtest"
+	"github.com/romancy-go/romancy/workflow"
+)
+
+// A choice that is made as soon as Select is called never sets its timer. The place of that in history stays empty, and the run
+// is replayed all the same, by a worker that has lost it from memory and by another.
+func TestChoiceMadeAtOnceIsReplayed(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	search := workflow.DefineActivity("search", func(_ context.Context, what string) (string, error) { return "a " + what, nil })
+	flow := workflow.Define("offers", func(ctx *workflow.Context, what string) (chosen string, err error) {
+		found := search.Go(ctx, what)
+		if _, err := found.Get(ctx); err != nil {
+			return "", err
+		}
+		if err := workflow.Select(ctx,
+			workflow.OnResult(found, func(out string, err error) error { chosen = out; return err }),
+			workflow.OnTimer(time.Hour, func() error { chosen = "nothing"; return nil }),
+		); err != nil {
+			return "", err
+		}
+		for range 2 {
+			if _, err := workflow.Receive[int](ctx, "go"); err != nil {
+				return "", err
+			}
+		}
+		return chosen, nil
+	})
+	first := startWorker(t, pool, []workflow.Definition{flow}, configured(func(c *workflow.Config) { c.CacheSize = 1 }))
+	ctx := testContext(t)
+	run, err := flow.Start(ctx, first.Engine, "boat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	waits := func(received int) {
+		t.Helper()
+		eventually(t, "the run waits for a message", func() bool {
+			return count(t, pool, `select count(*) from romancy.instances i where i.id = $1 and i.status = 'waiting'
+				and (select count(*) from romancy.history h where h.instance_id = i.id and h.kind = 'receive') = $2`, run.ID(), received) == 1
+		})
+	}
+	waits(0)
+	other, err := flow.Start(ctx, first.Engine, "raft") // takes its place in memory
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the run is evicted", func() bool { return first.Status().Evicted > 0 })
+	if err := first.SendTo(ctx, run.ID(), "go", 1); err != nil {
+		t.Fatal(err)
+	}
+	waits(1)
+	second := startWorker(t, pool, []workflow.Definition{flow})
+	first.shutdown(t)
+	for _, id := range []string{run.ID(), other.ID(), other.ID()} {
+		if err := second.SendTo(ctx, id, "go", 2); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for id, want := range map[string]string{run.ID(): "a boat", other.ID(): "a raft"} {
+		if got, err := flow.Run(second.Engine, id).Result(ctx); err != nil || got != want {
+			t.Errorf("result %q, %v, want %q", got, err, want)
+		}
+	}
+}
