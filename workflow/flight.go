@@ -357,7 +357,10 @@ func (r *run) ground() {
 	}
 	r.awaitSilence()
 	for _, f := range r.air.flights {
-		if record := f.record; f.settled != nil && record != nil && record.Error == nil {
+		r.air.mu.Lock() // one that only waited for its next attempt may be just landing
+		record := f.record
+		r.air.mu.Unlock()
+		if f.settled != nil && record != nil && record.Error == nil {
 			f.settled(record.Output)
 		}
 		f.settled = nil
