@@ -179,6 +179,7 @@ type Engine struct {
 	ready               *readyMarks
 	sleeping, receiving deadlineMark
 	owners              pace.Pace
+	glances             glances
 	mail                mailMarks
 
 	mu    sync.Mutex // guards state and cache

@@ -29,20 +29,39 @@ func (e *Engine) SweepResume(ctx context.Context) (int, error) {
 	if err := e.check(); err != nil {
 		return 0, err
 	}
-	taken, takeErr := e.takeOver(ctx)
-	mailed, mailErr := e.sweepMail(ctx)
-	e.claims.give()
-	return taken + mailed, errors.Join(takeErr, mailErr)
+	return e.sweepResume(ctx, e.glance(ctx))
+}
+
+func (e *Engine) sweepResume(ctx context.Context, seen store.Glance) (total int, err error) {
+	if seen.Running || seen.Dead {
+		total, err = e.takeOver(ctx)
+	}
+	if seen.Mail {
+		mailed, failed := e.sweepMail(ctx)
+		total, err = total+mailed, errors.Join(err, failed)
+	}
+	if seen.Ready {
+		e.claims.give()
+	}
+	return total, err
 }
 
 // SweepTimers makes parked runs ready whose sleep, or wait for another attempt, is over and whose worker is gone or late.
 // It returns how many.
-func (e *Engine) SweepTimers(ctx context.Context) (int, error) { return e.sweepDeadlines(ctx, false) }
+func (e *Engine) SweepTimers(ctx context.Context) (int, error) { return e.sweepDue(ctx, false) }
 
 // SweepChannelTimeouts makes parked runs ready whose wait for a message has timed out and whose worker is gone or late. It
 // returns how many.
-func (e *Engine) SweepChannelTimeouts(ctx context.Context) (int, error) {
-	return e.sweepDeadlines(ctx, true)
+func (e *Engine) SweepChannelTimeouts(ctx context.Context) (int, error) { return e.sweepDue(ctx, true) }
+
+func (e *Engine) sweepDue(ctx context.Context, receiving bool) (int, error) {
+	if err := e.check(); err != nil {
+		return 0, err
+	}
+	if !e.glance(ctx).Within(0) {
+		return 0, nil
+	}
+	return e.sweepDeadlines(ctx, receiving)
 }
 
 // NextDeadline returns the earliest deadline of any parked run, by this process's clock; ok is false if none has one.
@@ -119,9 +138,6 @@ func (e *Engine) sweepMail(ctx context.Context) (total int, err error) {
 }
 
 func (e *Engine) sweepDeadlines(ctx context.Context, receiving bool) (total int, err error) {
-	if err := e.check(); err != nil {
-		return 0, err
-	}
 	marked := &e.sleeping
 	if receiving {
 		marked = &e.receiving
@@ -155,7 +171,7 @@ func (e *Engine) takeoverLoop(ctx context.Context) {
 		}
 		// Not only what the dead worker executed: also what it held parked, with mail and deadlines that the others have left
 		// to it for as long as it seemed alive.
-		e.sweepUntilDone(ctx, "runs of dead workers", e.SweepResume, e.SweepTimers, e.SweepChannelTimeouts, e.armCold)
+		e.sweepAll(ctx, "runs of dead workers", e.glance(ctx))
 	}
 }
 
@@ -238,9 +254,9 @@ func (e *Engine) safetyNet(ctx context.Context) {
 			return
 		case <-time.After(e.fallback()):
 		}
-		e.claims.give()
 		e.held.give()
 		if !e.config.Listener.Healthy() {
+			e.claims.give()
 			e.lookForAll()
 		}
 		if time.Since(swept) < e.config.FallbackInterval {
@@ -248,8 +264,11 @@ func (e *Engine) safetyNet(ctx context.Context) {
 		}
 		swept = time.Now()
 		e.mail.reset()
-		e.orphans.give()
-		e.sweepUntilDone(ctx, "all", e.SweepResume, e.SweepTimers, e.SweepChannelTimeouts, e.armCold)
+		seen := e.glance(ctx)
+		if seen.Running {
+			e.orphans.give()
+		}
+		e.sweepAll(ctx, "all", seen)
 	}
 }
 
@@ -259,6 +278,22 @@ func (e *Engine) fallback() time.Duration {
 		return e.config.FallbackInterval
 	}
 	return min(e.config.FallbackInterval, unwellInterval)
+}
+
+// sweepAll carries out all sweeps that a glance has found something for.
+func (e *Engine) sweepAll(ctx context.Context, what string, seen store.Glance) {
+	sweeps := []func(context.Context) (int, error){
+		func(ctx context.Context) (int, error) { return e.sweepResume(ctx, seen) },
+	}
+	if seen.Within(0) {
+		for _, receiving := range []bool{false, true} {
+			sweeps = append(sweeps, func(ctx context.Context) (int, error) { return e.sweepDeadlines(ctx, receiving) })
+		}
+	}
+	if seen.Within(e.config.FallbackInterval) {
+		sweeps = append(sweeps, e.armCold)
+	}
+	e.sweepUntilDone(ctx, what, sweeps...)
 }
 
 func (e *Engine) sweepUntilDone(ctx context.Context, what string, sweeps ...func(context.Context) (int, error)) {

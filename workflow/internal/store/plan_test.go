@@ -76,6 +76,7 @@ func statements() map[string]statement {
 		"SweepMailFor":        {arguments: ids + ", array['approvals'], array[50000]", mayScan: "workers"},
 		"SweepDeadlines":      {arguments: "true, 100, 0, 0, 3000000", mayScan: "workers"},
 		"ColdDeadlines":       {arguments: "array['order', 'unknown'], 1000000, 100, 0", mayScan: "workers"},
+		"Glance":              {arguments: "array['order', 'unknown']", mayScan: "workers"},
 		"NextDeadline":        {arguments: "0"},
 		"DiscardOrphanedMail": {arguments: "0, 100"},
 		"GetRun":              {arguments: "'run-1'", mayScan: "workers"},

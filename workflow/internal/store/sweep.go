@@ -130,6 +130,40 @@ func (s *Store) ColdDeadlines(b *pgx.Batch, workflows []string, horizon time.Dur
 	})
 }
 
+// Glance is what there may be for sweeps to do.
+type Glance struct {
+	Dead    bool // workers whose lease has run out
+	Running bool // runs that somebody executes
+	Ready   bool // runs that this worker could claim
+	Mail    bool // messages that were not received
+	// Until is the time until the first deadline of a parked run; nil: none has one.
+	Until *time.Duration
+}
+
+// Everything is a glance of nobody: there may be anything.
+func Everything() Glance {
+	return Glance{Dead: true, Running: true, Ready: true, Mail: true, Until: new(time.Duration)}
+}
+
+// Within reports whether there is a deadline within a span.
+func (g Glance) Within(span time.Duration) bool { return g.Until != nil && *g.Until <= span }
+
+// Glance looks whether there is anything for sweeps, or for a claim of runs of the workflows, to find.
+func (s *Store) Glance(b *pgx.Batch, workflows []string, into *Glance) {
+	b.Queue(s.queries.Get("Glance"), workflows).QueryRow(func(row pgx.Row) error {
+		var micros *int64
+		if err := row.Scan(&into.Dead, &into.Running, &into.Ready, &into.Mail, &micros); err != nil {
+			return err
+		}
+		into.Until = nil
+		if micros != nil {
+			until := time.Duration(*micros) * time.Microsecond
+			into.Until = &until
+		}
+		return nil
+	})
+}
+
 // NextDeadline stores the time until the earliest deadline of any parked run, from mark on; nil when none has one.
 func (s *Store) NextDeadline(b *pgx.Batch, mark int64, into **time.Duration) {
 	b.Queue(s.queries.Get("NextDeadline"), mark).Query(func(rows pgx.Rows) error {

@@ -122,6 +122,15 @@ where i.status = 'waiting' and i.wake_at <= statement_timestamp() + $2::bigint *
 order by i.wake_at
 limit $3::bigint;
 
+-- name: Glance
+-- Whether there is anything for the sweeps, or for a claim of runs of the workflows $1, to find: the first of everything.
+select (select true from romancy.workers w where w.lease_until <= clock_timestamp() limit 1) is true,
+       (select true from romancy.instances i where i.status = 'running' and i.worker >= 0 limit 1) is true,
+       (select true from romancy.instances i where i.status = 'ready' and i.workflow = any ($1::text[]) limit 1) is true,
+       (select true from romancy.mailbox m where m.id > 0 limit 1) is true,
+       (select (extract(epoch from i.wake_at - clock_timestamp()) * 1000000)::bigint
+        from romancy.instances i where i.status = 'waiting' and i.wake_at >= to_timestamp(0) order by i.wake_at limit 1);
+
 -- name: NextDeadline
 -- Microseconds until the earliest deadline of any parked run, from the low-water mark $1 on; no row when none has one.
 select (extract(epoch from i.wake_at - clock_timestamp()) * 1000000)::bigint
