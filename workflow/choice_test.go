@@ -69,3 +69,46 @@ func TestChoiceMadeAtOnceIsReplayed(t *testing.T) {
 		}
 	}
 }
+
+// Every channel is looked at before the deadline decides, even if that has passed.
+func TestMessageOfAnyChannelGoesBeforeTheTimer(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	flow := workflow.Define("offers", func(ctx *workflow.Context, channels []string) (chosen []string, err error) {
+		if err := workflow.SendTo(ctx, ctx.InstanceID(), "bargains", "a raft"); err != nil {
+			return nil, err
+		}
+		for range 2 {
+			cases := []workflow.Case{workflow.OnTimer(0, func() error { chosen = append(chosen, "nothing"); return nil })}
+			for _, channel := range channels {
+				cases = append(cases, workflow.OnMessage(channel, func(m workflow.Message[string]) error {
+					chosen = append(chosen, m.Body)
+					return nil
+				}))
+			}
+			if err := workflow.Select(ctx, cases...); err != nil {
+				return nil, err
+			}
+		}
+		_, err = workflow.Receive[int](ctx, "go")
+		return chosen, err
+	})
+	first := startWorker(t, pool, []workflow.Definition{flow})
+	ctx := testContext(t)
+	run, err := flow.Start(ctx, first.Engine, []string{"offers", "news", "bargains"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it has chosen twice", func() bool {
+		return count(t, pool, "select count(*) from romancy.instances where status = 'waiting' and 'go' = any(wake_channels)") == 1
+	})
+	second := startWorker(t, pool, []workflow.Definition{flow})
+	first.shutdown(t) // what was chosen is replayed
+	if err := second.SendTo(ctx, run.ID(), "go", 1); err != nil {
+		t.Fatal(err)
+	}
+	got, err := flow.Run(second.Engine, run.ID()).Result(ctx)
+	if err != nil || len(got) != 2 || got[0] != "a raft" || got[1] != "nothing" {
+		t.Errorf("chose %q, %v, want the raft, then nothing", got, err)
+	}
+}

@@ -278,7 +278,10 @@ func (r *run) tryWait(ask *store.Wait, channels []listening, full bool) store.Wa
 		if !full {
 			try.Since = r.engine.mail.since(try.Channel)
 		}
-		try.Stay = ask.Stay || i+1 < len(channels)
+		last := i+1 >= len(channels)
+		if try.Stay = ask.Stay || !last; !last {
+			try.TimerPosition, try.TimerName, try.DelayMicros, try.AtMicros = 0, "", nil, nil // mail goes before the deadline
+		}
 		try.Fence = store.Fence{ID: r.id, Token: r.token}
 		var err error
 		waited, err = commit.Await(context.Background(), func(then func(store.Waited, error)) {
@@ -289,7 +292,7 @@ func (r *run) tryWait(ask *store.Wait, channels []listening, full bool) store.Wa
 		}
 		r.pending = nil // carried out before the wait, in the same stream
 		r.engine.mail.took(try.Channel, waited.Shared)
-		if ask.TimerPosition > 0 && waited.Outcome != store.Cancelled {
+		if try.TimerPosition > 0 && waited.Outcome != store.Cancelled {
 			if waited.Outcome == store.Parked || waited.Outcome == store.Nothing {
 				r.engine.tellTimer(r.id, ask.TimerPosition, *waited.FiresAtMicros)
 			}
