@@ -2,6 +2,7 @@ package workflow_test
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
 
@@ -110,5 +111,47 @@ func TestMessageOfAnyChannelGoesBeforeTheTimer(t *testing.T) {
 	got, err := flow.Run(second.Engine, run.ID()).Result(ctx)
 	if err != nil || len(got) != 2 || got[0] != "a raft" || got[1] != "nothing" {
 		t.Errorf("chose %q, %v, want the raft, then nothing", got, err)
+	}
+}
+
+// A run that learns of its cancellation from a future, whose step has recorded nothing, ends as cancelled, whether its workflow
+// returns that or goes on as if nothing had happened.
+func TestRunToldByAFutureEndsAsCancelled(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	begun := make(chan struct{}, 10)
+	reserve := workflow.DefineActivity("reserve", func(_ context.Context, n int) (int, error) { return n, nil }).
+		WithCompensation(func(context.Context, int, int) error { return nil })
+	hang := workflow.DefineActivity("hang", func(ctx context.Context, _ int) (int, error) {
+		begun <- struct{}{}
+		<-ctx.Done()
+		return 0, ctx.Err()
+	})
+	flow := workflow.Define("told", func(ctx *workflow.Context, heeds bool) (int, error) {
+		if _, err := reserve.Execute(ctx, 1); err != nil {
+			return 0, err
+		}
+		if _, err := hang.Go(ctx, 0).Get(ctx); heeds {
+			return 0, err
+		}
+		return 1, nil
+	})
+	w := startWorker(t, pool, []workflow.Definition{flow})
+	ctx := testContext(t)
+	for _, heeds := range []bool{true, false} {
+		run, err := flow.Start(ctx, w.Engine, heeds)
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-begun
+		if err := w.Cancel(ctx, run.ID(), "enough", workflow.Compensate()); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := run.Result(ctx); !errors.Is(err, workflow.ErrCancelled) {
+			t.Errorf("heeds %v: result %d, %v, want it cancelled", heeds, out, err)
+		}
+		if n := count(t, pool, "select count(*) from romancy.history where kind = 'compensation' and instance_id = $1", run.ID()); n != 1 {
+			t.Errorf("heeds %v: %d steps were undone, want 1", heeds, n)
+		}
 	}
 }

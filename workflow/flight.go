@@ -304,10 +304,10 @@ func (r *run) outcome(f *flight) ([]byte, error) {
 		return nil, ErrNotChosen
 	case record != nil:
 		return f.step.result(*record)
-	case r.cancelled != nil:
-		return nil, r.cancelled
+	case r.cancelled == nil:
+		r.cancelled = r.asked.Load() // told by this, as by a command
 	}
-	return nil, r.asked.Load()
+	return nil, r.cancelled
 }
 
 // awaitFlights waits until wanted says that enough of the flights have landed. If the run is cancelled meanwhile it waits until
