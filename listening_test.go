@@ -9,6 +9,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"go.opentelemetry.io/otel/sdk/metric"
 	"go.opentelemetry.io/otel/sdk/metric/metricdata"
+	"go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 
 	"github.com/romancy-go/romancy/bus"
 	"github.com/romancy-go/romancy/internal/pgtest"
@@ -91,7 +93,8 @@ func TestMetricsAreMadeByTheProviderGiven(t *testing.T) {
 	t.Parallel()
 	reader := metric.NewManualReader()
 	log := &logBuffer{}
-	app := start(t, WithPool(pgtest.Pool(t)), WithMeterProvider(metric.NewMeterProvider(metric.WithReader(reader))), WithLogger(log.logger()))
+	app := start(t, WithPool(pgtest.Pool(t)), WithWorkflows(echoFlow), WithAutoMigrate(),
+		WithMeterProvider(metric.NewMeterProvider(metric.WithReader(reader))), WithLogger(log.logger()))
 	eventually(t, "it listens", app.Listener().Healthy)
 	var all metricdata.ResourceMetrics
 	if err := reader.Collect(t.Context(), &all); err != nil {
@@ -103,9 +106,33 @@ func TestMetricsAreMadeByTheProviderGiven(t *testing.T) {
 			names[metrics.Name] = true
 		}
 	}
-	for _, name := range []string{"romancy.listener.state", "romancy.notifier.pending"} {
+	for _, name := range []string{"romancy.listener.state", "romancy.notifier.pending", "romancy.workflow.ready.depth"} {
 		if !names[name] {
 			t.Errorf("%s is missing in %v", name, names)
+		}
+	}
+}
+
+func TestSpansAreMadeByTheProviderGiven(t *testing.T) {
+	t.Parallel()
+	exporter := tracetest.NewInMemoryExporter()
+	log := &logBuffer{}
+	app := start(t, WithPool(pgtest.Pool(t)), WithWorkflows(echoFlow), WithAutoMigrate(),
+		WithTracerProvider(trace.NewTracerProvider(trace.WithSyncer(exporter))), WithLogger(log.logger()))
+	run, err := echoFlow.Start(t.Context(), app.Engine(), "traced")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := run.Result(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	names := map[string]bool{}
+	for _, span := range exporter.GetSpans() {
+		names[span.Name] = true
+	}
+	for _, name := range []string{"start echo", "workflow echo"} {
+		if !names[name] {
+			t.Errorf("no span %q in %v", name, names)
 		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/riverqueue/river"
 	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/romancy-go/romancy/bus"
 	"github.com/romancy-go/romancy/internal/schema"
@@ -64,6 +65,8 @@ type options struct {
 	logger      *slog.Logger
 	meterGiven  bool
 	meter       metric.MeterProvider
+	tracerGiven bool
+	tracer      trace.TracerProvider
 }
 
 // WithDatabase names the database by its URL or keyword/value string, as pgx takes it (pool_max_conns and the like
@@ -189,6 +192,12 @@ func WithMeterProvider(provider metric.MeterProvider) Option {
 	return optionFunc(func(o *options) { o.meterGiven, o.meter = true, provider })
 }
 
+// WithTracerProvider sets where the spans of runs are made: each run is one trace, whichever workers execute it, and continues
+// that of its starter. Default: otel.GetTracerProvider().
+func WithTracerProvider(provider trace.TracerProvider) Option {
+	return optionFunc(func(o *options) { o.tracerGiven, o.tracer = true, provider })
+}
+
 // WithAutoMigrate makes Start run Migrate first. Without it, Start returns an error for a schema that is not at the version
 // of this build, which suits deployments whose services may not change tables.
 func WithAutoMigrate() Option {
@@ -279,6 +288,9 @@ func check(o options) (options, error) {
 	}
 	if o.meterGiven && o.meter == nil {
 		mistake("WithMeterProvider(nil): give a meter provider, or leave it out for otel.GetMeterProvider()")
+	}
+	if o.tracerGiven && o.tracer == nil {
+		mistake("WithTracerProvider(nil): give a tracer provider, or leave it out for otel.GetTracerProvider()")
 	}
 	switch {
 	case !o.riverGiven:

@@ -80,6 +80,7 @@ func TestStartReportsAllMistakesAtOnce(t *testing.T) {
 		WithOutboxPublisher(nil),
 		WithLogger(nil),
 		WithMeterProvider(nil),
+		WithTracerProvider(nil),
 		WithListenURL("postgres://user:secret@localhost:notaport/db"),
 		WithListenURL(""),
 		WithListener(nil),
@@ -94,7 +95,7 @@ func TestStartReportsAllMistakesAtOnce(t *testing.T) {
 		"WithNotifyFallbackInterval(-1s)", "0 for 30s",
 		"WithNotifyReconnectDelay(1ns)", "0 for 1m0s",
 		"WithMaxWorkflowsPerBatch(-1)", "WithMaxTimersPerBatch(-2)", "WithMaxMessagesPerBatch(-3)", "0 for 100",
-		"WithOutboxPublisher(nil)", "WithLogger(nil)", "WithMeterProvider(nil)", "WithRiver with a nil client",
+		"WithOutboxPublisher(nil)", "WithLogger(nil)", "WithMeterProvider(nil)", "WithTracerProvider(nil)", "WithRiver with a nil client",
 		"WithListenURL: ", `WithListenURL("")`, "WithListener(nil)", "3 ways to listen (WithListenURL 2 times, WithListener 1 times): give at most one",
 	)
 	if strings.Contains(text, "secret") {

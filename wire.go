@@ -45,6 +45,7 @@ func (a *App) build() (*parts, error) {
 	r.engine, err = workflow.NewEngine(workflow.Config{
 		Pool: pool, Schema: o.schema, Channels: o.channels, Listener: r.listener, Notifier: r.notifier,
 		Workflows: o.workflows, ClientOnly: o.client, Lease: o.lease, FallbackInterval: o.fallbackInterval, Logger: o.logger,
+		MeterProvider: o.meter, TracerProvider: o.tracer,
 		MaxWorkflowsPerBatch: o.maxWorkflows, MaxTimersPerBatch: o.maxTimers, MaxMessagesPerBatch: o.maxMessages,
 	})
 	errs = append(errs, err)

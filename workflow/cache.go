@@ -2,6 +2,7 @@ package workflow
 
 import (
 	"container/list"
+	"context"
 	"time"
 
 	"github.com/romancy-go/romancy/workflow/internal/commit"
@@ -209,7 +210,7 @@ func (e *Engine) evictLocked() bool {
 	e.cache.evicted++
 	e.committer.LetGo(fence, func(_ struct{}, err error) {
 		if err != nil {
-			e.logger.Warn("evicted run not noted; the slow sweep will find it", "instance_id", fence.ID, "error", err)
+			r.logger.Warn("evicted run not noted; the slow sweep will find it", "error", err)
 		}
 	})
 	return true
@@ -236,6 +237,12 @@ func (e *Engine) abandonAll() {
 	for _, r := range e.cache.runs {
 		e.dropLocked(r)
 	}
+}
+
+// leaseLost ends every run here and counts why.
+func (e *Engine) leaseLost() {
+	e.metrics.leaseLosses.Add(context.Background(), 1)
+	e.abandonAll()
 }
 
 // resumeLocked lets a parked run go on. token is its row's now.

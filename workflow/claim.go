@@ -90,7 +90,7 @@ func (e *Engine) launch(ctx context.Context, worker int64, owned []store.Claimed
 	if err != nil {
 		e.logger.WarnContext(ctx, "loading the history of claimed runs failed, they are given back", "error", err)
 		for _, run := range rest {
-			e.release(store.Fence{ID: run.ID, Token: run.Token})
+			e.release(store.Fence{ID: run.ID, Token: run.Token}, run.Workflow)
 		}
 		return
 	}
@@ -98,7 +98,7 @@ func (e *Engine) launch(ctx context.Context, worker int64, owned []store.Claimed
 	defer e.mu.Unlock()
 	for _, run := range rest {
 		if e.draining.Load() || e.lease.ID() != worker {
-			e.release(store.Fence{ID: run.ID, Token: run.Token})
+			e.release(store.Fence{ID: run.ID, Token: run.Token}, run.Workflow)
 			continue
 		}
 		e.launchLocked(e.definitions[run.Workflow], run, pasts[run.ID])
@@ -142,7 +142,7 @@ func (e *Engine) loadPasts(ctx context.Context, owned []store.Claimed) (map[stri
 }
 
 // release makes an owned run ready for any worker.
-func (e *Engine) release(fence store.Fence) {
+func (e *Engine) release(fence store.Fence, workflow string) {
 	e.committer.Release(fence, func(run store.Named, err error) {
 		switch {
 		case err == nil:
@@ -150,7 +150,7 @@ func (e *Engine) release(fence store.Fence) {
 			e.claims.give()
 		case errors.Is(err, commit.ErrFenced), errors.Is(err, commit.ErrClosed):
 		default:
-			e.logger.Warn("run could not be given back yet", "instance_id", fence.ID, "error", err)
+			e.about(fence.ID, workflow).Warn("run could not be given back yet", "error", err)
 			e.orphans.give()
 		}
 	})
@@ -178,6 +178,9 @@ func (e *Engine) coldLoop(ctx context.Context) {
 			e.claimFailed(ctx, err)
 			continue
 		}
+		for _, run := range *owned {
+			e.metrics.late(run.Late)
+		}
 		e.launch(ctx, worker, *owned)
 	}
 }
@@ -197,11 +200,11 @@ func (e *Engine) orphanLoop(ctx context.Context) {
 				return
 			case <-time.After(orphanDelay):
 			}
-			var after map[store.Fence]bool
+			var after map[store.Fence]string
 			after, err = e.findOrphans(ctx)
-			for fence := range after {
-				if before[fence] {
-					e.release(fence)
+			for fence, workflow := range after {
+				if _, still := before[fence]; still {
+					e.release(fence, workflow)
 				}
 			}
 		}
@@ -217,23 +220,23 @@ func (e *Engine) orphanLoop(ctx context.Context) {
 	}
 }
 
-func (e *Engine) findOrphans(ctx context.Context) (map[store.Fence]bool, error) {
+// findOrphans returns the workflows of the orphans.
+func (e *Engine) findOrphans(ctx context.Context) (map[store.Fence]string, error) {
 	worker := e.lease.ID()
+	orphans := map[store.Fence]string{}
 	if worker == 0 {
-		return map[store.Fence]bool{}, nil
+		return orphans, nil
 	}
-	rows := new([]store.Fence)
-	if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.OwnedRuns(b, worker, rows) }); err != nil {
+	if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.OwnedRuns(b, worker, orphans) }); err != nil {
 		return nil, err
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	orphans := map[store.Fence]bool{}
-	for _, fence := range *rows {
+	maps.DeleteFunc(orphans, func(fence store.Fence, _ string) bool {
 		// A run that is waking is in memory with the token it had when it parked.
-		if r := e.cache.runs[fence.ID]; r == nil || (r.phase == executing && r.token != fence.Token) || (r.phase == parked && !r.waking) {
-			orphans[fence] = true
-		}
-	}
+		r := e.cache.runs[fence.ID]
+		orphan := r == nil || (r.phase == executing && r.token != fence.Token) || (r.phase == parked && !r.waking)
+		return !orphan
+	})
 	return orphans, nil
 }

@@ -62,6 +62,7 @@ func (r *run) continueAs(next *continuation) {
 	if err != nil {
 		panic(err) // a string always encodes
 	}
+	r.endSegment(string(StatusContinued), nil)
 	r.engine.tellEnded(store.Run{ID: r.id, Workflow: r.definition.Name(), Status: string(StatusContinued), Output: output})
 	r.engine.madeReady([]store.Named{{ID: ask.NextID, Workflow: r.definition.Name()}})
 }

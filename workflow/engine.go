@@ -13,6 +13,9 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/romancy-go/romancy/bus"
 	"github.com/romancy-go/romancy/internal/dial"
@@ -62,8 +65,12 @@ type Config struct {
 	// Retention is how long ended runs are kept, with their history. Default 0: for ever. Whoever calls SweepRetention
 	// removes them: riverjobs does, once a minute or so.
 	Retention time.Duration
-	// Logger. Default slog.Default().
+	// Logger. Default slog.Default(). Every line names the worker, and the run and its workflow if it is about one.
 	Logger *slog.Logger
+	// MeterProvider makes the metrics romancy.workflow.*. Default otel.GetMeterProvider().
+	MeterProvider metric.MeterProvider
+	// TracerProvider makes the spans of runs, each run in one trace. Default otel.GetTracerProvider().
+	TracerProvider trace.TracerProvider
 }
 
 func (c Config) withDefaults() Config {
@@ -82,6 +89,9 @@ func (c Config) withDefaults() Config {
 	c.FallbackInterval = cmp.Or(c.FallbackInterval, 30*time.Second)
 	if c.Logger == nil {
 		c.Logger = slog.Default()
+	}
+	if c.TracerProvider == nil {
+		c.TracerProvider = otel.GetTracerProvider()
 	}
 	return c
 }
@@ -147,6 +157,9 @@ const (
 type Engine struct {
 	config      Config
 	logger      *slog.Logger
+	metrics     *engineMetrics
+	tracer      trace.Tracer
+	unobserve   func() // ends the observation of metrics
 	store       *store.Store
 	definitions map[string]Definition
 	names       []string // of the workflows executed here
@@ -190,12 +203,13 @@ type Engine struct {
 // NewEngine returns an engine that Start sets to work. It returns all mistakes in config at once.
 func NewEngine(config Config) (*Engine, error) {
 	config = config.withDefaults()
-	statements, err := store.New(config.Schema)
-	if err := errors.Join(config.validate(), err); err != nil {
+	statements, storeErr := store.New(config.Schema)
+	metrics, metricsErr := newEngineMetrics(config.MeterProvider)
+	if err := errors.Join(config.validate(), storeErr, metricsErr); err != nil {
 		return nil, fmt.Errorf("workflow engine: %w", err)
 	}
 	e := &Engine{
-		config: config, logger: config.Logger, store: statements,
+		config: config, store: statements, metrics: metrics, tracer: config.TracerProvider.Tracer(scope), unobserve: func() {},
 		definitions: map[string]Definition{},
 		endedOn:     config.Schema + "_workflow_ended", cancelledOn: config.Schema + "_workflow_cancelled",
 		claims: newSignal(), timers: newSignal(), takeovers: newSignal(), orphans: newSignal(), held: newSignal(),
@@ -203,6 +217,7 @@ func NewEngine(config Config) (*Engine, error) {
 		cache:   newCache(),
 		txSlots: make(chan struct{}, max(1, int(config.Pool.Config().MaxConns)-1)),
 	}
+	e.logger = slog.New(workerHandler{config.Logger.Handler(), func() int64 { return e.lease.ID() }})
 	for _, definition := range config.Workflows {
 		e.definitions[definition.Name()] = definition
 		if !config.ClientOnly {
@@ -216,12 +231,12 @@ func NewEngine(config Config) (*Engine, error) {
 		}
 		return conn, err
 	}
-	e.committer = commit.New(commit.Config{Store: statements, Connect: connect, Lanes: 2, Sent: e.sent, Logger: e.logger})
-	e.side = commit.New(commit.Config{Store: statements, Connect: connect, Lazy: true, LockTimeout: 200 * time.Millisecond, Logger: e.logger})
+	e.committer = commit.New(commit.Config{Store: statements, Connect: connect, Lanes: 2, Sent: e.sent, Flushed: metrics.flushed(metrics.runs), Logger: e.logger})
+	e.side = commit.New(commit.Config{Store: statements, Connect: connect, Lazy: true, LockTimeout: 200 * time.Millisecond, Flushed: metrics.flushed(metrics.starts), Logger: e.logger})
 	e.lease = lease.New(lease.Config{
 		Store: statements, Committer: e.committer, Label: config.Label, Lease: config.Lease,
 		Listening: config.Listener.Healthy, Answered: config.Listener.Retry,
-		Lost: e.abandonAll, Registered: e.claims.give, Expired: e.takeovers.give,
+		Clock: metrics.clock.read, Lost: e.leaseLost, Registered: e.claims.give, Expired: e.takeovers.give,
 		Logger: e.logger,
 	})
 	e.watch = newWatch(e)
@@ -289,6 +304,11 @@ func (e *Engine) startLoops(ctx context.Context) error {
 	if !e.executes() {
 		return nil
 	}
+	if unobserve, err := e.observe(); err != nil {
+		e.logger.WarnContext(ctx, "the engine's metrics are not observed", "error", err)
+	} else {
+		e.unobserve = unobserve
+	}
 	e.loops.Go(func() { e.lease.Run(loopCtx) })
 	e.loops.Go(func() { e.claimLoop(loopCtx) })
 	e.loops.Go(func() { e.timerLoop(loopCtx) })
@@ -323,6 +343,7 @@ func (e *Engine) Shutdown(ctx context.Context) error {
 	e.mu.Unlock()
 
 	overrun := e.drain(ctx)
+	e.unobserve()
 	e.stop()
 	e.loops.Wait()
 

@@ -37,6 +37,8 @@ type run struct {
 	asked    atomic.Pointer[CancelledError] // it is to be cancelled
 	broken   atomic.Pointer[interruption]   // a step beside the goroutine has found that the run cannot go on here
 
+	tracing tracing
+
 	// The goroutine's own.
 	journal       *journal.Journal
 	token         int64
@@ -64,7 +66,7 @@ type run struct {
 
 // launchLocked begins to execute a run that this worker owns. The caller holds the engine's mutex.
 func (e *Engine) launchLocked(definition Definition, owned store.Claimed, past *store.Past) {
-	logger := e.logger.With("instance_id", owned.ID, "workflow", owned.Workflow)
+	logger := e.about(owned.ID, owned.Workflow)
 	remembered, err := journal.New(past.Records, past.Attempts)
 	if err != nil {
 		logger.Error("run cannot be replayed", "error", err)
@@ -81,6 +83,7 @@ func (e *Engine) launchLocked(definition Definition, owned store.Claimed, past *
 	if past.Cancel != nil {
 		r.asked.Store(decodeCancelled(past.Cancel))
 	}
+	r.tracing.origin = decodeTrace(owned.Trace)
 	e.addLocked(r)
 	if len(past.Records) > 0 {
 		e.cache.replayed++
@@ -89,6 +92,8 @@ func (e *Engine) launchLocked(definition Definition, owned store.Claimed, past *
 	e.runs.Go(func() {
 		defer e.goroutines.Add(-1)
 		defer e.ended(r)
+		r.beginSegment(len(past.Records) > 0)
+		defer r.endSegment(segmentLeft, nil)
 		r.main()
 	})
 }
@@ -158,6 +163,7 @@ func (r *run) finish(finish store.Finish) {
 	}); err != nil {
 		r.giveUp(err)
 	}
+	r.endLastSegment(finish)
 	r.engine.tellEnded(store.Run{ID: r.id, Workflow: r.definition.Name(), Status: finish.Status, Output: finish.Output, Error: finish.Error})
 }
 
@@ -189,7 +195,7 @@ func (r *run) checkpoint() {
 // handOver makes the run ready for others, if it is still ours.
 func (r *run) handOver() {
 	if !r.lost.Swap(true) {
-		r.engine.release(store.Fence{ID: r.id, Token: r.token})
+		r.engine.release(store.Fence{ID: r.id, Token: r.token}, r.definition.Name())
 	}
 }
 
@@ -242,6 +248,7 @@ func unstorable(err *pgconn.PgError) bool {
 // stuck stops the run with its history untouched and ends the goroutine.
 func (r *run) stuck(err error) {
 	r.logger.Error("run is stuck", "error", err)
+	r.endSegment(string(StatusStuck), err)
 	if !r.lost.Swap(true) {
 		r.engine.finishStuck(store.Claimed{ID: r.id, Workflow: r.definition.Name(), Token: r.token}, err)
 	}
@@ -254,7 +261,7 @@ func (e *Engine) finishStuck(owned store.Claimed, cause error) {
 	}
 	e.committer.Finish(nil, finish, func(_ struct{}, err error) {
 		if err != nil {
-			e.logger.Warn("run could not be marked as stuck; it will be executed again", "instance_id", owned.ID, "error", err)
+			e.about(owned.ID, owned.Workflow).Warn("run could not be marked as stuck; it will be executed again", "error", err)
 			e.orphans.give()
 			return
 		}

@@ -34,7 +34,9 @@ func (e *Engine) send(ctx context.Context, target, channel string, value any, op
 	if err != nil {
 		return err
 	}
+	span := e.beginSend(ctx, &ask)
 	delivered, err := commit.Await(ctx, func(then func(commit.Delivered, error)) { e.committer.Deliver(nil, ask, then) })
+	endSpan(span, err)
 	switch {
 	case err != nil:
 		return fmt.Errorf("send to channel %q: %w", channel, outward(err))
@@ -68,6 +70,7 @@ func (e *Engine) sendTx(ctx context.Context, tx pgx.Tx, target, channel string, 
 	if err != nil {
 		return err
 	}
+	span := e.beginSend(ctx, &ask)
 	receivers := 0
 	var notifications []bus.Message
 	err = e.store.DeliverMessagesTx(ctx, tx, []store.Deliver{ask},
@@ -75,6 +78,7 @@ func (e *Engine) sendTx(ctx context.Context, tx pgx.Tx, target, channel string, 
 		func(sent store.Sent) {
 			notifications = append(notifications, bus.Message{Channel: e.config.Channels.ChannelMessage, Payload: announcement(sent)})
 		})
+	endSpan(span, err)
 	switch {
 	case err != nil:
 		return fmt.Errorf("send to channel %q: %w", channel, err)

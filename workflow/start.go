@@ -142,7 +142,10 @@ func (e *Engine) newStart(workflow string, in any, options []StartOption) (newSt
 
 // start creates the run, unless its id is taken.
 func (e *Engine) start(ctx context.Context, ask newStart) (existing bool, err error) {
-	return e.awaitStart(ctx, ask, e.queueStart(ask))
+	span := e.beginStart(ctx, &ask)
+	existing, err = e.awaitStart(ctx, ask, e.queueStart(ask))
+	finishStart(span, existing, err)
+	return existing, err
 }
 
 // awaitStart waits for the outcome of a start that is queued, and queues it again for as long as another transaction holds
@@ -230,9 +233,9 @@ func (e *Engine) started(ask store.Start, started commit.Started, err error) {
 	case ask.Worker == 0:
 		e.claims.give()
 	case e.draining.Load() || e.lease.ID() != ask.Worker:
-		e.release(store.Fence{ID: ask.ID, Token: 1})
+		e.release(store.Fence{ID: ask.ID, Token: 1}, ask.Workflow)
 	default:
-		e.launchLocked(e.definitions[ask.Workflow], store.Claimed{ID: ask.ID, Workflow: ask.Workflow, Token: 1, Input: ask.Input}, &store.Past{})
+		e.launchLocked(e.definitions[ask.Workflow], store.Claimed{ID: ask.ID, Workflow: ask.Workflow, Token: 1, Input: ask.Input, Trace: ask.Trace}, &store.Past{})
 	}
 }
 
@@ -274,6 +277,8 @@ func (e *Engine) startTx(ctx context.Context, tx pgx.Tx, ask newStart) (existing
 	if tx == nil {
 		return false, errors.New("the transaction is nil: pass the pgx.Tx to start in")
 	}
+	span := e.beginStart(ctx, &ask)
+	defer func() { finishStart(span, existing, err) }()
 	channel := e.config.Channels.WorkflowResumable
 	payload := bus.Encode(bus.WorkflowResumable{InstanceID: ask.ID, WorkflowName: ask.Workflow})
 	var created bool

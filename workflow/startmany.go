@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+
+	"go.opentelemetry.io/otel/trace"
 )
 
 // maxStarting is how many starts of one StartMany are under way at a time.
@@ -62,11 +64,14 @@ func (w *Workflow[In, Out]) StartMany(ctx context.Context, e *Engine, requests [
 	runs := make([]*Run[Out], len(requests))
 	failed := &StartError{Failed: map[int]error{}, total: len(requests)}
 	outcomes := make([]<-chan startOutcome, len(requests))
+	spans := make([]trace.Span, len(requests))
 	for i, queued := 0, 0; i < len(asks); i++ {
 		for ; queued < len(asks) && queued < i+maxStarting; queued++ {
+			spans[queued] = e.beginStart(ctx, &asks[queued])
 			outcomes[queued] = e.queueStart(asks[queued])
 		}
 		existing, err := e.awaitStart(ctx, asks[i], outcomes[i])
+		finishStart(spans[i], existing, err)
 		if err != nil {
 			failed.Failed[i] = err
 			continue

@@ -141,8 +141,8 @@ type attempted struct {
 	recorded bool
 }
 
-// attempt executes body once. Its error is the activity's, or an *interruption. It may be called by any goroutine of the run.
-func (r *run) attempt(ctx context.Context, s step, position int32, attempt int, body stepBody) (attempted, error) {
+// try executes body once. Its error is the activity's, or an *interruption. It may be called by any goroutine of the run.
+func (r *run) try(ctx context.Context, s step, position int32, attempt int, body stepBody) (attempted, error) {
 	key := r.id + "/" + strconv.Itoa(int(position))
 	ctx = context.WithValue(ctx, infoKey{}, Info{
 		InstanceID: r.id, WorkflowName: r.definition.Name(), Activity: s.name, Position: position, Attempt: attempt, IdempotencyKey: key,

@@ -145,7 +145,7 @@ func (e *Engine) sweepDeadlines(ctx context.Context, receiving bool) (total int,
 	for first := true; ; first = false {
 		began := time.Now()
 		from, full := marked.begin(began, first)
-		seen, due := new(int64), new([]store.Named)
+		seen, due := new(int64), new([]store.Overdue)
 		err := e.do(ctx, true, func(b *pgx.Batch) {
 			e.store.SweepDeadlines(b, receiving, e.config.MaxTimersPerBatch, hotGrace, from, deadlineMargin, seen, due)
 		})
@@ -154,7 +154,10 @@ func (e *Engine) sweepDeadlines(ctx context.Context, receiving bool) (total int,
 			return total, err
 		}
 		total += len(*due)
-		e.madeReady(*due)
+		for _, run := range *due {
+			e.metrics.late(run.Late)
+			e.madeReady([]store.Named{run.Named})
+		}
 		if len(*due) < e.config.MaxTimersPerBatch {
 			return total, nil
 		}

@@ -131,6 +131,7 @@ func (r *run) takeMore(position int32, channel string, limit int) []byte {
 		r.giveUp(commit.ErrFenced)
 	}
 	r.engine.mail.took(channel, mail.Shared)
+	r.traceMore(channel, position, mail.Messages)
 	return mail.Messages
 }
 
@@ -168,12 +169,16 @@ func (r *run) choose(kind journal.Kind, name, timerName string, end *until, chan
 	}
 	ask.Position, ask.Kind = position, kind
 	var chosen []byte
+	began := time.Now()
 	outcome, message := r.await(&ask, channels, func() bool {
 		if landed != nil {
 			chosen = landed()
 		}
 		return chosen != nil
 	})
+	if outcome != store.Cancelled {
+		r.traceChoice(kind, name, position, began, outcome, message)
+	}
 	switch outcome {
 	case store.GotMessage:
 		return message, nil
@@ -296,6 +301,7 @@ func (r *run) tryWait(ask *store.Wait, channels []listening, full bool) store.Wa
 			if waited.Outcome == store.Parked || waited.Outcome == store.Nothing {
 				r.engine.tellTimer(r.id, ask.TimerPosition, *waited.FiresAtMicros)
 			}
+			r.traceTimer(*ask, *waited.FiresAtMicros)
 			ask.TimerPosition, ask.TimerName, ask.DelayMicros, ask.AtMicros = 0, "", nil, waited.FiresAtMicros
 		}
 		if waited.Outcome != store.Nothing {
@@ -341,11 +347,14 @@ func (r *run) stayParked(ask store.Wait, waited store.Waited, channels []listeni
 	if len(channels) > 0 {
 		r.engine.look(r)
 	}
+	r.endSegment(segmentParked, nil)
 	resumed := <-r.resume
 	if resumed.exit {
 		r.exit()
 	}
 	r.pending = resumed.durable
+	r.beginSegment(false)
+	r.engine.metrics.resumed(resumed)
 	return resumed
 }
 
@@ -366,9 +375,13 @@ func (r *run) deliver(ask store.Deliver) error {
 		return nil
 	}
 	ask.Fence, ask.Position = store.Fence{ID: r.id, Token: r.token}, position
+	span := r.beginSend(&ask)
 	delivered, err := commit.Await(context.Background(), func(then func(commit.Delivered, error)) {
 		r.engine.committer.Deliver(r.stream, ask, then)
 	})
+	if span != nil {
+		endSpan(span, err)
+	}
 	if err != nil {
 		r.giveUp(err)
 	}

@@ -137,7 +137,7 @@ func (e *Engine) lookLocked(r *run, on listening) {
 	e.committer.Look(e.asWake(r, on), func(found bool, err error) {
 		if err != nil {
 			if !errors.Is(err, commit.ErrClosed) {
-				e.logger.Warn("look for mail failed; the next sweep will find it", "instance_id", r.id, "error", err)
+				r.logger.Warn("look for mail failed; the next sweep will find it", "error", err)
 			}
 			return
 		}
@@ -236,10 +236,13 @@ func (e *Engine) woken(r *run, ask store.Wake, waited store.Waited, durable chan
 	case errors.Is(err, commit.ErrFenced):
 		e.verifyLocked(r)
 	case err != nil:
-		e.logger.Warn("parked run could not be woken and is left to the sweeps", "instance_id", r.id, "error", err)
+		r.logger.Warn("parked run could not be woken and is left to the sweeps", "error", err)
 		e.dropLocked(r)
 		e.committer.LetGo(ask.Fence, func(struct{}, error) { e.orphans.give() })
 	case waited.Outcome != store.Parked:
+		if waited.Outcome == store.Due || waited.Outcome == store.Nudged {
+			e.metrics.late(-micros(*waited.RemainingMicros))
+		}
 		e.resumeLocked(r, ask.Token+1, resumption{outcome: waited.Outcome, message: waited.Message, durable: durable})
 	case len(r.wakeAgain) > 0:
 		on := r.wakeAgain[0]

@@ -153,6 +153,7 @@ type endedPayload struct {
 
 // tellEnded tells those who wait for a run, in this process and in others.
 func (e *Engine) tellEnded(run store.Run) {
+	e.metrics.end(run)
 	e.watch.tell(run.ID, watched{run: run})
 	text, err := json.Marshal(endedPayload{InstanceID: run.ID})
 	if err != nil {

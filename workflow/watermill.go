@@ -58,7 +58,7 @@ func (e *Engine) StartHandler(definition Definition, options ...HandlerOption) m
 		if err != nil {
 			return e.rejectUnlessClosed(msg, chosen, fmt.Errorf("start workflow %q: %w", definition.Name(), err))
 		}
-		if _, err := e.start(msg.Context(), ask); err != nil {
+		if _, err := e.start(contextOf(msg), ask); err != nil {
 			return e.rejectIfPermanent(msg, chosen, fmt.Errorf("start workflow %q: %w", definition.Name(), err))
 		}
 		return nil

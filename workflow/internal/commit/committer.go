@@ -59,8 +59,11 @@ type Config struct {
 	// Lazy: connect when there is something to do, not at Open.
 	Lazy bool
 	// Sent is told, after the commit, of the messages a flush put into mailboxes. It must not block.
-	Sent   func([]store.Sent)
-	Logger *slog.Logger
+	Sent func([]store.Sent)
+	// Flushed is told of everything taken from the queue at once, when it has been answered: how many operations, how long
+	// the first of them had been queued, how long it took to carry them out. It must not block; lanes call it concurrently.
+	Flushed func(operations int, waited, took time.Duration)
+	Logger  *slog.Logger
 }
 
 // Committer works from Open to Close.
@@ -166,6 +169,7 @@ type operation struct {
 	repeat    bool // may be repeated although a first attempt may have been committed
 	answer    func(result any, err error)
 	committed func(error) // nil: nobody goes on before the commit
+	queued    time.Time
 	result    any
 	err       error
 	conflicts int // lost deadlocks
@@ -176,6 +180,7 @@ func (c *Committer) submit(op *operation) {
 	if ask, ok := op.ask.(interface{ Run() string }); ok {
 		op.run = ask.Run()
 	}
+	op.queued = time.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {

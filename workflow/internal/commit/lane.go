@@ -40,7 +40,11 @@ func (l *lane) loop(ctx context.Context) {
 		case ops == nil:
 			l.connect(ctx)
 		default:
+			began, queued, count := time.Now(), ops[0].queued, len(ops)
 			l.done(l.carryOut(ctx, ops))
+			if flushed := l.committer.config.Flushed; flushed != nil {
+				flushed(count, began.Sub(queued), time.Since(began))
+			}
 		}
 	}
 }

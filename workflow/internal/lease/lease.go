@@ -24,13 +24,16 @@ type Config struct {
 	Listening func() bool   // shown in the worker's row
 	// Answered is called after each heartbeat that the database has answered. It must not block.
 	Answered func()
+	// Clock is told what time it is by the database's clock, in microseconds since 1970, somewhere between asked and answered.
+	// It must not block.
+	Clock func(micros int64, asked, answered time.Time)
 	// Lost is called when the lease has run out, or is about to and cannot be renewed: stop everything. It must not block.
 	Lost func()
 	// Registered is called when the worker has a new id after that.
 	Registered func()
 	// Expired is called when the lease of another worker has ended, or another worker has left. It must not block.
 	Expired func()
-	Logger  *slog.Logger
+	Logger  *slog.Logger // names the worker by itself
 }
 
 // Keeper holds one worker id at a time. Ids are never reused.
@@ -55,7 +58,7 @@ func (k *Keeper) Register(ctx context.Context) error {
 	var id int64
 	if _, err := commit.Await(ctx, func(then func(struct{}, error)) {
 		k.config.Committer.Do(false, func(b *pgx.Batch) {
-			k.config.Store.RegisterWorker(b, k.config.Label, k.config.Listening(), k.config.Lease, &id)
+			k.config.Store.RegisterWorker(b, k.config.Label, k.config.Listening(), k.config.Lease, &id, k.clock())
 		}, then)
 	}); err != nil {
 		return err
@@ -63,6 +66,12 @@ func (k *Keeper) Register(ctx context.Context) error {
 	k.validUntil = asked.Add(k.config.Lease)
 	k.id.Store(id)
 	return nil
+}
+
+// clock begins to ask for the time, when the statement that does is about to be sent.
+func (k *Keeper) clock() (answer func(micros int64)) {
+	asked := time.Now()
+	return func(micros int64) { k.config.Clock(micros, asked, time.Now()) }
 }
 
 // Deregister gives the id up. The worker must own nothing any more.
@@ -124,7 +133,7 @@ func (k *Keeper) renew(ctx context.Context) (answer *store.Beat, ok bool) {
 		answer := new(store.Beat) // its own: an unanswered attempt may still be carried out
 		_, err := commit.Await(ctx, func(then func(struct{}, error)) {
 			k.config.Committer.Do(true, func(b *pgx.Batch) {
-				k.config.Store.Heartbeat(b, k.ID(), k.config.Listening(), k.config.Lease, answer)
+				k.config.Store.Heartbeat(b, k.ID(), k.config.Listening(), k.config.Lease, answer, k.clock())
 			}, then)
 		})
 		if err == nil {
@@ -135,10 +144,10 @@ func (k *Keeper) renew(ctx context.Context) (answer *store.Beat, ok bool) {
 			k.validUntil = asked.Add(k.config.Lease)
 			return answer, true
 		case err == nil:
-			k.config.Logger.WarnContext(ctx, "worker lease has run out: its runs are abandoned to others", "worker", k.ID())
+			k.config.Logger.WarnContext(ctx, "worker lease has run out: its runs are abandoned to others")
 			return nil, false
 		case ctx.Err() != nil:
-			k.config.Logger.WarnContext(ctx, "worker lease cannot be renewed: its runs are abandoned to others", "worker", k.ID(), "error", err)
+			k.config.Logger.WarnContext(ctx, "worker lease cannot be renewed: its runs are abandoned to others", "error", err)
 			return nil, false
 		}
 		select {
@@ -158,7 +167,7 @@ func (k *Keeper) replace(ctx context.Context) {
 		err := k.Register(attempt)
 		cancel()
 		if err == nil {
-			k.config.Logger.InfoContext(ctx, "worker registered again", "worker", k.ID())
+			k.config.Logger.InfoContext(ctx, "worker registered again")
 			k.config.Registered()
 			return
 		}

@@ -164,6 +164,7 @@ func laterArguments(rows []Later) []any {
 		column(rows, func(r Later) *string { return text(r.Input) }),
 		column(rows, func(r Later) *int64 { return r.DelayMicros }),
 		column(rows, func(r Later) *int64 { return r.AtMicros }),
+		column(rows, func(r Later) *string { return text(r.Trace) }),
 	}
 }
 

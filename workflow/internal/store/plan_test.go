@@ -39,7 +39,7 @@ func statements() map[string]statement {
 	even := list(func(n int) string { return strconv.FormatBool(n%2 == 0) })
 	waits := strings.Join([]string{ids, same("1::bigint"), same("9"), same("'approvals'"), even}, ", ")
 	return map[string]statement{
-		"StartRuns":           {arguments: list(func(n int) string { return fmt.Sprintf("'new-%d'", n) }) + ", " + same("'order'") + ", " + same("'{}'") + ", " + same("null::bigint"), bare: true},
+		"StartRuns":           {arguments: list(func(n int) string { return fmt.Sprintf("'new-%d'", n) }) + ", " + same("'order'") + ", " + same("'{}'") + ", " + same("null::bigint") + ", " + same("null::text"), bare: true},
 		"FindRuns":            {arguments: ids, bare: true},
 		"ClaimReady":          {arguments: "array['order', 'unknown'], 1, 100, array[0, 0], 1000000", mayScan: "workers"},
 		"ClaimWaiting":        {arguments: ids + ", 1", mayScan: "workers"},
@@ -84,7 +84,9 @@ func statements() map[string]statement {
 		"GetAttempts":         {arguments: "'run-1'"},
 		"ListRuns":            {arguments: "'run-5', 100, 100, array['waiting']" + strings.Repeat(", null", 5)},
 		"CheckPath":           {arguments: "'$.a'"},
-		"StartLater":          {arguments: list(func(n int) string { return fmt.Sprintf("'later-%d'", n) }) + ", " + same("'order'") + ", " + same("'{}'") + ", " + same("1000::bigint") + ", " + same("null::bigint"), bare: true},
+		"StartLater":          {arguments: list(func(n int) string { return fmt.Sprintf("'later-%d'", n) }) + ", " + same("'order'") + ", " + same("'{}'") + ", " + same("1000::bigint") + ", " + same("null::bigint") + ", " + same("null::text"), bare: true},
+		"AdoptTrace":          {arguments: "'run-1', 1, '{}'"},
+		"CountReady":          {arguments: "array['order', 'unknown'], 10000", bare: true},
 		"LockRun":             {arguments: "'run-1'"},
 		"RetryRun":            {arguments: "'run-1'"},
 		"DeleteEnded":         {arguments: "0, 100"},

@@ -29,7 +29,8 @@ type Start struct {
 	ID       string
 	Workflow string
 	Input    []byte
-	Worker   int64 // its owner from the start; 0: ready for anyone
+	Worker   int64  // its owner from the start; 0: ready for anyone
+	Trace    []byte // the trace that it belongs to, as JSON; nil: none
 }
 
 // Run names the run that it starts.
@@ -56,6 +57,7 @@ func startArguments(rows []Start) []any {
 		column(rows, func(r Start) string { return r.Workflow }),
 		column(rows, func(r Start) *string { return text(r.Input) }),
 		column(rows, func(r Start) *int64 { return orNull(r.Worker) }),
+		column(rows, func(r Start) *string { return text(r.Trace) }),
 	}
 }
 
@@ -112,6 +114,8 @@ type Claimed struct {
 	Workflow string
 	Token    int64
 	Input    []byte
+	Trace    []byte        // as it was started with
+	Late     time.Duration // since it was due; of those that were parked
 }
 
 // Look is the answer to a claim of ready runs.
@@ -128,14 +132,14 @@ func (s *Store) ClaimReady(b *pgx.Batch, workflows []string, marks []int64, work
 		*into = Look{}
 		for rows.Next() {
 			var took int64
-			var id, workflow, input *string
+			var id, workflow, input, trace *string
 			var token, readyAt *int64
-			if err := rows.Scan(&into.Mark, &took, &id, &workflow, &token, &input, &readyAt); err != nil {
+			if err := rows.Scan(&into.Mark, &took, &id, &workflow, &token, &input, &readyAt, &trace); err != nil {
 				return err
 			}
 			into.Took = time.Duration(took) * time.Microsecond
 			if id != nil {
-				into.Claimed = append(into.Claimed, Claimed{ID: *id, Workflow: *workflow, Token: *token, Input: bytes(input)})
+				into.Claimed = append(into.Claimed, Claimed{ID: *id, Workflow: *workflow, Token: *token, Input: bytes(input), Trace: bytes(trace)})
 				into.ReadyAt = append(into.ReadyAt, *readyAt)
 			}
 		}
@@ -145,21 +149,18 @@ func (s *Store) ClaimReady(b *pgx.Batch, workflows []string, marks []int64, work
 
 // ClaimWaiting makes worker the owner of those of the runs that are parked and due.
 func (s *Store) ClaimWaiting(b *pgx.Batch, ids []string, worker int64, into *[]Claimed) {
-	b.Queue(s.queries.Get("ClaimWaiting"), ids, worker).Query(collectClaimed(into))
-}
-
-func collectClaimed(into *[]Claimed) func(pgx.Rows) error {
-	return func(rows pgx.Rows) error {
+	b.Queue(s.queries.Get("ClaimWaiting"), ids, worker).Query(func(rows pgx.Rows) error {
 		*into = (*into)[:0]
 		var run Claimed
-		var input *string
-		_, err := pgx.ForEachRow(rows, []any{&run.ID, &run.Workflow, &run.Token, &input}, func() error {
-			run.Input = bytes(input)
+		var input, trace *string
+		var lateMicros int64
+		_, err := pgx.ForEachRow(rows, []any{&run.ID, &run.Workflow, &run.Token, &input, &trace, &lateMicros}, func() error {
+			run.Input, run.Trace, run.Late = bytes(input), bytes(trace), time.Duration(lateMicros)*time.Microsecond
 			*into = append(*into, run)
 			return nil
 		})
 		return err
-	}
+	})
 }
 
 // Fence names a run as its owner knows it.
@@ -269,13 +270,14 @@ func (s *Store) HeldRuns(b *pgx.Batch, rows []Fence, into *[]Held) {
 	})
 }
 
-// OwnedRuns lists the runs that the database says worker owns.
-func (s *Store) OwnedRuns(b *pgx.Batch, worker int64, into *[]Fence) {
+// OwnedRuns lists the runs that the database says worker owns, with their workflows.
+func (s *Store) OwnedRuns(b *pgx.Batch, worker int64, into map[Fence]string) {
 	b.Queue(s.queries.Get("OwnedRuns"), worker).Query(func(rows pgx.Rows) error {
-		*into = (*into)[:0]
+		clear(into)
 		var fence Fence
-		_, err := pgx.ForEachRow(rows, []any{&fence.ID, &fence.Token}, func() error {
-			*into = append(*into, fence)
+		var workflow string
+		_, err := pgx.ForEachRow(rows, []any{&fence.ID, &fence.Token, &workflow}, func() error {
+			into[fence] = workflow
 			return nil
 		})
 		return err

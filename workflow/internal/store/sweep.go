@@ -6,10 +6,15 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// RegisterWorker adds a worker with a lease and stores its id.
-func (s *Store) RegisterWorker(b *pgx.Batch, label string, listening bool, lease time.Duration, id *int64) {
+// RegisterWorker adds a worker with a lease and stores its id. now is told the time, in microseconds since 1970.
+func (s *Store) RegisterWorker(b *pgx.Batch, label string, listening bool, lease time.Duration, id *int64, now func(micros int64)) {
 	b.Queue(s.queries.Get("RegisterWorker"), label, listening, lease.Microseconds()).QueryRow(func(row pgx.Row) error {
-		return row.Scan(id)
+		var micros int64
+		if err := row.Scan(id, &micros); err != nil {
+			return err
+		}
+		now(micros)
+		return nil
 	})
 }
 
@@ -20,14 +25,15 @@ type Beat struct {
 	Others     int            // workers beside this one
 }
 
-// Heartbeat renews a lease.
-func (s *Store) Heartbeat(b *pgx.Batch, worker int64, listening bool, lease time.Duration, beat *Beat) {
+// Heartbeat renews a lease. now is told the time, in microseconds since 1970.
+func (s *Store) Heartbeat(b *pgx.Batch, worker int64, listening bool, lease time.Duration, beat *Beat, now func(micros int64)) {
 	b.Queue(s.queries.Get("Heartbeat"), worker, lease.Microseconds(), listening).QueryRow(func(row pgx.Row) error {
-		var beaten int64
+		var beaten, clock int64
 		var micros *int64
-		if err := row.Scan(&beaten, &micros, &beat.Others); err != nil {
+		if err := row.Scan(&beaten, &micros, &beat.Others, &clock); err != nil {
 			return err
 		}
+		now(clock)
 		beat.Alive, beat.NextExpiry = beaten == 1, nil
 		if micros != nil {
 			expiry := time.Duration(*micros) * time.Microsecond
@@ -92,15 +98,22 @@ func (s *Store) SweepMailFor(b *pgx.Batch, runs, channels []string, since []int6
 	b.Queue(s.queries.Get("SweepMailFor"), runs, channels, since).Query(collectNamed(into))
 }
 
+// Overdue is a run whose deadline a sweep has found.
+type Overdue struct {
+	Named
+	Late time.Duration
+}
+
 // SweepDeadlines makes up to limit parked runs ready whose deadline has passed: those that wait for messages, or those that
 // wait for time alone. It begins at mark; seen is where it has come to, margin before now at most.
-func (s *Store) SweepDeadlines(b *pgx.Batch, receiving bool, limit int, grace time.Duration, mark int64, margin time.Duration, seen *int64, into *[]Named) {
+func (s *Store) SweepDeadlines(b *pgx.Batch, receiving bool, limit int, grace time.Duration, mark int64, margin time.Duration, seen *int64, into *[]Overdue) {
 	b.Queue(s.queries.Get("SweepDeadlines"), receiving, limit, grace.Microseconds(), mark, margin.Microseconds()).Query(func(rows pgx.Rows) error {
 		*into = (*into)[:0]
 		var id, workflow *string
-		_, err := pgx.ForEachRow(rows, []any{seen, &id, &workflow}, func() error {
+		var lateMicros *int64
+		_, err := pgx.ForEachRow(rows, []any{seen, &id, &workflow, &lateMicros}, func() error {
 			if id != nil {
-				*into = append(*into, Named{ID: *id, Workflow: *workflow})
+				*into = append(*into, Overdue{Named{ID: *id, Workflow: *workflow}, time.Duration(*lateMicros) * time.Microsecond})
 			}
 			return nil
 		})

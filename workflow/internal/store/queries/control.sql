@@ -52,11 +52,11 @@ select $1::text::jsonpath is not null;
 -- name: StartLater
 -- Runs that begin at a moment of their own: parked until then, as if a sleep came before their first line. Never in the past,
 -- where no sweep may look any more.
-insert into romancy.instances (id, workflow, status, token, ready_at, wake_at, input)
+insert into romancy.instances (id, workflow, status, token, ready_at, wake_at, input, trace)
 select a.id, a.workflow, 'waiting', 1, clock_timestamp(),
        greatest(clock_timestamp(), case when a.at_us is not null then to_timestamp(0) + a.at_us * interval '1 microsecond'
-                                        else clock_timestamp() + a.delay_us * interval '1 microsecond' end), a.input::json
-from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[]) with ordinality as a(id, workflow, input, delay_us, at_us, ord)
+                                        else clock_timestamp() + a.delay_us * interval '1 microsecond' end), a.input::json, a.trace::json
+from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::text[]) with ordinality as a(id, workflow, input, delay_us, at_us, trace, ord)
 order by a.ord
 on conflict (id) do nothing
 returning id, (extract(epoch from wake_at) * 1000000)::bigint, (extract(epoch from wake_at - clock_timestamp()) * 1000000)::bigint;

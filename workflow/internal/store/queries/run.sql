@@ -24,10 +24,10 @@ from (select pg_backend_pid() <> $2::bigint as lent offset 0) as connection;
 
 -- name: StartRuns
 -- A worker given: the run starts out owned by it, else it is ready for anyone.
-insert into romancy.instances (id, workflow, status, worker, token, ready_at, input)
+insert into romancy.instances (id, workflow, status, worker, token, ready_at, input, trace)
 select a.id, a.workflow, case when a.worker is null then 'ready' else 'running' end, a.worker,
-       case when a.worker is null then 0 else 1 end, clock_timestamp(), a.input::json
-from unnest($1::text[], $2::text[], $3::text[], $4::bigint[]) with ordinality as a(id, workflow, input, worker, ord)
+       case when a.worker is null then 0 else 1 end, clock_timestamp(), a.input::json, a.trace::json
+from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::text[]) with ordinality as a(id, workflow, input, worker, trace, ord)
 order by a.ord
 on conflict (id) do nothing
 returning id;
@@ -63,17 +63,17 @@ with found as materialized (
     set status = 'running', worker = $2::bigint, token = i.token + 1
     from found f
     where i.id = any (array[f.id])
-    returning i.id, i.workflow, i.token, i.input::text as input, i.ready_at
+    returning i.id, i.workflow, i.token, i.input::text as input, i.ready_at, i.trace::text as trace
 ), told as materialized (
     select count(*) as claimed, (extract(epoch from statement_timestamp()) * 1000000)::bigint - $5::bigint as mark_us,
            (extract(epoch from clock_timestamp() - statement_timestamp()) * 1000000)::bigint as took_us
     from claimed
 )
-select t.mark_us, t.took_us, c.id, c.workflow, c.token, c.input, (extract(epoch from c.ready_at) * 1000000)::bigint
+select t.mark_us, t.took_us, c.id, c.workflow, c.token, c.input, (extract(epoch from c.ready_at) * 1000000)::bigint, c.trace
 from told t left join claimed c on true;
 
 -- name: ClaimWaiting
--- A named run that is due although nobody here holds it in memory any more.
+-- A named run that is due although nobody here holds it in memory any more. Also returned: since how many microseconds.
 with found as materialized (
     select r.id
     from unnest($1::text[]) as a(id) cross join lateral (
@@ -88,7 +88,7 @@ update romancy.instances i
 set status = 'running', worker = $2::bigint, token = i.token + 1
 from found f
 where i.id = any (array[f.id])
-returning i.id, i.workflow, i.token, i.input::text;
+returning i.id, i.workflow, i.token, i.input::text, i.trace::text, (extract(epoch from clock_timestamp() - i.wake_at) * 1000000)::bigint;
 
 -- name: LoadHistory
 select h.instance_id, h.position, h.kind, h.name, h.payload::text
@@ -142,7 +142,7 @@ with ask as materialized (
 select id from ended;
 
 -- name: OwnedRuns
-select i.id, i.token from romancy.instances i where i.status = 'running' and i.worker = $1::bigint;
+select i.id, i.token, i.workflow from romancy.instances i where i.status = 'running' and i.worker = $1::bigint;
 
 -- name: ContinueRuns
 -- A run ends and goes on as a new one, which gets what was sent to it and not received. Its subscriptions end with it.

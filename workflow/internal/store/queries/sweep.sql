@@ -84,7 +84,7 @@ returning i.id, i.workflow;
 -- Parked runs whose deadline has passed become ready: those waiting for messages ($1 true) or for time alone ($1 false). A
 -- run that a live worker holds in memory is left to that worker for $3 microseconds. Begins at the low-water mark ($4,
 -- microseconds; 0 for a full look), or $5 microseconds ago if the clock has been set back beyond that.
--- Also returned, whether there are rows or not: where the mark may be now.
+-- Also returned, whether there are rows or not: where the mark may be now; and of each run, how many microseconds late it is.
 with found as materialized (
     select i.id, i.wake_at
     from romancy.instances i
@@ -101,13 +101,13 @@ with found as materialized (
     set status = 'ready', ready_at = clock_timestamp(), worker = null
     from found f
     where i.id = any (array[f.id])
-    returning i.id, i.workflow
+    returning i.id, i.workflow, (extract(epoch from clock_timestamp() - f.wake_at) * 1000000)::bigint as late_us
 ), seen as materialized (
     select least(statement_timestamp() - $5::bigint * interval '1 microsecond',
                  case when count(*) = $2::bigint then max(f.wake_at) end) as until
     from found f
 )
-select (extract(epoch from s.until) * 1000000)::bigint, w.id, w.workflow
+select (extract(epoch from s.until) * 1000000)::bigint, w.id, w.workflow, w.late_us
 from seen s left join woken w on true;
 
 -- name: ColdDeadlines

@@ -1,7 +1,8 @@
 -- name: RegisterWorker
+-- Also returned, as by Heartbeat: what time it is, in microseconds since 1970.
 insert into romancy.workers (label, listening, lease_until)
 values ($1::text, $2::boolean, clock_timestamp() + $3::bigint * interval '1 microsecond')
-returning id;
+returning id, (extract(epoch from clock_timestamp()) * 1000000)::bigint;
 
 -- name: Heartbeat
 -- A lease that has run out is never revived. Also: in how many microseconds does the first lease of another worker end, and
@@ -15,7 +16,8 @@ with beat as (
 select (select count(*) from beat),
        (select (extract(epoch from min(w.lease_until) - clock_timestamp()) * 1000000)::bigint
         from romancy.workers w where w.id <> $1::bigint),
-       (select count(*) from romancy.workers w where w.id <> $1::bigint);
+       (select count(*) from romancy.workers w where w.id <> $1::bigint),
+       (extract(epoch from clock_timestamp()) * 1000000)::bigint;
 
 -- name: DeregisterWorker
 delete from romancy.workers where id = $1::bigint;
