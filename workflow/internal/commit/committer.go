@@ -34,7 +34,7 @@ var (
 
 // worthALane is how many operations must be waiting before another lane takes them while a flush is under way, and no fewer
 // than that flush has: shared commits cost less than what a few gain by leaving at once.
-const worthALane = 32
+const worthALane = 64
 
 // maxBatch bounds a flush, so that the first operation of a burst does not wait for all of it.
 const maxBatch = 2000
@@ -172,8 +172,9 @@ type operation struct {
 	queued    time.Time
 	result    any
 	err       error
-	conflicts int // lost deadlocks
-	losses    int // lost connections
+	conflicts int  // lost deadlocks
+	losses    int  // lost connections
+	stoodBack bool // for a flush of wakes
 }
 
 func (c *Committer) submit(op *operation) {

@@ -11,13 +11,14 @@ import (
 )
 
 // apart returns the wakes among ops, and the others that they need not share a flush with: looks, and statements of no run
-// (heartbeats, claims, sweeps), for which the wakes would wait for the disk. There are none if runs have something to write.
+// (heartbeats, claims, sweeps), for which the wakes would wait for the disk. There are none if runs have something to write, or
+// if one of the others has stood back before.
 func apart(ops []*operation) (wakes, others []*operation) {
 	for _, op := range ops {
-		switch op.kind {
-		case kindWake:
+		switch {
+		case op.kind == kindWake:
 			wakes = append(wakes, op)
-		case kindLook, kindCustom:
+		case (op.kind == kindLook || op.kind == kindCustom) && !op.stoodBack:
 			others = append(others, op)
 		default:
 			return nil, nil
@@ -25,6 +26,9 @@ func apart(ops []*operation) (wakes, others []*operation) {
 	}
 	if len(wakes) == 0 {
 		return nil, nil
+	}
+	for _, op := range others {
+		op.stoodBack = true
 	}
 	return wakes, others
 }
