@@ -148,7 +148,9 @@ func (e *Engine) release(fence store.Fence, workflow string) {
 		case err == nil:
 			e.tellResumable(run.ID, run.Workflow)
 			e.claims.give()
-		case errors.Is(err, commit.ErrFenced), errors.Is(err, commit.ErrClosed):
+		case errors.Is(err, commit.ErrFenced):
+			e.claims.give() // it may have been made ready while it was here
+		case errors.Is(err, commit.ErrClosed):
 		default:
 			e.about(fence.ID, workflow).Warn("run could not be given back yet", "error", err)
 			e.orphans.give()

@@ -25,7 +25,7 @@ func (e *Engine) listen(ctx context.Context, subscription *bus.Subscription) {
 		}
 		switch notification.Channel {
 		case e.config.Channels.WorkflowResumable:
-			e.claims.give()
+			e.heardResumable(notification)
 		case e.config.Channels.ChannelMessage:
 			e.heard(ctx, notification)
 		case e.endedOn:
@@ -34,6 +34,22 @@ func (e *Engine) listen(ctx context.Context, subscription *bus.Subscription) {
 			e.heardCancelled(notification)
 		}
 	}
+}
+
+// heardResumable has ready runs looked for, unless the notification is of one that executes here: most of those that this
+// process starts.
+func (e *Engine) heardResumable(notification bus.Notification) {
+	var named bus.WorkflowResumable
+	if !notification.CatchUp && json.Unmarshal([]byte(notification.Payload), &named) == nil {
+		e.mu.Lock()
+		r := e.cache.runs[named.InstanceID]
+		here := r != nil && r.phase == executing
+		e.mu.Unlock()
+		if here {
+			return
+		}
+	}
+	e.claims.give()
 }
 
 // heard takes a channel_message notification to the run it is for.
