@@ -63,8 +63,10 @@ func (c *checker) reportf(format string, args ...any) {
 }
 
 // each calls do for every row that sql yields.
-func each[T any](c *checker, sql string, do func(T)) error {
-	rows, err := c.db.Query(c.ctx, sql)
+func each[T any](c *checker, sql string, do func(T)) error { return eachWith(c, sql, do) }
+
+func eachWith[T any](c *checker, sql string, do func(T), args ...any) error {
+	rows, err := c.db.Query(c.ctx, sql, args...)
 	if err != nil {
 		return err
 	}
