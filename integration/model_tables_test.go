@@ -151,10 +151,15 @@ func (w *modelWorld) checkHeard(ctx context.Context, check modelCheck, heard int
 	}
 	type left struct{ What string }
 	err := eachWith(c, `
-		select format('run %s is %s', id, status) from romancy.instances where (id like $1::text || '-%' or continued_from is not null) and ended_at is null
+		select format('run %s is %s', id, status) from romancy.instances where ended_at is null
 		union all select format('%s is still subscribed to %s', instance_id, channel) from romancy.subscriptions
-		union all select what from shop.intrusions`, func(l left) { errs = append(errs, errors.New(l.What)) }, check.name)
+		union all select what from shop.intrusions`, func(l left) { errs = append(errs, errors.New(l.What)) })
 	return errors.Join(append(errs, err)...)
+}
+
+// clear leaves nothing of a check that failed to the next.
+func (w *modelWorld) clear() {
+	w.show(`truncate romancy.instances, romancy.history, romancy.attempts, romancy.mailbox, romancy.subscriptions, romancy.workers, shop.intrusions`)
 }
 
 // history shows what is recorded of a program.

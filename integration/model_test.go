@@ -29,9 +29,10 @@ func TestGeneratedWorkflowsEndAsIfUndisturbed(t *testing.T) {
 	w := newModelWorld(t)
 	rapid.Check(t, func(rt *rapid.T) {
 		w.checks++
-		check := drawModelCheck(rt, fmt.Sprintf("m%d", w.checks))
+		check := drawModelCheck(rt, fmt.Sprintf("m%04d", w.checks))
 		if err := check.run(w); err != nil {
 			w.t.Log(err) // a check that does not fail again is not printed by rapid
+			w.clear()
 			rt.Fatal(err)
 		}
 	})

@@ -41,6 +41,8 @@ type modelWorld struct {
 	hear      *workflow.Activity[string, int]
 	checks    int
 
+	ending sync.WaitGroup // engines that were killed
+
 	mu    sync.Mutex
 	notes map[modelEffect]int // what happened outside of transactions
 }
@@ -67,6 +69,7 @@ func newModelWorld(t *testing.T) *modelWorld {
 	}
 	w.client = client
 	t.Cleanup(func() {
+		w.ending.Wait()
 		if err := client.shutdown(modelPatience); err != nil {
 			t.Error(err)
 		}
@@ -189,7 +192,6 @@ type modelFleet struct {
 	name    string
 	engines []*modelEngine
 	started int
-	ending  sync.WaitGroup // of those that were killed
 }
 
 func (f *modelFleet) start(config modelEngineConfig) (*modelEngine, error) {
@@ -228,7 +230,7 @@ func (f *modelFleet) suffer(fault modelFault) error {
 		}
 	default:
 		victim.proxy.Close() // from here on nothing that it does reaches the database
-		f.ending.Go(func() { _ = victim.shutdown(100 * time.Millisecond) })
+		f.w.ending.Go(func() { _ = victim.shutdown(100 * time.Millisecond) })
 		if fault.Kind == faultBury {
 			if err := f.expire(victim); err != nil {
 				return err
@@ -247,12 +249,11 @@ func (f *modelFleet) expire(victim *modelEngine) error {
 	return err
 }
 
-// disband ends all engines.
+// disband ends the engines that live.
 func (f *modelFleet) disband() error {
 	var errs []error
 	for _, e := range f.engines {
 		errs = append(errs, e.shutdown(modelPatience))
 	}
-	f.ending.Wait()
 	return errors.Join(errs...)
 }
