@@ -42,7 +42,7 @@ func (w *modelWorld) execute(ctx *workflow.Context, in modelInput) ([]string, er
 	if in.Round+1 < len(in.Program.Rounds) {
 		in.Round++
 		in.Trace = r.trace
-		return w.flow.ContinueAsNew(ctx, in)
+		return nil, workflow.ContinueAsNew(ctx, in)
 	}
 	if in.Program.Fails {
 		return nil, workflow.NewError("failed", in.Program.ID).WithDetails(r.trace)
@@ -316,7 +316,7 @@ func (w *modelWorld) collect(ctx *workflow.Context, in modelCollector) (int, err
 			return in.Heard, err
 		}
 	}
-	return w.collector.ContinueAsNew(ctx, in)
+	return in.Heard, workflow.ContinueAsNew(ctx, in)
 }
 
 type modelCollector struct {
