@@ -147,7 +147,7 @@ func TestRunToldByAFutureEndsAsCancelled(t *testing.T) {
 		if err := w.Cancel(ctx, run.ID(), "enough", workflow.Compensate()); err != nil {
 			t.Fatal(err)
 		}
-		if out, err := run.Result(ctx); !errors.Is(err, workflow.ErrCancelled) {
+		if out, err := run.Result(ctx); !errors.Is(err, workflow.ErrCancelled) || err.Error() != "run "+run.ID()+" is cancelled: enough" {
 			t.Errorf("heeds %v: result %d, %v, want it cancelled", heeds, out, err)
 		}
 		if n := count(t, pool, "select count(*) from romancy.history where kind = 'compensation' and instance_id = $1", run.ID()); n != 1 {

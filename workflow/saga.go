@@ -22,6 +22,9 @@ type compensation struct {
 func (r *run) compensate(cause error) failure {
 	r.ground()
 	failed := describe(cause)
+	if r.cancelled != nil {
+		failed.Message = r.cancelled.Reason // as of a run that had nothing to undo
+	}
 	undo := r.compensations
 	r.compensations = nil
 	if len(undo) == 0 {
