@@ -19,8 +19,9 @@ type expectedRun struct {
 	ID       string
 	Workflow string
 	Status   string
-	Steps    []string    // "kind name", by position from 1
+	Steps    []string    // "kind name", by position from 1; one that begins with "?" may be missing
 	Failures map[int]int // how often the step at a position failed before it was recorded
+	Beside   int         // how many of the first steps execute beside the rest, and may be recorded after what follows
 }
 
 // expectedMail is a message and who should have received it.
@@ -107,7 +108,7 @@ func (c *checker) instances(want expectation) error {
 			continue
 		case r.Workflow != run.Workflow || r.Status != run.Status:
 			c.reportf("run %s is a %s of workflow %s, want a %s of workflow %s", run.ID, r.Status, r.Workflow, run.Status, run.Workflow)
-		case !r.Ended || r.HasOutput == r.HasError || r.HasOutput != (run.Status == "completed"):
+		case !r.Ended || r.HasOutput == r.HasError || r.HasOutput != (run.Status == "completed" || run.Status == "continued"):
 			c.reportf("run %s is %s, but ended_at %v, output %v, error %v", run.ID, r.Status, r.Ended, r.HasOutput, r.HasError)
 		}
 		if r.Worker != nil && !r.OwnerLives {
@@ -137,17 +138,38 @@ func (c *checker) history(want expectation) error {
 	}
 	steps := map[string][]string{}
 	last := map[string]row{}
+	optional := map[string]map[int]string{}
+	beside := map[string]int{}
+	for _, run := range want.Runs {
+		optional[run.ID], beside[run.ID] = map[int]string{}, run.Beside
+		for i, step := range run.Steps {
+			if strings.HasPrefix(step, "?") {
+				optional[run.ID][i+1] = step
+			}
+		}
+	}
 	err := each(c, `select h.instance_id, h.position, h.token, h.kind || ' ' || h.name, coalesce(i.token, -1)
 		from romancy.history h left join romancy.instances i on i.id = h.instance_id
 		order by h.instance_id, h.position`, func(r row) {
 		before := last[r.ID]
+		for missing := before.Position + 1; missing < r.Position && optional[r.ID][missing] != ""; missing++ {
+			before.Position = missing
+			steps[r.ID] = append(steps[r.ID], optional[r.ID][missing])
+		}
 		if r.Position != before.Position+1 {
 			c.reportf("history of %s: position %d follows position %d", r.ID, r.Position, before.Position)
 		}
-		if r.Token < before.Token || r.Token > r.FinalToken {
-			c.reportf("history of %s: position %d has token %d after %d, and the run has %d", r.ID, r.Position, r.Token, before.Token, r.FinalToken)
+		token := r.Token
+		if r.Position <= beside[r.ID] {
+			r.Token = before.Token
+		}
+		if token < before.Token && r.Position > beside[r.ID] || token > r.FinalToken {
+			c.reportf("history of %s: position %d has token %d after %d, and the run has %d", r.ID, r.Position, token, before.Token, r.FinalToken)
 		}
 		last[r.ID] = r
+		if step := optional[r.ID][r.Position]; step == "?"+r.Step {
+			r.Step = step
+		}
 		steps[r.ID] = append(steps[r.ID], r.Step)
 	})
 	if err != nil {

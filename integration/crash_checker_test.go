@@ -80,6 +80,7 @@ type shopChecker struct {
 func (w *crashWorld) check(db querier) ([]string, error) {
 	want := expectOrders(w.orders)
 	want.Runs = append(want.Runs, w.others...)
+	want.Mail = append(want.Mail, w.mail...)
 	want.MoreFailures = w.unreliable
 	violations, err := checkRuns(w.ctx, db, want)
 	if err != nil {

@@ -24,6 +24,7 @@ create table shop.ledger (id bigint generated always as identity, order_id text 
 create table shop.calls (id bigint generated always as identity, key text not null, order_id text not null, step text not null, attempt integer not null, nonce bigint not null, worker text not null);
 create table shop.payments (key text primary key, order_id text not null, kind text not null);
 create table shop.deliveries (id bigint generated always as identity, event_id text not null, topic text not null, key text not null, worker text not null);
+create table shop.trips (run text not null, what text not null);
 create table shop.sent (key text primary key);
 create table shop.intrusions (what text not null);
 
@@ -123,7 +124,7 @@ type crashFlows struct {
 }
 
 func (f crashFlows) definitions() []workflow.Definition {
-	return []workflow.Definition{f.order, f.auditor, clockFlow}
+	return []workflow.Definition{f.order, f.auditor, clockFlow, tripFlow, parcelFlow}
 }
 
 func (s *crashShop) flows() crashFlows {

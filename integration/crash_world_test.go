@@ -47,6 +47,8 @@ type crashWorld struct {
 	each func(n int, config *crashWorkerConfig)
 	// others are runs beside the orders.
 	others []expectedRun
+	// mail is what those were sent.
+	mail []expectedMail
 
 	workers   []*crashProcess // two, unless change makes room for more
 	spawned   int

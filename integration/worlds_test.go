@@ -119,6 +119,10 @@ func (w *crashWorld) live() {
 		_, err := clockFlow.Start(w.ctx, w.app.Engine(), i, workflow.WithID(id))
 		w.must(err)
 	}
+	const trips = 4
+	for i := range trips {
+		w.depart(i)
+	}
 	w.arrive(crashGroup)
 	w.pause(300*time.Millisecond, 600*time.Millisecond)
 	victim, _ := w.victim()
@@ -126,11 +130,17 @@ func (w *crashWorld) live() {
 	w.replace(victim)
 	w.must(w.workers[victim].awaitReady(w.ctx))
 	w.inTransactions.Store(true)
+	for i := range trips {
+		w.must(w.send(tripID(i), "route", fmt.Sprintf("route-%d", i)))
+	}
 	w.arrive(crashGroup)
 	w.pause(300*time.Millisecond, 600*time.Millisecond)
 	other := 1 - victim
 	w.must(w.workers[other].stop(w.ctx))
 	w.replace(other)
+	for i := range trips {
+		w.arriveNot(i)
+	}
 	for i := range 3 {
 		took, err := clockFlow.Run(w.app.Engine(), fmt.Sprintf("clock-%d", i)).Result(w.ctx)
 		w.must(err)
