@@ -94,6 +94,9 @@ func (e *Engine) dropLocked(r *run) {
 func (e *Engine) ended(r *run) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if r.lost.Load() {
+		e.claims.give() // told to be ready while it was here, which heardResumable passes over
+	}
 	e.dropLocked(r)
 	e.roomLocked()
 }
