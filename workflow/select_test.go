@@ -153,6 +153,32 @@ func TestParkedSelectIsWoken(t *testing.T) {
 	}
 }
 
+// A message that is there when the deadline passes goes before it, on whichever channel, also if nobody was told of it.
+func TestMessageGoesBeforeTheTimerOfAParkedSelect(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	flow := workflow.Define("chooser", func(ctx *workflow.Context, wait time.Duration) (got string, err error) {
+		note := func(m workflow.Message[string]) error { got = m.Channel; return nil }
+		err = workflow.Select(ctx, workflow.OnMessage("a", note), workflow.OnMessage("b", note), workflow.OnMessage("c", note),
+			workflow.OnTimer(wait, func() error { got = "timer"; return nil }))
+		return got, err
+	})
+	w := startWorker(t, pool, []workflow.Definition{flow}, configured(func(c *workflow.Config) { c.FallbackInterval = time.Hour }))
+	ctx := testContext(t)
+	run, err := flow.Start(ctx, w.Engine, 2*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is parked", func() bool { return w.Status().Parked == 1 })
+	// Past the engine, which would tell.
+	if _, err := pool.Exec(ctx, "insert into romancy.mailbox (channel, mode, receiver, payload) values ('b', 'direct', $1, '\"x\"')", run.ID()); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := run.Result(ctx); err != nil || got != "b" {
+		t.Fatalf("got %q, %v; want the message on b", got, err)
+	}
+}
+
 // A loser that had its effect all the same is undone when the run fails.
 func TestLoserOfASelectIsUndone(t *testing.T) {
 	t.Parallel()

@@ -185,7 +185,8 @@ func (e *Engine) lookForAll() {
 func (e *Engine) asWake(r *run, on listening) store.Wake {
 	wait := r.waiting.wait
 	return store.Wake{
-		Fence: wait.Fence, Position: wait.Position, Kind: wait.Kind, Nudged: r.waiting.nudged,
+		Fence: wait.Fence, Position: wait.Position, Kind: wait.Kind,
+		Nudged:  r.waiting.nudged || len(r.listening) > 1, // then it looks at all channels before its deadline decides
 		Channel: on.channel, Competing: on.competing, Since: e.mail.since(on.channel),
 	}
 }
