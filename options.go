@@ -25,6 +25,8 @@ const (
 	DefaultNotifyFallbackInterval = 30 * time.Second
 	DefaultNotifyReconnectDelay   = 60 * time.Second
 	DefaultMaxPerBatch            = 100
+	DefaultMaxConcurrent          = 1000
+	DefaultMaxDeaths              = 5
 )
 
 // Option configures an App. An option given twice counts the last time, except where it says otherwise.
@@ -53,6 +55,9 @@ type options struct {
 	maxWorkflows     int
 	maxTimers        int
 	maxMessages      int
+	maxRuns          int
+	maxActivities    int
+	maxDeaths        int
 	listenURLs       []string
 	listeners        []*bus.Listener
 
@@ -181,6 +186,26 @@ func WithMaxMessagesPerBatch(n int) Option {
 	return optionFunc(func(o *options) { o.maxMessages = n })
 }
 
+// WithMaxConcurrentRuns bounds the runs that execute in this process at one time, parked ones not counted. Others wait in the
+// database, or parked; the workflows share the room among them. Default: 1000. A workflow can have a limit of its own:
+// workflow.WithMaxConcurrentRuns.
+func WithMaxConcurrentRuns(n int) Option {
+	return optionFunc(func(o *options) { o.maxRuns = n })
+}
+
+// WithMaxConcurrentActivities bounds the activities that execute in this process at one time; others wait in memory.
+// Default: 1000. A workflow and an activity can have limits of their own: workflow.WithMaxConcurrentActivities and
+// workflow.WithMaxConcurrent.
+func WithMaxConcurrentActivities(n int) Option {
+	return optionFunc(func(o *options) { o.maxActivities = n })
+}
+
+// WithMaxDeaths sets how many workers in a row may die with a run, having recorded nothing, before it is stuck. Default: 5.
+// See workflow.Config.MaxDeaths for what counts.
+func WithMaxDeaths(n int) Option {
+	return optionFunc(func(o *options) { o.maxDeaths = n })
+}
+
 // WithLogger sets where everything reports. Default: slog.Default().
 func WithLogger(logger *slog.Logger) Option {
 	return optionFunc(func(o *options) { o.loggerGiven, o.logger = true, logger })
@@ -263,18 +288,22 @@ func check(o options) (options, error) {
 		setDefault(duration.value, duration.fallback)
 	}
 	for _, size := range []struct {
-		option string
-		value  *int
+		option   string
+		value    *int
+		fallback int
 	}{
-		{"WithMaxWorkflowsPerBatch", &o.maxWorkflows},
-		{"WithMaxTimersPerBatch", &o.maxTimers},
-		{"WithMaxMessagesPerBatch", &o.maxMessages},
+		{"WithMaxWorkflowsPerBatch", &o.maxWorkflows, DefaultMaxPerBatch},
+		{"WithMaxTimersPerBatch", &o.maxTimers, DefaultMaxPerBatch},
+		{"WithMaxMessagesPerBatch", &o.maxMessages, DefaultMaxPerBatch},
+		{"WithMaxConcurrentRuns", &o.maxRuns, DefaultMaxConcurrent},
+		{"WithMaxConcurrentActivities", &o.maxActivities, DefaultMaxConcurrent},
+		{"WithMaxDeaths", &o.maxDeaths, DefaultMaxDeaths},
 	} {
 		if *size.value < 0 {
-			mistake("%s(%d) is negative: give at least 1, or 0 for %d", size.option, *size.value, DefaultMaxPerBatch)
+			mistake("%s(%d) is negative: give at least 1, or 0 for %d", size.option, *size.value, size.fallback)
 			*size.value = 0
 		}
-		setDefault(size.value, DefaultMaxPerBatch)
+		setDefault(size.value, size.fallback)
 	}
 
 	if o.outboxGiven && o.publisher == nil {

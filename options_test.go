@@ -77,6 +77,9 @@ func TestStartReportsAllMistakesAtOnce(t *testing.T) {
 		WithMaxWorkflowsPerBatch(-1),
 		WithMaxTimersPerBatch(-2),
 		WithMaxMessagesPerBatch(-3),
+		WithMaxConcurrentRuns(-4),
+		WithMaxConcurrentActivities(-5),
+		WithMaxDeaths(-6),
 		WithOutboxPublisher(nil),
 		WithLogger(nil),
 		WithMeterProvider(nil),
@@ -95,6 +98,7 @@ func TestStartReportsAllMistakesAtOnce(t *testing.T) {
 		"WithNotifyFallbackInterval(-1s)", "0 for 30s",
 		"WithNotifyReconnectDelay(1ns)", "0 for 1m0s",
 		"WithMaxWorkflowsPerBatch(-1)", "WithMaxTimersPerBatch(-2)", "WithMaxMessagesPerBatch(-3)", "0 for 100",
+		"WithMaxConcurrentRuns(-4)", "WithMaxConcurrentActivities(-5)", "0 for 1000", "WithMaxDeaths(-6)", "0 for 5",
 		"WithOutboxPublisher(nil)", "WithLogger(nil)", "WithMeterProvider(nil)", "WithTracerProvider(nil)", "WithRiver with a nil client",
 		"WithListenURL: ", `WithListenURL("")`, "WithListener(nil)", "3 ways to listen (WithListenURL 2 times, WithListener 1 times): give at most one",
 	)

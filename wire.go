@@ -47,6 +47,7 @@ func (a *App) build() (*parts, error) {
 		Workflows: o.workflows, ClientOnly: o.client, Lease: o.lease, FallbackInterval: o.fallbackInterval, Logger: o.logger,
 		MeterProvider: o.meter, TracerProvider: o.tracer,
 		MaxWorkflowsPerBatch: o.maxWorkflows, MaxTimersPerBatch: o.maxTimers, MaxMessagesPerBatch: o.maxMessages,
+		MaxConcurrentRuns: o.maxRuns, MaxConcurrentActivities: o.maxActivities, MaxDeaths: o.maxDeaths,
 	})
 	errs = append(errs, err)
 	r.writer, err = outbox.NewWriter(outbox.WriterConfig{Schema: o.schema, Channels: o.channels, Notifier: r.notifier})

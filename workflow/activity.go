@@ -26,6 +26,7 @@ type activityOptions struct {
 	retry       RetryPolicy
 	timeout     time.Duration
 	transaction bool
+	limit       *activityLimit // nil: none
 	err         error
 }
 
@@ -45,9 +46,23 @@ func WithRetry(policy RetryPolicy) ActivityOption {
 	})
 }
 
+// WithMaxConcurrent bounds the attempts of the activity, and of its compensation, that a worker executes at one time, within
+// Config.MaxConcurrentActivities: what lies behind it may not bear more. Others wait in memory, in the order in which they
+// came, without their timeouts running.
+func WithMaxConcurrent(n int) ActivityOption {
+	return activityOption(func(o *activityOptions) {
+		o.limit = &activityLimit{n: n}
+		o.err = errors.Join(o.err, checkLimit("WithMaxConcurrent", n))
+	})
+}
+
 // WithTransaction executes each attempt in a transaction of its own on the engine's pool. What the body writes through
 // [Tx], the recorded result and the events it emits there commit together, exactly once. The body must not commit or roll
 // back that transaction, and should be short: it holds a connection of the pool.
+//
+// A quarter of the pool's connections, one at least, is never used for this, however many engines of the process work on the
+// pool, so that an activity can use the pool beside its transaction. A pool of one connection is the exception: there it is
+// the only one, and a body that asks the pool for another waits for ever.
 func WithTransaction() ActivityOption {
 	return activityOption(func(o *activityOptions) { o.transaction = true })
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/romancy-go/romancy/workflow/internal/commit"
 	"github.com/romancy-go/romancy/workflow/internal/deadline"
+	"github.com/romancy-go/romancy/workflow/internal/slots"
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
 
@@ -18,8 +19,7 @@ const minDeadlines = 1000
 type cache struct {
 	runs      map[string]*run
 	executing int
-	starting  int                      // runs being created that will execute here
-	full      bool                     // there was no room for a ready run: look again when there is
+	slots     *slots.Slots[*run]       // the room for executing runs, those about to execute included
 	parked    *list.List               // of *run, least recently parked first
 	receiving map[string]map[*run]bool // runs by the channels they wait on, parked or beside steps that execute
 	deadlines deadline.Heap            // of parked runs, evicted ones included
@@ -28,8 +28,8 @@ type cache struct {
 	resumed, replayed, evicted int64
 }
 
-func newCache() cache {
-	return cache{runs: map[string]*run{}, parked: list.New(), receiving: map[string]map[*run]bool{}, cold: map[string]int64{}}
+func newCache(room *slots.Slots[*run]) cache {
+	return cache{slots: room, runs: map[string]*run{}, parked: list.New(), receiving: map[string]map[*run]bool{}, cold: map[string]int64{}}
 }
 
 type phase int
@@ -59,13 +59,13 @@ type resumption struct {
 // claimed: the run was made ready while it was parked, and claimed here again; it looks for itself.
 const claimed = "claimed"
 
-// addLocked makes r one of the executing runs. A run of that id that is still here lost its owner and is ended.
+// addLocked makes r, which has a slot, one of the executing runs. A run of that id that is still here lost its owner and is ended.
 func (e *Engine) addLocked(r *run) {
 	if old := e.cache.runs[r.id]; old != nil {
 		e.dropLocked(old)
 	}
 	delete(e.cache.cold, r.id)
-	r.phase = executing
+	r.phase, r.slot = executing, true
 	e.cache.runs[r.id] = r
 	e.cache.executing++
 }
@@ -98,15 +98,7 @@ func (e *Engine) ended(r *run) {
 		e.claims.give() // told to be ready while it was here, which heardResumable passes over
 	}
 	e.dropLocked(r)
-	e.roomLocked()
-}
-
-// roomLocked has ready runs looked for that there was no room for before.
-func (e *Engine) roomLocked() {
-	if e.cache.full {
-		e.cache.full = false
-		e.claims.give()
-	}
+	e.freeLocked(r)
 }
 
 func (e *Engine) unparkLocked(r *run) {
@@ -164,8 +156,8 @@ func (e *Engine) park(r *run, w waiting, channels []listening) bool {
 		return false
 	}
 	e.cache.executing--
-	e.roomLocked()
-	r.phase, r.waiting, r.waking, r.wakeAgain = parked, w, false, nil
+	e.freeLocked(r)
+	r.phase, r.waiting, r.waking, r.wakeAgain, r.due = parked, w, false, nil, false
 	r.element = e.cache.parked.PushBack(r)
 	e.listenLocked(r, channels)
 	if w.timed {
@@ -209,6 +201,9 @@ func (e *Engine) evictLocked() bool {
 	if r.waiting.timed {
 		e.cache.cold[r.id] = r.token
 	}
+	if r.due {
+		e.dueElsewhereLocked(r)
+	}
 	e.dropLocked(r)
 	e.cache.evicted++
 	e.committer.LetGo(fence, func(_ struct{}, err error) {
@@ -248,7 +243,7 @@ func (e *Engine) leaseLost() {
 	e.abandonAll()
 }
 
-// resumeLocked lets a parked run go on. token is its row's now.
+// resumeLocked lets a parked run go on, which has a slot. token is its row's now.
 func (e *Engine) resumeLocked(r *run, token int64, with resumption) {
 	e.unparkLocked(r)
 	r.phase, r.token = executing, token

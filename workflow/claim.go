@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/romancy-go/romancy/workflow/internal/commit"
+	"github.com/romancy-go/romancy/workflow/internal/slots"
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
 
@@ -34,8 +35,10 @@ func (e *Engine) claimLoop(ctx context.Context) {
 		case <-e.claims:
 		case <-e.ready.later:
 		}
-		for e.claim(ctx) {
+		round := &slots.Round{}
+		for e.claim(ctx, round) {
 		}
+		e.serve(false)
 		select {
 		case <-ctx.Done():
 			return
@@ -44,27 +47,53 @@ func (e *Engine) claimLoop(ctx context.Context) {
 	}
 }
 
-// claim takes one batch of ready runs. It reports whether there may be more that there is room for.
-func (e *Engine) claim(ctx context.Context) bool {
-	e.mu.Lock()
-	room := e.config.MaxConcurrentRuns - e.cache.executing - e.cache.starting
-	e.cache.full = room <= 0
-	e.mu.Unlock()
+// claim takes one batch of ready runs, after the parked ones that have waited for room to go on. It reports whether there may
+// be more that there is room for.
+func (e *Engine) claim(ctx context.Context, round *slots.Round) bool {
 	worker := e.lease.ID()
-	if room <= 0 || worker == 0 || ctx.Err() != nil {
+	if worker == 0 || ctx.Err() != nil {
 		return false
 	}
-	each := max(1, min(room, e.config.MaxWorkflowsPerBatch)/len(e.names))
-	marks, full := e.ready.begin()
+	e.serve(true)
+	e.mu.Lock()
+	room, ok := e.cache.slots.Offer(round, e.config.MaxWorkflowsPerBatch)
+	e.mu.Unlock()
+	if !ok {
+		return false
+	}
+	offer := store.Offer(room)
+	marks, full := e.ready.begin(offer.Workflows)
 	look := new(store.Look) // its own: an operation that is not waited for any more may still write to it
-	err := e.do(ctx, false, func(b *pgx.Batch) { e.store.ClaimReady(b, e.names, marks, worker, each, readyMargin, look) })
-	e.ready.end(look, full, each, err)
+	err := e.do(ctx, false, func(b *pgx.Batch) {
+		if full {
+			e.store.ClaimReady(b, worker, offer, readyMargin, look)
+		} else {
+			e.store.ClaimReadyFrom(b, worker, offer, marks, readyMargin, look)
+		}
+	})
+	e.ready.end(look, full, offer, err)
+	e.mu.Lock()
+	if err != nil {
+		e.cache.slots.Withdraw(room)
+	} else {
+		e.cache.slots.Settle(round, room, counted(look.Claimed))
+	}
+	e.mu.Unlock()
 	if err != nil {
 		e.claimFailed(ctx, err)
 		return false
 	}
 	e.launch(ctx, worker, look.Claimed)
-	return len(look.Claimed) >= each
+	return true
+}
+
+// counted returns how many of the runs there are of each workflow.
+func counted(runs []store.Claimed) map[string]int {
+	counts := map[string]int{}
+	for _, run := range runs {
+		counts[run.Workflow]++
+	}
+	return counts
 }
 
 func (e *Engine) claimFailed(ctx context.Context, err error) {
@@ -80,7 +109,7 @@ func (e *Engine) claimFailed(ctx context.Context, err error) {
 	e.claims.give()
 }
 
-// launch executes runs that this worker has just become the owner of.
+// launch executes runs that this worker has just become the owner of. They have their slots.
 func (e *Engine) launch(ctx context.Context, worker int64, owned []store.Claimed) {
 	rest := e.resumeClaimed(owned)
 	if len(rest) == 0 {
@@ -89,15 +118,12 @@ func (e *Engine) launch(ctx context.Context, worker int64, owned []store.Claimed
 	pasts, err := e.loadPasts(ctx, rest)
 	if err != nil {
 		e.logger.WarnContext(ctx, "loading the history of claimed runs failed, they are given back", "error", err)
-		for _, run := range rest {
-			e.release(store.Fence{ID: run.ID, Token: run.Token}, run.Workflow)
-		}
-		return
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, run := range rest {
-		if e.draining.Load() || e.lease.ID() != worker {
+		if err != nil || e.draining.Load() || e.lease.ID() != worker {
+			e.giveSlotLocked(run.Workflow)
 			e.release(store.Fence{ID: run.ID, Token: run.Token}, run.Workflow)
 			continue
 		}
@@ -113,6 +139,7 @@ func (e *Engine) resumeClaimed(owned []store.Claimed) (rest []store.Claimed) {
 	for _, run := range owned {
 		r := e.cache.runs[run.ID]
 		if r != nil && r.phase == parked && !r.waking && r.token+1 == run.Token {
+			r.slot, r.due = true, false
 			e.resumeLocked(r, run.Token, resumption{outcome: claimed})
 			continue
 		}
@@ -175,8 +202,23 @@ func (e *Engine) coldLoop(ctx context.Context) {
 		if len(ids) == 0 || worker == 0 {
 			continue
 		}
+		e.mu.Lock()
+		room, ok := e.cache.slots.Blind(len(ids))
+		e.mu.Unlock()
+		if !ok { // whoever has room claims them
+			e.sweepUntilDone(ctx, "timers", e.SweepTimers, e.SweepChannelTimeouts)
+			continue
+		}
 		owned := new([]store.Claimed)
-		if err := e.do(ctx, false, func(b *pgx.Batch) { e.store.ClaimWaiting(b, ids, worker, owned) }); err != nil {
+		err := e.do(ctx, false, func(b *pgx.Batch) { e.store.ClaimWaiting(b, ids, worker, owned) })
+		e.mu.Lock()
+		if err != nil {
+			e.cache.slots.Withdraw(room)
+		} else {
+			e.cache.slots.SettleBlind(room, counted(*owned))
+		}
+		e.mu.Unlock()
+		if err != nil {
 			e.claimFailed(ctx, err)
 			continue
 		}

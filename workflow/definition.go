@@ -2,6 +2,7 @@ package workflow
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"unicode/utf8"
 )
@@ -17,12 +18,48 @@ type Definition interface {
 	execute(ctx *Context, input []byte) ([]byte, error)
 	checkInput(input []byte) error
 	validate() error
+	settings() workflowOptions
 }
 
 // Workflow is a durable function from In to Out. In and Out are encoded as JSON.
 type Workflow[In, Out any] struct {
-	name string
-	fn   func(ctx *Context, in In) (Out, error)
+	name    string
+	fn      func(ctx *Context, in In) (Out, error)
+	options workflowOptions
+}
+
+type workflowOptions struct {
+	maxRuns       int
+	maxActivities int
+	err           error
+}
+
+// DefineOption sets how the runs of a workflow are executed.
+type DefineOption func(*workflowOptions)
+
+// WithMaxConcurrentRuns bounds the runs of the workflow that execute in a worker at one time, parked ones not counted, within
+// Config.MaxConcurrentRuns. Others wait in the database, or parked, and do not hold up other workflows.
+func WithMaxConcurrentRuns(n int) DefineOption {
+	return func(o *workflowOptions) {
+		o.maxRuns = n
+		o.err = errors.Join(o.err, checkLimit("WithMaxConcurrentRuns", n))
+	}
+}
+
+// WithMaxConcurrentActivities bounds the activities, of whatever kind, that a worker executes for runs of the workflow at
+// one time, within Config.MaxConcurrentActivities.
+func WithMaxConcurrentActivities(n int) DefineOption {
+	return func(o *workflowOptions) {
+		o.maxActivities = n
+		o.err = errors.Join(o.err, checkLimit("WithMaxConcurrentActivities", n))
+	}
+}
+
+func checkLimit(option string, n int) error {
+	if n < 1 {
+		return fmt.Errorf("%s(%d): use at least 1, or leave it out for no limit", option, n)
+	}
+	return nil
 }
 
 // Define makes a workflow of fn. name is stored with every run and must stay the same across deploys.
@@ -30,8 +67,12 @@ type Workflow[In, Out any] struct {
 // fn must be deterministic: everything with a side effect, and everything that may differ from one execution to the next
 // (time, random numbers, other systems), belongs into activities or one of the recorded values of this package. An engine
 // runs fn again from the top after a crash or an eviction and answers its commands from history.
-func Define[In, Out any](name string, fn func(ctx *Context, in In) (Out, error)) *Workflow[In, Out] {
-	return &Workflow[In, Out]{name: name, fn: fn}
+func Define[In, Out any](name string, fn func(ctx *Context, in In) (Out, error), options ...DefineOption) *Workflow[In, Out] {
+	workflow := &Workflow[In, Out]{name: name, fn: fn}
+	for _, option := range options {
+		option(&workflow.options)
+	}
+	return workflow
 }
 
 // Name returns the workflow's name.
@@ -44,8 +85,13 @@ func (w *Workflow[In, Out]) validate() error {
 	if w.fn == nil {
 		return fmt.Errorf("workflow %q has no function: pass one to Define", w.name)
 	}
+	if w.options.err != nil {
+		return fmt.Errorf("workflow %q: %w", w.name, w.options.err)
+	}
 	return nil
 }
+
+func (w *Workflow[In, Out]) settings() workflowOptions { return w.options }
 
 func (w *Workflow[In, Out]) execute(ctx *Context, input []byte) ([]byte, error) {
 	var in In

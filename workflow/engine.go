@@ -49,8 +49,19 @@ type Config struct {
 	// Lease is how long this worker owns its runs without a sign of life: after a crash they continue elsewhere when it
 	// has run out. Renewed three times as often. Default 15 s, at least 1 s.
 	Lease time.Duration
-	// MaxConcurrentRuns bounds the runs executing here at one time, parked ones not counted. Default 1000.
+	// MaxConcurrentRuns bounds the runs executing here at one time, parked ones not counted; others wait in the database, or
+	// parked. The workflows share it: who has fewest goes first, and the last slots are kept for workflows that have none.
+	// See WithMaxConcurrentRuns for a limit of one workflow. A run taken from this worker counts until the step it is in has returned.
+	// Default 1000.
 	MaxConcurrentRuns int
+	// MaxConcurrentActivities bounds the activities whose bodies execute here at one time; others wait in memory. See
+	// WithMaxConcurrentActivities and WithMaxConcurrent for limits of one workflow and one activity. Default 1000.
+	MaxConcurrentActivities int
+	// MaxDeaths is how many workers in a row may die with a run, having recorded nothing: then it is stuck, so that a run that
+	// kills its worker does not kill them all. A worker that only lost its lease, because it was frozen or cut off from the
+	// database, cannot be told from one that died and counts as well; one that shut down does not. Engine.Retry begins
+	// counting anew. The setting of the worker that finds the dead one decides. Default 5.
+	MaxDeaths int
 	// CacheSize bounds the parked runs kept in memory; those beyond it are resumed by replaying their history. Default 10000.
 	CacheSize int
 	// MaxWorkflowsPerBatch bounds the ready runs claimed by one statement. Default 100.
@@ -82,6 +93,8 @@ func (c Config) withDefaults() Config {
 	}
 	c.Lease = cmp.Or(c.Lease, 15*time.Second)
 	c.MaxConcurrentRuns = cmp.Or(c.MaxConcurrentRuns, 1000)
+	c.MaxConcurrentActivities = cmp.Or(c.MaxConcurrentActivities, 1000)
+	c.MaxDeaths = cmp.Or(c.MaxDeaths, 5)
 	c.CacheSize = cmp.Or(c.CacheSize, 10_000)
 	c.MaxWorkflowsPerBatch = cmp.Or(c.MaxWorkflowsPerBatch, 100)
 	c.MaxTimersPerBatch = cmp.Or(c.MaxTimersPerBatch, 100)
@@ -110,6 +123,7 @@ func (c Config) validate() error {
 	for field, value := range map[string]int{
 		"MaxConcurrentRuns": c.MaxConcurrentRuns, "CacheSize": c.CacheSize, "MaxWorkflowsPerBatch": c.MaxWorkflowsPerBatch,
 		"MaxTimersPerBatch": c.MaxTimersPerBatch, "MaxMessagesPerBatch": c.MaxMessagesPerBatch,
+		"MaxConcurrentActivities": c.MaxConcurrentActivities, "MaxDeaths": c.MaxDeaths,
 	} {
 		if value < 1 {
 			errs = append(errs, fmt.Errorf("workflow.Config.%s is %d: use at least 1, or 0 for the default", field, value))
@@ -170,7 +184,8 @@ type Engine struct {
 	side      *commit.Committer // for starts with a caller's id, which another transaction may hold
 	lease     *lease.Keeper
 	watch     *watch
-	txSlots   chan struct{} // bounds transactional activities, so that they leave connections to others
+	admission *admission
+	intake    intake
 
 	stop       context.CancelFunc // ends the loops
 	loops      sync.WaitGroup
@@ -190,6 +205,7 @@ type Engine struct {
 
 	// Where looks begin.
 	ready               *readyMarks
+	priorities          priorities
 	sleeping, receiving deadlineMark
 	owners              pace.Pace
 	glances             glances
@@ -214,8 +230,7 @@ func NewEngine(config Config) (*Engine, error) {
 		endedOn:     config.Schema + "_workflow_ended", cancelledOn: config.Schema + "_workflow_cancelled",
 		claims: newSignal(), timers: newSignal(), takeovers: newSignal(), orphans: newSignal(), held: newSignal(),
 		published: newTally(), mailRuns: newTally(), mailChannels: newTally(), cold: newTally(),
-		cache:   newCache(),
-		txSlots: make(chan struct{}, max(1, int(config.Pool.Config().MaxConns)-1)),
+		admission: newAdmission(config), intake: make(intake, maxIntake),
 	}
 	e.logger = slog.New(workerHandler{config.Logger.Handler(), func() int64 { return e.lease.ID() }})
 	for _, definition := range config.Workflows {
@@ -240,7 +255,12 @@ func NewEngine(config Config) (*Engine, error) {
 		Logger: e.logger,
 	})
 	e.watch = newWatch(e)
-	e.ready = newReadyMarks(e.names)
+	e.ready = newReadyMarks(e.names, &e.priorities)
+	executed := config.Workflows
+	if config.ClientOnly {
+		executed = nil
+	}
+	e.cache = newCache(newSlots(config.MaxConcurrentRuns, executed))
 	return e, nil
 }
 
@@ -338,6 +358,7 @@ func (e *Engine) Shutdown(ctx context.Context) error {
 	}
 	e.state = stateDraining
 	e.draining.Store(true)
+	e.admission.close()
 	e.letGoOfParkedLocked()
 	e.pokeAllLocked()
 	e.mu.Unlock()

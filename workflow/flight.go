@@ -186,8 +186,7 @@ func (r *run) fly(f *flight, recall <-chan struct{}) {
 		if begin, recalled = r.awaitTurn(f, recall); !begin {
 			break
 		}
-		record = r.flyOnce(f)
-		if record != nil || f.ctx.Err() != nil || r.broken.Load() != nil {
+		if record, recalled = r.flyOnce(f); recalled || record != nil || f.ctx.Err() != nil || r.broken.Load() != nil {
 			break
 		}
 	}
@@ -231,28 +230,35 @@ func (r *run) awaitTurn(f *flight, recall <-chan struct{}) (begin, recalled bool
 	return true, false
 }
 
-// flyOnce attempts the step and returns what it has recorded, if the step is over by that.
-func (r *run) flyOnce(f *flight) *stepRecord {
+// flyOnce attempts the step and returns what it has recorded, if the step is over by that. recalled: it had not begun when the
+// worker began to shut down.
+func (r *run) flyOnce(f *flight) (record *stepRecord, recalled bool) {
 	done, err := r.attempt(f.ctx, f.step, f.position, f.failed.count+1, f.body)
 	var interrupted *interruption
 	switch {
+	case errors.Is(err, errDraining):
+		r.air.mu.Lock()
+		defer r.air.mu.Unlock()
+		f.state = grounded
+		r.air.up--
+		return nil, true
 	case errors.As(err, &interrupted):
 		r.broken.CompareAndSwap(nil, interrupted)
-		return nil
+		return nil, false
 	case err == nil && done.recorded:
-		return &done.stepRecord
+		return &done.stepRecord, false
 	case r.lost.Load():
 		f.stop()
-		return nil
+		return nil, false
 	case err == nil:
-		return r.recordFlight(f, done.stepRecord)
+		return r.recordFlight(f, done.stepRecord), false
 	case f.ctx.Err() != nil:
-		return nil // whoever does not want it any more has said so
+		return nil, false // whoever does not want it any more has said so
 	case f.failed.add(f.step.options.retry, err):
-		return r.recordFlight(f, f.failed.record(err))
+		return r.recordFlight(f, f.failed.record(err)), false
 	default:
 		r.delayFlight(f, err)
-		return nil
+		return nil, false
 	}
 }
 

@@ -40,6 +40,9 @@ type RunInfo struct {
 	EndedAt       time.Time // zero: it has not ended
 	WakeAt        time.Time // of a waiting run: its earliest deadline; zero: it has none
 	WaitingOn     []string  // of a waiting run: the channels whose messages wake it
+	Priority      int       // see WithPriority
+	Deaths        int       // workers in a row that died with it, see Config.MaxDeaths
+	HeldUp        []HeldUp  // of a run executing in this very process: its activities that wait for others to end
 }
 
 // HistoryEntry is a recorded step of a run.
@@ -70,7 +73,9 @@ func (e *Engine) Get(ctx context.Context, id string) (*RunInfo, error) {
 	if found == nil {
 		return nil, fmt.Errorf("get run %q: %w", id, ErrNotFound)
 	}
-	return newRunInfo(found), nil
+	info := newRunInfo(found)
+	_, info.HeldUp = e.admission.heldUp(id)
+	return info, nil
 }
 
 // History returns what the run with this id has recorded so far, in the order of its commands. A step that is still being
@@ -119,7 +124,7 @@ func newRunInfo(found *store.Instance) *RunInfo {
 	info := &RunInfo{
 		ID: found.ID, Workflow: found.Workflow, Status: Status(found.Status), Input: found.Input, Output: found.Output,
 		Worker: found.WorkerLabel, Parent: found.Parent, ContinuedFrom: found.ContinuedFrom,
-		CreatedAt: found.CreatedAt, EndedAt: orZero(found.EndedAt),
+		CreatedAt: found.CreatedAt, EndedAt: orZero(found.EndedAt), Priority: int(found.Priority), Deaths: found.Deaths,
 	}
 	if info.Status == StatusWaiting {
 		info.WakeAt, info.WaitingOn = orZero(found.WakeAt), found.WakeChannels

@@ -2,6 +2,7 @@ package workflow
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/romancy-go/romancy/internal/pace"
@@ -19,35 +20,44 @@ const (
 	mailMargin = 1000
 )
 
-// readyMarks are those of the ready runs of each workflow. They belong to claimLoop.
+// readyMarks are those of the ready runs of each workflow and priority. They belong to claimLoop.
 type readyMarks struct {
 	pace  pace.Pace
-	names []string
-	marks map[string]int64 // microseconds since 1970
-	later <-chan time.Time // when to look again, because the last look was not a full one
+	used  *priorities
+	marks map[string]*[priorityCount]int64 // microseconds since 1970
+	later <-chan time.Time                 // when to look again, because the last look was not a full one
 	began time.Time
 }
 
-func newReadyMarks(names []string) *readyMarks {
-	return &readyMarks{names: names, marks: map[string]int64{}}
+const priorityCount = HighestPriority - LowestPriority + 1
+
+func newReadyMarks(names []string, used *priorities) *readyMarks {
+	m := &readyMarks{used: used, marks: map[string]*[priorityCount]int64{}}
+	for _, name := range names {
+		m.marks[name] = new([priorityCount]int64)
+	}
+	return m
 }
 
-// begin returns where the next look begins, for each workflow.
-func (m *readyMarks) begin() (marks []int64, full bool) {
+// begin returns where the next look for runs of these workflows begins, unless it is a full one. Priorities that nobody here
+// has seen in use are left to the next full look.
+func (m *readyMarks) begin(names []string) (marks []store.Since, full bool) {
 	m.began = time.Now()
-	full = m.pace.Begin(m.began)
-	marks = make([]int64, len(m.names))
-	for i, name := range m.names {
-		if !full {
-			marks[i] = m.marks[name]
+	if m.pace.Begin(m.began) {
+		return nil, true
+	}
+	for _, name := range names {
+		for priority := int16(HighestPriority); priority >= LowestPriority; priority-- {
+			if m.used.seen(priority) {
+				marks = append(marks, store.Since{Workflow: name, Priority: priority, Mark: m.marks[name][priority-LowestPriority]})
+			}
 		}
 	}
-	return marks, full
+	return marks, false
 }
 
-// end takes note of what the look has found, of which the limit was each for each workflow. Of a workflow at its limit the
-// runs after the last one found are still there. After an error look may still change.
-func (m *readyMarks) end(look *store.Look, full bool, each int, err error) {
+// end takes note of what the look has found. After an error look may still change.
+func (m *readyMarks) end(look *store.Look, full bool, offer store.Offer, err error) {
 	now := time.Now()
 	switch {
 	case full && err != nil:
@@ -61,17 +71,54 @@ func (m *readyMarks) end(look *store.Look, full bool, each int, err error) {
 	if err != nil {
 		return
 	}
-	found, last := map[string]int{}, map[string]int64{}
+	found, lowest, last := map[string]int{}, map[string]int16{}, map[string]int64{}
 	for i, run := range look.Claimed {
+		priority := look.Priority[i]
+		m.used.note(priority)
+		if known, seen := lowest[run.Workflow]; !seen || priority < known {
+			lowest[run.Workflow], last[run.Workflow] = priority, 0
+		}
+		if priority == lowest[run.Workflow] {
+			last[run.Workflow] = max(last[run.Workflow], look.ReadyAt[i])
+		}
 		found[run.Workflow]++
-		last[run.Workflow] = max(last[run.Workflow], look.ReadyAt[i])
 	}
-	for _, name := range m.names {
-		m.marks[name] = look.Mark
-		if found[name] >= each {
-			m.marks[name] = min(look.Mark, last[name])
+	cut := len(look.Claimed) >= offer.Limit
+	for i, name := range offer.Workflows {
+		switch {
+		case !cut && found[name] < offer.Allowed[i]: // that was all
+			m.move(name, full, look.Mark, LowestPriority, look.Mark)
+		case found[name] > 0:
+			m.move(name, full, look.Mark, lowest[name], last[name])
 		}
 	}
+}
+
+// move moves the marks of a workflow. Of the lowest priority found there may be more after the last one, of the priorities
+// below all that there were.
+func (m *readyMarks) move(name string, full bool, mark int64, lowest int16, last int64) {
+	for level := range m.marks[name] {
+		switch priority := int16(level) + LowestPriority; {
+		case !full && !m.used.seen(priority): // not looked for
+		case priority > lowest:
+			m.marks[name][level] = mark
+		case priority == lowest:
+			m.marks[name][level] = min(mark, last)
+		}
+	}
+}
+
+// priorities are those that runs have been seen with, and the usual one.
+type priorities struct{ bits atomic.Uint32 }
+
+func (p *priorities) note(priority int16) {
+	if priority >= LowestPriority && priority <= HighestPriority {
+		p.bits.Or(1 << (priority - LowestPriority))
+	}
+}
+
+func (p *priorities) seen(priority int16) bool {
+	return priority == 0 || p.bits.Load()&(1<<(priority-LowestPriority)) != 0
 }
 
 // deadlineMark is that of the parked runs that wait for time alone, or of those that receive with a timeout.

@@ -62,14 +62,17 @@ type run struct {
 	listening []listening // the channels it waits on, parked or not
 	waking    bool        // a wake operation is under way
 	wakeAgain []listening // something happened meanwhile on these channels
+	slot      bool        // it executes, or may
+	due       bool        // it is parked and waits for a slot
 }
 
-// launchLocked begins to execute a run that this worker owns. The caller holds the engine's mutex.
+// launchLocked begins to execute a run that this worker owns and has a slot for. The caller holds the engine's mutex.
 func (e *Engine) launchLocked(definition Definition, owned store.Claimed, past *store.Past) {
 	logger := e.about(owned.ID, owned.Workflow)
 	remembered, err := journal.New(past.Records, past.Attempts)
 	if err != nil {
 		logger.Error("run cannot be replayed", "error", err)
+		e.giveSlotLocked(owned.Workflow)
 		e.finishStuck(owned, err)
 		return
 	}

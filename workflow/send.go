@@ -34,8 +34,16 @@ func (e *Engine) send(ctx context.Context, target, channel string, value any, op
 	if err != nil {
 		return err
 	}
+	if err := e.intake.enter(ctx); err != nil {
+		return fmt.Errorf("send to channel %q: %w", channel, err)
+	}
 	span := e.beginSend(ctx, &ask)
-	delivered, err := commit.Await(ctx, func(then func(commit.Delivered, error)) { e.committer.Deliver(nil, ask, then) })
+	delivered, err := commit.Await(ctx, func(then func(commit.Delivered, error)) {
+		e.committer.Deliver(nil, ask, func(delivered commit.Delivered, err error) {
+			e.intake.leave()
+			then(delivered, err)
+		})
+	})
 	endSpan(span, err)
 	switch {
 	case err != nil:

@@ -21,12 +21,13 @@ import (
 type StartOption func(*startOptions)
 
 type startOptions struct {
-	id      string
-	given   bool
-	later   bool
-	delay   time.Duration
-	at      time.Time
-	mistake error
+	id       string
+	given    bool
+	later    bool
+	delay    time.Duration
+	at       time.Time
+	priority int16
+	mistake  error
 }
 
 // WithID gives the run its id, 1 to 255 bytes, which makes starting it idempotent: a second start of the same workflow with
@@ -52,6 +53,26 @@ func WithStartAt(t time.Time) StartOption {
 	return func(o *startOptions) {
 		o.once("WithStartAt")
 		o.at = t
+	}
+}
+
+// The priorities of runs.
+const (
+	LowestPriority  = -9
+	HighestPriority = 9
+)
+
+// WithPriority has the run go before others of its workflow that are ready as well and have a lower priority, whenever it is
+// claimed; among equals who has been ready longest goes first. n is LowestPriority to HighestPriority. Default 0. Runs of
+// other workflows are not concerned: workflows share the room among them, see Config.MaxConcurrentRuns. Nor is a run held up
+// that executes already.
+func WithPriority(n int) StartOption {
+	return func(o *startOptions) {
+		if n < LowestPriority || n > HighestPriority {
+			o.mistake = errors.Join(o.mistake, fmt.Errorf("WithPriority(%d): use %d to %d", n, LowestPriority, HighestPriority))
+			return
+		}
+		o.priority = int16(n)
 	}
 }
 
@@ -127,7 +148,8 @@ func (e *Engine) newStart(workflow string, in any, options []StartOption) (newSt
 	if err != nil {
 		return ask, err
 	}
-	ask.Start = store.Start{ID: chosen.id, Workflow: workflow, Input: input}
+	ask.Start = store.Start{ID: chosen.id, Workflow: workflow, Input: input, Priority: chosen.priority}
+	e.priorities.note(chosen.priority)
 	ask.given, ask.later = chosen.given, chosen.later
 	switch {
 	case !chosen.at.IsZero():
@@ -143,7 +165,7 @@ func (e *Engine) newStart(workflow string, in any, options []StartOption) (newSt
 // start creates the run, unless its id is taken.
 func (e *Engine) start(ctx context.Context, ask newStart) (existing bool, err error) {
 	span := e.beginStart(ctx, &ask)
-	existing, err = e.awaitStart(ctx, ask, e.queueStart(ask))
+	existing, err = e.awaitStart(ctx, ask, e.queueStart(ctx, ask))
 	finishStart(span, existing, err)
 	return existing, err
 }
@@ -170,7 +192,7 @@ func (e *Engine) awaitStart(ctx context.Context, ask newStart, outcome <-chan st
 			return false, fmt.Errorf("id %q is being started by a transaction that has not ended: %w", ask.ID, ctx.Err())
 		case <-time.After(wait):
 		}
-		outcome = e.queueStart(ask)
+		outcome = e.queueStart(ctx, ask)
 	}
 }
 
@@ -180,10 +202,17 @@ type startOutcome struct {
 	err error
 }
 
-// queueStart hands a start to the committer, without waiting for it.
-func (e *Engine) queueStart(ask newStart) <-chan startOutcome {
+// queueStart hands a start to the committer, without waiting for it, unless too much is queued.
+func (e *Engine) queueStart(ctx context.Context, ask newStart) <-chan startOutcome {
 	outcome := make(chan startOutcome, 1)
-	then := func(started commit.Started, err error) { outcome <- startOutcome{started, err} }
+	if err := e.intake.enter(ctx); err != nil {
+		outcome <- startOutcome{err: err}
+		return outcome
+	}
+	then := func(started commit.Started, err error) {
+		e.intake.leave()
+		outcome <- startOutcome{started, err}
+	}
 	lane := e.committer
 	if ask.given {
 		lane = e.side // another transaction may hold the id
@@ -196,14 +225,12 @@ func (e *Engine) queueStart(ask newStart) <-chan startOutcome {
 	return outcome
 }
 
-// queueNow creates a run that executes here from the start, if there is room, without anybody claiming it.
+// queueNow creates a run that executes here from the start, without anybody claiming it, if there is room and nobody who waits
+// for it has to come first.
 func (e *Engine) queueNow(lane *commit.Committer, ask store.Start, then func(commit.Started, error)) {
 	e.mu.Lock()
-	if e.executes() && !e.draining.Load() && e.cache.executing+e.cache.starting < e.config.MaxConcurrentRuns {
-		ask.Worker = e.lease.ID()
-	}
-	if ask.Worker != 0 {
-		e.cache.starting++
+	if worker := e.lease.ID(); worker != 0 && !e.draining.Load() && e.cache.slots.Take(ask.Workflow) {
+		ask.Worker = worker
 	}
 	e.mu.Unlock()
 	lane.Start(ask, func(started commit.Started, err error) {
@@ -216,8 +243,8 @@ func (e *Engine) queueNow(lane *commit.Committer, ask store.Start, then func(com
 func (e *Engine) started(ask store.Start, started commit.Started, err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if ask.Worker != 0 {
-		e.cache.starting--
+	if ask.Worker != 0 && (err != nil || !started.Created) {
+		e.giveSlotLocked(ask.Workflow)
 	}
 	if err != nil {
 		return
@@ -233,6 +260,7 @@ func (e *Engine) started(ask store.Start, started commit.Started, err error) {
 	case ask.Worker == 0:
 		e.claims.give()
 	case e.draining.Load() || e.lease.ID() != ask.Worker:
+		e.giveSlotLocked(ask.Workflow)
 		e.release(store.Fence{ID: ask.ID, Token: 1}, ask.Workflow)
 	default:
 		e.launchLocked(e.definitions[ask.Workflow], store.Claimed{ID: ask.ID, Workflow: ask.Workflow, Token: 1, Input: ask.Input, Trace: ask.Trace}, &store.Past{})

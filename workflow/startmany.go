@@ -68,7 +68,7 @@ func (w *Workflow[In, Out]) StartMany(ctx context.Context, e *Engine, requests [
 	for i, queued := 0, 0; i < len(asks); i++ {
 		for ; queued < len(asks) && queued < i+maxStarting; queued++ {
 			spans[queued] = e.beginStart(ctx, &asks[queued])
-			outcomes[queued] = e.queueStart(asks[queued])
+			outcomes[queued] = e.queueStart(ctx, asks[queued])
 		}
 		existing, err := e.awaitStart(ctx, asks[i], outcomes[i])
 		finishStart(spans[i], existing, err)

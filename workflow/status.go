@@ -8,7 +8,7 @@ const (
 	StatusReady   Status = "ready"   // runnable, unowned
 	StatusRunning Status = "running" // owned by a worker
 	StatusWaiting Status = "waiting" // parked until a message or a deadline
-	StatusStuck   Status = "stuck"   // its replay diverged, or a step cannot be stored; history is untouched
+	StatusStuck   Status = "stuck"   // its replay diverged, a step cannot be stored, or it kills its workers; history is untouched
 	// StatusCompensating is shown instead of the first three while a run that failed, or is cancelled, undoes its steps.
 	StatusCompensating Status = "compensating"
 	StatusCompleted    Status = "completed" // ended with an output
@@ -42,6 +42,10 @@ type EngineStatus struct {
 	Workflows  []string // executed here
 	Executing  int      // runs executing here
 	Parked     int      // runs parked in memory here
+	Due        int      // of the parked: those that may go on and wait for room
+	Full       []string // workflows of which runs may be waiting for room here, see Config.MaxConcurrentRuns
+	Activities int      // activities whose bodies execute here
+	HeldUp     int      // activities that wait for others to end, see Config.MaxConcurrentActivities
 	Resumed    int64    // times a parked run went on in memory
 	Replayed   int64    // times a run was rebuilt from history
 	Evicted    int64    // parked runs dropped from memory to stay within CacheSize
@@ -56,11 +60,13 @@ func (e *Engine) Status() EngineStatus {
 		return EngineStatus{}
 	}
 	commits, operations := e.committer.Stats()
+	heldUp, _ := e.admission.heldUp("")
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return EngineStatus{
 		Worker: e.lease.ID(), Workflows: e.names,
 		Executing: e.cache.executing, Parked: len(e.cache.runs) - e.cache.executing,
+		Due: e.cache.slots.Waiting(), Full: e.cache.slots.Full(), Activities: int(e.admission.executing.Load()), HeldUp: heldUp,
 		Resumed: e.cache.resumed, Replayed: e.cache.replayed, Evicted: e.cache.evicted,
 		Commits: commits, Operations: operations,
 		Listening: e.config.Listener.Healthy(),

@@ -62,6 +62,8 @@ func (r *run) step(s step, body stepBody) ([]byte, error) {
 		done, err := r.attempt(ctx, s, position, failed.count+1, body)
 		var interrupted *interruption
 		switch {
+		case errors.Is(err, errDraining):
+			r.checkpoint() // hands the run over
 		case errors.As(err, &interrupted):
 			r.giveUp(interrupted.err)
 		case r.lost.Load() && !done.recorded:
@@ -176,12 +178,6 @@ func callBody(ctx context.Context, body stepBody) (output []byte, err error) {
 
 // attemptInTransaction executes body and records its result in one transaction of the pool's.
 func (r *run) attemptInTransaction(ctx context.Context, s step, position int32, done attempted, body stepBody) (attempted, error) {
-	select {
-	case r.engine.txSlots <- struct{}{}:
-		defer func() { <-r.engine.txSlots }()
-	case <-ctx.Done():
-		return done, ctx.Err()
-	}
 	tx, err := r.engine.config.Pool.Begin(ctx)
 	if err != nil {
 		if ctx.Err() == nil {

@@ -90,30 +90,6 @@ func (e *Engine) madeReady(runs []store.Named) {
 	}
 }
 
-func (e *Engine) takeOver(ctx context.Context) (total int, err error) {
-	for {
-		began := time.Now()
-		full := e.owners.Begin(began)
-		taken := new([]store.Named)
-		err := e.do(ctx, true, func(b *pgx.Batch) { e.store.TakeOver(b, e.config.MaxWorkflowsPerBatch, full, taken) })
-		if full {
-			e.owners.Took(time.Now(), time.Since(began))
-		}
-		if err != nil {
-			return total, err
-		}
-		total += len(*taken)
-		e.madeReady(*taken)
-		if len(*taken) < e.config.MaxWorkflowsPerBatch {
-			break
-		}
-	}
-	if total > 0 {
-		e.logger.InfoContext(ctx, "took over the runs of workers whose lease had run out", "runs", total)
-	}
-	return total, nil
-}
-
 func (e *Engine) sweepMail(ctx context.Context) (total int, err error) {
 	began := time.Now()
 	after, full := e.mail.begin(began)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"maps"
 	"sync/atomic"
 	"time"
@@ -187,8 +188,14 @@ type shownAttempt struct {
 }
 
 // attempt executes a step's body once, see try. It is the place where attempts are seen from outside: their spans, which are the
-// parents of those that the body makes, and their durations. It may be called by any goroutine of the run.
+// parents of those that the body makes, and their durations. They begin when it may, see admission; its error can be errDraining
+// instead. It may be called by any goroutine of the run.
 func (r *run) attempt(ctx context.Context, s step, position int32, attempt int, body stepBody) (attempted, error) {
+	leave, err := r.engine.admission.admit(ctx, r.id, r.definition.Name(), s)
+	if err != nil {
+		return attempted{}, fmt.Errorf("wait for a slot: %w", err)
+	}
+	defer leave()
 	ctx, shown := r.show(ctx, s, position, attempt)
 	defer shown.end(attemptAbandoned, errAbandoned) // the body has ended the goroutine
 	done, err := r.try(ctx, s, position, attempt, body)

@@ -191,17 +191,18 @@ func (e *Engine) asWake(r *run, on listening) store.Wake {
 	}
 }
 
-// wakeLocked tries to let a run go on that may have mail on a channel, or is due (on is the zero value then). One attempt is
-// under way at a time; a reason that comes meanwhile causes another. A run that waits without being parked looks itself.
+// wakeLocked tries to let a run go on that may have mail on a channel, or is due (on is the zero value then), as soon as there is
+// a slot for it. One attempt is under way at a time; a reason that comes meanwhile causes another. A run that waits without being parked looks itself.
 func (e *Engine) wakeLocked(r *run, on listening) {
 	if r.phase != parked {
 		r.tellMail()
 		return
 	}
 	if r.waking {
-		if !slices.Contains(r.wakeAgain, on) {
-			r.wakeAgain = append(r.wakeAgain, on)
-		}
+		r.wakeLater(on)
+		return
+	}
+	if !e.slotLocked(r, on) {
 		return
 	}
 	if on.channel == "" && len(r.listening) > 0 {
@@ -235,6 +236,12 @@ func (e *Engine) wokenDurably(r *run, ask store.Wake, outcome string, err error)
 	}
 }
 
+func (r *run) wakeLater(on listening) {
+	if !slices.Contains(r.wakeAgain, on) {
+		r.wakeAgain = append(r.wakeAgain, on)
+	}
+}
+
 // woken continues a run with the outcome of a wake operation.
 func (e *Engine) woken(r *run, ask store.Wake, waited store.Waited, durable chan error, err error) {
 	e.mail.took(ask.Channel, waited.Shared)
@@ -247,6 +254,9 @@ func (e *Engine) woken(r *run, ask store.Wake, waited store.Waited, durable chan
 		return
 	}
 	r.waking = false
+	if err != nil || waited.Outcome == store.Parked && len(r.wakeAgain) == 0 {
+		e.freeLocked(r)
+	}
 	switch {
 	case errors.Is(err, commit.ErrClosed):
 		e.dropLocked(r)

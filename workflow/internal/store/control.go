@@ -17,6 +17,8 @@ type Instance struct {
 	EndedAt       *time.Time
 	WakeAt        *time.Time
 	WakeChannels  []string
+	Priority      int16
+	Deaths        int
 }
 
 // Entry is a row of history.
@@ -46,7 +48,8 @@ func (s *Store) GetRun(b *pgx.Batch, id string, into **Instance) {
 			var worker *int64
 			var label, input, output, failure, parent, continued *string
 			if err := rows.Scan(&found.ID, &found.Workflow, &found.Status, &worker, &label, &input, &output, &failure,
-				&parent, &continued, &found.CreatedAt, &found.EndedAt, &found.WakeAt, &found.WakeChannels); err != nil {
+				&parent, &continued, &found.CreatedAt, &found.EndedAt, &found.WakeAt, &found.WakeChannels,
+				&found.Priority, &found.Deaths); err != nil {
 				return err
 			}
 			found.Input, found.Output, found.Error = bytes(input), bytes(output), bytes(failure)
@@ -165,6 +168,7 @@ func laterArguments(rows []Later) []any {
 		column(rows, func(r Later) *int64 { return r.DelayMicros }),
 		column(rows, func(r Later) *int64 { return r.AtMicros }),
 		column(rows, func(r Later) *string { return text(r.Trace) }),
+		column(rows, func(r Later) int16 { return r.Priority }),
 	}
 }
 

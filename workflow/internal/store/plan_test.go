@@ -39,9 +39,11 @@ func statements() map[string]statement {
 	even := list(func(n int) string { return strconv.FormatBool(n%2 == 0) })
 	waits := strings.Join([]string{ids, same("1::bigint"), same("9"), same("'approvals'"), even}, ", ")
 	return map[string]statement{
-		"StartRuns":           {arguments: list(func(n int) string { return fmt.Sprintf("'new-%d'", n) }) + ", " + same("'order'") + ", " + same("'{}'") + ", " + same("null::bigint") + ", " + same("null::text"), bare: true},
-		"FindRuns":            {arguments: ids, bare: true},
-		"ClaimReady":          {arguments: "array['order', 'unknown'], 1, 100, array[0, 0], 1000000", mayScan: "workers"},
+		"StartRuns":  {arguments: list(func(n int) string { return fmt.Sprintf("'new-%d'", n) }) + ", " + same("'order'") + ", " + same("'{}'") + ", " + same("null::bigint") + ", " + same("null::text") + ", " + same("0::smallint"), bare: true},
+		"FindRuns":   {arguments: ids, bare: true},
+		"ClaimReady": {arguments: "array['order', 'unknown'], 1, array[50, 100], 120, 1000000", mayScan: "workers"},
+		"ClaimReadyFrom": {arguments: "array['order', 'unknown'], 1, array[50, 100], 120, 1000000, " +
+			"array['order', 'order', 'unknown', 'unknown'], array[1, 0, 1, 0]::smallint[], array[0, 0, 0, 0]", mayScan: "workers"},
 		"ClaimWaiting":        {arguments: ids + ", 1", mayScan: "workers"},
 		"LoadHistory":         {arguments: ids},
 		"LoadAttempts":        {arguments: ids},
@@ -70,7 +72,7 @@ func statements() map[string]statement {
 		"RegisterWorker":      {arguments: "'me', true, 1000000"},
 		"Heartbeat":           {arguments: "1, 1000000, true", mayScan: "workers"},
 		"DeregisterWorker":    {arguments: "1", mayScan: "workers"},
-		"TakeOver":            {arguments: "100, true", mayScan: "workers instances"},
+		"TakeOver":            {arguments: "100, true, 5, '{}'", mayScan: "workers instances"},
 		"BuryWorkers":         {arguments: "", mayScan: "workers"},
 		"SweepMail":           {arguments: "0, 100, 0", mayScan: "workers"},
 		"SweepMailFor":        {arguments: ids + ", array['approvals'], array[50000]", mayScan: "workers"},
@@ -84,7 +86,7 @@ func statements() map[string]statement {
 		"GetAttempts":         {arguments: "'run-1'"},
 		"ListRuns":            {arguments: "'run-5', 100, 100, array['waiting']" + strings.Repeat(", null", 5)},
 		"CheckPath":           {arguments: "'$.a'"},
-		"StartLater":          {arguments: list(func(n int) string { return fmt.Sprintf("'later-%d'", n) }) + ", " + same("'order'") + ", " + same("'{}'") + ", " + same("1000::bigint") + ", " + same("null::bigint") + ", " + same("null::text"), bare: true},
+		"StartLater":          {arguments: list(func(n int) string { return fmt.Sprintf("'later-%d'", n) }) + ", " + same("'order'") + ", " + same("'{}'") + ", " + same("1000::bigint") + ", " + same("null::bigint") + ", " + same("null::text") + ", " + same("0::smallint"), bare: true},
 		"AdoptTrace":          {arguments: "'run-1', 1, '{}'"},
 		"CountReady":          {arguments: "array['order', 'unknown'], 10000", bare: true},
 		"LockRun":             {arguments: "'run-1'"},

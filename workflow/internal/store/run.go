@@ -31,6 +31,7 @@ type Start struct {
 	Input    []byte
 	Worker   int64  // its owner from the start; 0: ready for anyone
 	Trace    []byte // the trace that it belongs to, as JSON; nil: none
+	Priority int16
 }
 
 // Run names the run that it starts.
@@ -58,6 +59,7 @@ func startArguments(rows []Start) []any {
 		column(rows, func(r Start) *string { return text(r.Input) }),
 		column(rows, func(r Start) *int64 { return orNull(r.Worker) }),
 		column(rows, func(r Start) *string { return text(r.Trace) }),
+		column(rows, func(r Start) int16 { return r.Priority }),
 	}
 }
 
@@ -120,31 +122,62 @@ type Claimed struct {
 
 // Look is the answer to a claim of ready runs.
 type Look struct {
-	Claimed []Claimed
-	ReadyAt []int64 // since when each of them was ready, in microseconds since 1970
-	Mark    int64   // margin before the statement, in microseconds since 1970
-	Took    time.Duration
+	Claimed  []Claimed
+	Priority []int16 // of each of them
+	ReadyAt  []int64 // since when each of them was ready, in microseconds since 1970
+	Mark     int64   // margin before the statement, in microseconds since 1970
+	Took     time.Duration
 }
 
-// ClaimReady makes worker the owner of up to limit ready runs of each of the workflows, oldest first, beginning at its mark.
-func (s *Store) ClaimReady(b *pgx.Batch, workflows []string, marks []int64, worker int64, limit int, margin time.Duration, into *Look) {
-	b.Queue(s.queries.Get("ClaimReady"), workflows, worker, limit, marks, margin.Microseconds()).Query(func(rows pgx.Rows) error {
+// Offer is the room for ready runs.
+type Offer struct {
+	Workflows []string // who is behind in getting room first
+	Allowed   []int    // of each of them, at most
+	Limit     int      // in all, at most
+}
+
+// Since is where a look for the ready runs of one priority begins.
+type Since struct {
+	Workflow string
+	Priority int16
+	Mark     int64 // microseconds since 1970
+}
+
+// ClaimReady makes worker the owner of ready runs, of each workflow the most urgent and oldest first. The order of Claimed
+// is none.
+func (s *Store) ClaimReady(b *pgx.Batch, worker int64, offer Offer, margin time.Duration, into *Look) {
+	b.Queue(s.queries.Get("ClaimReady"), offer.Workflows, worker, offer.Allowed, offer.Limit, margin.Microseconds()).Query(scanLook(into))
+}
+
+// ClaimReadyFrom does the same among the runs that have become ready since the marks, which are in the order of urgency.
+func (s *Store) ClaimReadyFrom(b *pgx.Batch, worker int64, offer Offer, marks []Since, margin time.Duration, into *Look) {
+	b.Queue(s.queries.Get("ClaimReadyFrom"), offer.Workflows, worker, offer.Allowed, offer.Limit, margin.Microseconds(),
+		column(marks, func(m Since) string { return m.Workflow }),
+		column(marks, func(m Since) int16 { return m.Priority }),
+		column(marks, func(m Since) int64 { return m.Mark }),
+	).Query(scanLook(into))
+}
+
+func scanLook(into *Look) func(pgx.Rows) error {
+	return func(rows pgx.Rows) error {
 		*into = Look{}
 		for rows.Next() {
 			var took int64
 			var id, workflow, input, trace *string
 			var token, readyAt *int64
-			if err := rows.Scan(&into.Mark, &took, &id, &workflow, &token, &input, &readyAt, &trace); err != nil {
+			var priority *int16
+			if err := rows.Scan(&into.Mark, &took, &id, &workflow, &token, &input, &priority, &readyAt, &trace); err != nil {
 				return err
 			}
 			into.Took = time.Duration(took) * time.Microsecond
 			if id != nil {
 				into.Claimed = append(into.Claimed, Claimed{ID: *id, Workflow: *workflow, Token: *token, Input: bytes(input), Trace: bytes(trace)})
+				into.Priority = append(into.Priority, *priority)
 				into.ReadyAt = append(into.ReadyAt, *readyAt)
 			}
 		}
 		return rows.Err()
-	})
+	}
 }
 
 // ClaimWaiting makes worker the owner of those of the runs that are parked and due.

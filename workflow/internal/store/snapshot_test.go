@@ -50,11 +50,11 @@ func TestLooksFromTheMarksStayCheapWhileAnOldSnapshotIsOpen(t *testing.T) {
 	fresh := map[string]int{}
 	looks := func(now int64) map[string][2]string {
 		return map[string][2]string{ // from the beginning, and from the mark
-			"ClaimReady":     {"array['order'], 1, 100, array[0], 1000000", fmt.Sprintf("array['order'], 1, 100, array[%d], 0", now)},
+			"ClaimReadyFrom": {readyFrom("1000000", 0), readyFrom("0", now)},
 			"SweepDeadlines": {"false, 100, 0, 0, 3000000", fmt.Sprintf("false, 100, 0, %d, 0", now)},
 			"NextDeadline":   {"0", fmt.Sprint(now)},
 			"ColdDeadlines":  {"array['order'], 30000000, 100, 0", fmt.Sprintf("array['order'], 30000000, 100, %d", now)},
-			"TakeOver":       {"100, true", "100, false"},
+			"TakeOver":       {"100, true, 5, '{}'", "100, false, 5, '{}'"},
 			"SweepMail":      {"0, 100, 0", fmt.Sprintf("%d, 100, 0", passed)},
 			"LookForMail":    {"array['none'], array['jobs'], array[true], array[0]", fmt.Sprintf("array['none'], array['jobs'], array[true], array[%d]", passed+1)},
 			"SweepMailFor":   {"array[]::text[], array['jobs'], array[0]", fmt.Sprintf("array[]::text[], array['jobs'], array[%d]", passed+1)},
@@ -80,6 +80,10 @@ func TestLooksFromTheMarksStayCheapWhileAnOldSnapshotIsOpen(t *testing.T) {
 			t.Errorf("%s touches only %d pages from the beginning: this test shows nothing", name, all)
 		}
 	}
+}
+
+func readyFrom(margin string, since int64) string {
+	return fmt.Sprintf("array['order'], 1, array[100], 100, %s, array['order', 'order'], array[1, 0]::smallint[], array[%[2]d, %[2]d]", margin, since)
 }
 
 func waitArguments(since int) string {

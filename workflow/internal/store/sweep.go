@@ -48,10 +48,33 @@ func (s *Store) DeregisterWorker(b *pgx.Batch, worker int64) {
 	b.Queue(s.queries.Get("DeregisterWorker"), worker)
 }
 
+// TakenOver is a run whose worker has died.
+type TakenOver struct {
+	Named
+	Token int64
+	Stuck bool           // too many have
+	Until *time.Duration // it waits for so long, because several have; nil: it is ready, or stuck
+}
+
 // TakeOver makes up to limit runs of each dead worker ready and removes dead workers that own nothing. A full look finds the
-// runs of workers that nothing else is known of, too.
-func (s *Store) TakeOver(b *pgx.Batch, limit int, full bool, into *[]Named) {
-	b.Queue(s.queries.Get("TakeOver"), limit, full).Query(collectNamed(into))
+// runs of workers that nothing else is known of, too. A run with which the maxDeaths-th worker in a row has died, having
+// recorded nothing, becomes stuck because of cause; from the second on it waits before it is executed again.
+func (s *Store) TakeOver(b *pgx.Batch, limit int, full bool, maxDeaths int, cause []byte, into *[]TakenOver) {
+	b.Queue(s.queries.Get("TakeOver"), limit, full, maxDeaths, string(cause)).Query(func(rows pgx.Rows) error {
+		*into = (*into)[:0]
+		var run TakenOver
+		var micros *int64
+		_, err := pgx.ForEachRow(rows, []any{&run.ID, &run.Workflow, &run.Token, &run.Stuck, &micros}, func() error {
+			run.Until = nil
+			if micros != nil {
+				until := time.Duration(*micros) * time.Microsecond
+				run.Until = &until
+			}
+			*into = append(*into, run)
+			return nil
+		})
+		return err
+	})
 	b.Queue(s.queries.Get("BuryWorkers"))
 }
 

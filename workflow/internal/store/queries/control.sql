@@ -1,7 +1,8 @@
 -- name: GetRun
 select i.id, i.workflow, case when i.compensating and i.status in ('ready', 'running', 'waiting') then 'compensating' else i.status end,
        i.worker, w.label, i.input::text, i.output::text, i.error::text,
-       i.parent, i.continued_from, i.created_at, i.ended_at, i.wake_at, i.wake_channels
+       i.parent, i.continued_from, i.created_at, i.ended_at, i.wake_at, i.wake_channels,
+       i.priority, i.deaths
 from romancy.instances i left join romancy.workers w on w.id = i.worker
 where i.id = $1::text;
 
@@ -52,11 +53,12 @@ select $1::text::jsonpath is not null;
 -- name: StartLater
 -- Runs that begin at a moment of their own: parked until then, as if a sleep came before their first line. Never in the past,
 -- where no sweep may look any more.
-insert into romancy.instances (id, workflow, status, token, ready_at, wake_at, input, trace)
+insert into romancy.instances (id, workflow, status, token, ready_at, wake_at, input, trace, priority)
 select a.id, a.workflow, 'waiting', 1, clock_timestamp(),
        greatest(clock_timestamp(), case when a.at_us is not null then to_timestamp(0) + a.at_us * interval '1 microsecond'
-                                        else clock_timestamp() + a.delay_us * interval '1 microsecond' end), a.input::json, a.trace::json
-from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::text[]) with ordinality as a(id, workflow, input, delay_us, at_us, trace, ord)
+                                        else clock_timestamp() + a.delay_us * interval '1 microsecond' end), a.input::json, a.trace::json, a.priority
+from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::text[], $7::smallint[])
+    with ordinality as a(id, workflow, input, delay_us, at_us, trace, priority, ord)
 order by a.ord
 on conflict (id) do nothing
 returning id, (extract(epoch from wake_at) * 1000000)::bigint, (extract(epoch from wake_at - clock_timestamp()) * 1000000)::bigint;
@@ -101,7 +103,7 @@ with target as materialized (
 ), revived as (
     update romancy.instances i
     set status = 'ready', ready_at = clock_timestamp(), worker = null, token = i.token + 1, error = null, output = null, ended_at = null,
-        deaths = 0
+        deaths = 0, died_at = null
     from target t
     where i.id = any (array[t.id]) and (t.status = 'stuck' or t.status = 'failed' and not exists (select 1 from undone) and not exists (select 1 from taken))
     returning i.id, i.workflow

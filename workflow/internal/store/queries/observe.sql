@@ -1,6 +1,6 @@
 -- name: CountReady
--- Of each of these workflows: how many runs are ready, up to $2, and since how many microseconds the first of them. For whoever
--- collects metrics, not for the committer.
+-- Of each of these workflows: how many runs are ready, up to $2, and since how many microseconds the first of them, in the order
+-- in which they are claimed. For whoever collects metrics, not for the committer.
 select w.name, r.runs, coalesce((extract(epoch from clock_timestamp() - r.since) * 1000000)::bigint, 0)
 from unnest($1::text[]) as w(name) cross join lateral (
     select count(*) as runs, min(first.ready_at) as since
@@ -8,7 +8,7 @@ from unnest($1::text[]) as w(name) cross join lateral (
         select i.ready_at
         from romancy.instances i
         where i.status = 'ready' and i.workflow = w.name
-        order by i.ready_at
+        order by i.priority desc, i.ready_at
         limit $2::bigint
     ) first
 ) r;

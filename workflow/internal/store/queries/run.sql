@@ -24,10 +24,11 @@ from (select pg_backend_pid() <> $2::bigint as lent offset 0) as connection;
 
 -- name: StartRuns
 -- A worker given: the run starts out owned by it, else it is ready for anyone.
-insert into romancy.instances (id, workflow, status, worker, token, ready_at, input, trace)
+insert into romancy.instances (id, workflow, status, worker, token, ready_at, input, trace, priority)
 select a.id, a.workflow, case when a.worker is null then 'ready' else 'running' end, a.worker,
-       case when a.worker is null then 0 else 1 end, clock_timestamp(), a.input::json, a.trace::json
-from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::text[]) with ordinality as a(id, workflow, input, worker, trace, ord)
+       case when a.worker is null then 0 else 1 end, clock_timestamp(), a.input::json, a.trace::json, a.priority
+from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::text[], $6::smallint[])
+    with ordinality as a(id, workflow, input, worker, trace, priority, ord)
 order by a.ord
 on conflict (id) do nothing
 returning id;
@@ -39,37 +40,73 @@ from unnest($1::text[]) as a(id) cross join lateral (
 ) i;
 
 -- name: ClaimReady
--- One index range a workflow, so that a flood of one workflow, or of one nobody here knows, hides no other. Each begins at
--- its low-water mark ($4, microseconds; at 0 for a full look), or $5 microseconds ago if the clock has been set back beyond
--- that: while an old snapshot is open, all that was ever ready before would have to be stepped over. A worker whose lease
--- has run out, and who may not know it yet, gets nothing.
--- Also returned, whether there are rows or not: where a mark may be now that everything before was seen, and how long the
--- statement has taken.
+-- One index range a workflow, so that a flood of one workflow, or of one nobody here knows, hides no other: up to $3 of each,
+-- the most urgent first, and $4 in all, in the order of $1. The limit at the end stops the loop over the workflows, so that no
+-- row is locked that is not claimed: nobody else would come back for it. A worker whose lease has run out, and who may not know
+-- it yet, gets nothing.
+-- Also returned, whether there are rows or not: where a mark may be ($5 microseconds ago) now that everything before was seen,
+-- and how long the statement has taken.
 with found as materialized (
     select r.id
-    from unnest($1::text[], $4::bigint[]) as w(name, since_us) cross join lateral (
+    from unnest($1::text[], $3::integer[]) as w(name, allowed) cross join lateral (
         select i.id
         from romancy.instances i
         where i.status = 'ready' and i.workflow = w.name
-          and i.ready_at >= least(to_timestamp(0) + w.since_us * interval '1 microsecond',
-                                  statement_timestamp() - $5::bigint * interval '1 microsecond')
           and exists (select 1 from romancy.workers me where me.id = $2::bigint and me.lease_until > clock_timestamp())
-        order by i.ready_at
-        limit $3::bigint
+        order by i.priority desc, i.ready_at
+        limit w.allowed
         for no key update of i skip locked
     ) r
+    limit $4::bigint
 ), claimed as (
     update romancy.instances i
     set status = 'running', worker = $2::bigint, token = i.token + 1
     from found f
     where i.id = any (array[f.id])
-    returning i.id, i.workflow, i.token, i.input::text as input, i.ready_at, i.trace::text as trace
+    returning i.id, i.workflow, i.token, i.input::text as input, i.priority, i.ready_at, i.trace::text as trace
 ), told as materialized (
     select count(*) as claimed, (extract(epoch from statement_timestamp()) * 1000000)::bigint - $5::bigint as mark_us,
            (extract(epoch from clock_timestamp() - statement_timestamp()) * 1000000)::bigint as took_us
     from claimed
 )
-select t.mark_us, t.took_us, c.id, c.workflow, c.token, c.input, (extract(epoch from c.ready_at) * 1000000)::bigint, c.trace
+select t.mark_us, t.took_us, c.id, c.workflow, c.token, c.input, c.priority, (extract(epoch from c.ready_at) * 1000000)::bigint, c.trace
+from told t left join claimed c on true;
+
+-- name: ClaimReadyFrom
+-- The same from low-water marks on, one for each priority ($7) of a workflow ($6) that is known to be in use: $8, microseconds,
+-- or $5 microseconds ago if the clock has been set back beyond that. While an old snapshot is open, all that was ever ready
+-- before would have to be stepped over.
+with found as materialized (
+    select r.id
+    from unnest($1::text[], $3::integer[]) as w(name, allowed) cross join lateral (
+        select c.id
+        from unnest($6::text[], $7::smallint[], $8::bigint[]) as l(workflow, priority, since_us) cross join lateral (
+            select i.id
+            from romancy.instances i
+            where i.status = 'ready' and i.workflow = l.workflow and i.priority = l.priority
+              and i.ready_at >= least(to_timestamp(0) + l.since_us * interval '1 microsecond',
+                                      statement_timestamp() - $5::bigint * interval '1 microsecond')
+              and exists (select 1 from romancy.workers me where me.id = $2::bigint and me.lease_until > clock_timestamp())
+            order by i.ready_at
+            limit w.allowed
+            for no key update of i skip locked
+        ) c
+        where l.workflow = w.name
+        limit w.allowed
+    ) r
+    limit $4::bigint
+), claimed as (
+    update romancy.instances i
+    set status = 'running', worker = $2::bigint, token = i.token + 1
+    from found f
+    where i.id = any (array[f.id])
+    returning i.id, i.workflow, i.token, i.input::text as input, i.priority, i.ready_at, i.trace::text as trace
+), told as materialized (
+    select count(*) as claimed, (extract(epoch from statement_timestamp()) * 1000000)::bigint - $5::bigint as mark_us,
+           (extract(epoch from clock_timestamp() - statement_timestamp()) * 1000000)::bigint as took_us
+    from claimed
+)
+select t.mark_us, t.took_us, c.id, c.workflow, c.token, c.input, c.priority, (extract(epoch from c.ready_at) * 1000000)::bigint, c.trace
 from told t left join claimed c on true;
 
 -- name: ClaimWaiting

@@ -23,7 +23,11 @@ select (select count(*) from beat),
 delete from romancy.workers where id = $1::bigint;
 
 -- name: TakeOver
--- The runs of workers whose lease has run out become ready again. A full look ($2) finds also those of a worker that was
+-- The runs of workers whose lease has run out become ready again, and stuck ($4: why) if $3 workers in a row have died with
+-- them and had recorded nothing. What the last owner has recorded says that it was not the run that killed it; what anybody has
+-- recorded since an earlier death, that the count begins anew. Only the last 1,000 records are looked at. From the second death
+-- on a run waits for a moment, longer each time and at random: who died beside the one that kills does not meet it again.
+-- A full look ($2) finds also those of a worker that was
 -- buried while a write of its was still on the way: owners steps through the index from one owner to the next, over all that
 -- has ever been running if an old snapshot is open.
 with recursive owners (id) as (
@@ -38,19 +42,30 @@ with recursive owners (id) as (
     union
     select w.id from romancy.workers w where w.lease_until <= clock_timestamp()
 ), found as materialized (
-    select r.id
+    select r.*
     from dead d cross join lateral (
-        select i.id from romancy.instances i
+        select i.id, i.token, i.deaths, i.died_at from romancy.instances i
         where i.status = 'running' and i.worker = d.id
         limit $1::bigint
         for no key update skip locked
     ) r
+), counted as materialized (
+    select f.id, case when h.own then 0
+                      when h.since or (select true from romancy.attempts a where a.instance_id = f.id and a.failed_at > f.died_at limit 1) then 1
+                      else least(f.deaths + 1, 32767) end as deaths
+    from found f cross join lateral (
+        select coalesce(bool_or(h.token = f.token), false) as own, coalesce(bool_or(h.created_at > f.died_at), false) as since
+        from (select h.token, h.created_at from romancy.history h where h.instance_id = f.id order by h.position desc limit 1000) h
+    ) h
 )
 update romancy.instances i
-set status = 'ready', ready_at = clock_timestamp(), worker = null
-from found f
-where i.id = any (array[f.id])
-returning i.id, i.workflow;
+set status = case when c.deaths >= $3::integer then 'stuck' when c.deaths > 1 then 'waiting' else 'ready' end,
+    ready_at = clock_timestamp(), worker = null, wake_position = null, wake_channels = null,
+    wake_at = case when c.deaths > 1 and c.deaths < $3::integer then clock_timestamp() + random() * 2 ^ least(c.deaths, 8) * interval '1 second' end,
+    deaths = c.deaths, died_at = clock_timestamp(), error = case when c.deaths >= $3::integer then $4::text::json end
+from counted c
+where i.id = any (array[c.id])
+returning i.id, i.workflow, i.token, i.status = 'stuck', (extract(epoch from i.wake_at - clock_timestamp()) * 1000000)::bigint;
 
 -- name: BuryWorkers
 -- Dead workers that own nothing any more.

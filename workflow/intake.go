@@ -1,0 +1,31 @@
+package workflow
+
+import (
+	"context"
+	"fmt"
+)
+
+// maxIntake is how many starts and messages of callers may be on their way to the database at one time.
+const maxIntake = 10_000
+
+// intake bounds what callers have queued: more of them wait here, as long as their contexts allow. A caller who gives up
+// leaves what it has queued behind, so without this an outage that callers try again and again to get through would fill
+// the memory.
+type intake chan struct{}
+
+// enter must be followed by leave when what was queued has been answered.
+func (i intake) enter(ctx context.Context) error {
+	select {
+	case i <- struct{}{}:
+		return nil
+	default:
+	}
+	select {
+	case i <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("%d starts and messages of this process are waiting to be written: %w", cap(i), ctx.Err())
+	}
+}
+
+func (i intake) leave() { <-i }
