@@ -124,7 +124,7 @@ type crashFlows struct {
 }
 
 func (f crashFlows) definitions() []workflow.Definition {
-	return []workflow.Definition{f.order, f.auditor, clockFlow, tripFlow, parcelFlow}
+	return []workflow.Definition{f.order, f.auditor, clockFlow, tripFlow, parcelFlow, deadlyFlow}
 }
 
 func (s *crashShop) flows() crashFlows {

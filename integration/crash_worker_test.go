@@ -35,6 +35,8 @@ type crashWorkerConfig struct {
 	Fallback time.Duration `json:"fallback"`
 	// Listen is where to listen if not in the database as the pool reaches it.
 	Listen string `json:"listen"`
+	// MaxDeaths, if not 0, is how many workers in a row may die with a run.
+	MaxDeaths int `json:"max_deaths"`
 	// Clock is by how much the process's wall clock is wrong.
 	Clock time.Duration `json:"clock"`
 }
@@ -80,6 +82,7 @@ func (c crashWorkerConfig) work(ctx context.Context, logger *slog.Logger) error 
 		romancy.WithListenNotify(&c.Notify),
 		romancy.WithNotifyFallbackInterval(c.Fallback),
 		romancy.WithLease(c.Lease),
+		romancy.WithMaxDeaths(c.MaxDeaths),
 		romancy.WithWorkflows(shop.flows().definitions()...),
 		romancy.WithLogger(logger),
 	}
