@@ -172,11 +172,22 @@ type SendOption func(*sendOptions)
 
 type sendOptions struct {
 	metadata map[string]string
+	key      string
+	keyed    bool
 }
 
 // WithMetadata sends metadata along; the receiver finds it in Message.Metadata.
 func WithMetadata(metadata map[string]string) SendOption {
 	return func(o *sendOptions) { o.metadata = metadata }
+}
+
+// WithSendKey makes sending idempotent: of all that is sent to one run on one channel under the same key, or published to one
+// channel under it, the first message is sent; sending the others does nothing and is no error, even if the receiver has
+// ended meanwhile. key has 1 to 255 bytes. It is kept for Config.SendKeyRetention at least. A message that was not sent, because its
+// transaction was rolled back or its receiver did not exist, leaves the key free. While another transaction that has sent
+// under the key is open, sending waits for its end, bounded by ctx.
+func WithSendKey(key string) SendOption {
+	return func(o *sendOptions) { o.key, o.keyed = key, true }
 }
 
 // newDelivery checks and encodes a message; target is empty for one that is published.
@@ -189,6 +200,13 @@ func newDelivery(target, channel string, value any, options []SendOption) (store
 		option(&chosen)
 	}
 	ask := store.Deliver{Target: target, Channel: channel}
+	if chosen.keyed {
+		if err := checkName("send key", chosen.key); err != nil {
+			return ask, err
+		}
+		// The lengths say where one name ends and the next begins.
+		ask.Key = fmt.Sprintf("%d:%s%d:%s%s", len(target), target, len(channel), channel, chosen.key)
+	}
 	var err error
 	if ask.Payload, err = encodeJSON("the message for channel "+channel, value); err != nil {
 		return ask, err

@@ -76,6 +76,8 @@ type Config struct {
 	// Retention is how long ended runs are kept, with their history. Default 0: for ever. Whoever calls SweepRetention
 	// removes them: riverjobs does, once a minute or so.
 	Retention time.Duration
+	// SendKeyRetention is how long the keys of WithSendKey are kept at least. Default 24 h. SweepRetention removes them later.
+	SendKeyRetention time.Duration
 	// Logger. Default slog.Default(). Every line names the worker, and the run and its workflow if it is about one.
 	Logger *slog.Logger
 	// MeterProvider makes the metrics romancy.workflow.*. Default otel.GetMeterProvider().
@@ -100,6 +102,7 @@ func (c Config) withDefaults() Config {
 	c.MaxTimersPerBatch = cmp.Or(c.MaxTimersPerBatch, 100)
 	c.MaxMessagesPerBatch = cmp.Or(c.MaxMessagesPerBatch, 100)
 	c.FallbackInterval = cmp.Or(c.FallbackInterval, 30*time.Second)
+	c.SendKeyRetention = cmp.Or(c.SendKeyRetention, 24*time.Hour)
 	if c.Logger == nil {
 		c.Logger = slog.Default()
 	}
@@ -131,6 +134,9 @@ func (c Config) validate() error {
 	}
 	if c.FallbackInterval < 0 {
 		errs = append(errs, fmt.Errorf("workflow.Config.FallbackInterval is %s: use a positive duration, or 0 for the default", c.FallbackInterval))
+	}
+	if c.SendKeyRetention < 0 {
+		errs = append(errs, fmt.Errorf("workflow.Config.SendKeyRetention is %s: use a positive duration, or 0 for the default", c.SendKeyRetention))
 	}
 	if c.Retention < 0 {
 		errs = append(errs, fmt.Errorf("workflow.Config.Retention is %s: use a positive duration, or 0 to keep ended runs for ever", c.Retention))

@@ -9,16 +9,17 @@ import (
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
 
-// SweepRetention removes, in small batches, mail that reached a run while it ended, and runs that ended longer ago than
-// Config.Retention with their history. It returns how many rows and runs that were. Live runs and their mail are never
-// touched.
+// SweepRetention removes, in small batches, mail that reached a run while it ended, keys of WithSendKey that have expired, and
+// runs that ended longer ago than Config.Retention with their history. It returns how many rows and runs that were. Live
+// runs and their mail are never touched.
 func (e *Engine) SweepRetention(ctx context.Context) (int, error) {
 	if err := e.check(); err != nil {
 		return 0, err
 	}
 	mail, mailErr := e.discardOrphanedMail(ctx)
+	keys, keysErr := e.discard(ctx, e.config.MaxMessagesPerBatch, e.store.DiscardSentKeys)
 	ended, endedErr := e.deleteEnded(ctx)
-	return mail + ended, errors.Join(mailErr, endedErr)
+	return mail + keys + ended, errors.Join(mailErr, keysErr, endedErr)
 }
 
 func (e *Engine) discardOrphanedMail(ctx context.Context) (total int, err error) {
@@ -41,15 +42,20 @@ func (e *Engine) deleteEnded(ctx context.Context) (total int, err error) {
 	if e.config.Retention <= 0 {
 		return 0, nil
 	}
+	return e.discard(ctx, e.config.MaxWorkflowsPerBatch, func(b *pgx.Batch, limit int, deleted *int) {
+		e.store.DeleteEnded(b, e.config.Retention, limit, deleted)
+	})
+}
+
+// discard deletes batches of up to limit until there are no more.
+func (e *Engine) discard(ctx context.Context, limit int, batch func(b *pgx.Batch, limit int, deleted *int)) (total int, err error) {
 	for {
 		deleted := new(int)
-		if err := e.do(ctx, true, func(b *pgx.Batch) {
-			e.store.DeleteEnded(b, e.config.Retention, e.config.MaxWorkflowsPerBatch, deleted)
-		}); err != nil {
+		if err := e.do(ctx, true, func(b *pgx.Batch) { batch(b, limit, deleted) }); err != nil {
 			return total, err
 		}
 		total += *deleted
-		if *deleted < e.config.MaxWorkflowsPerBatch {
+		if *deleted < limit {
 			return total, nil
 		}
 	}

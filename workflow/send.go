@@ -4,12 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/romancy-go/romancy/bus"
 	"github.com/romancy-go/romancy/workflow/internal/commit"
 	"github.com/romancy-go/romancy/workflow/internal/store"
+)
+
+// What another transaction holds is asked for again after heldAtFirst, then less and less often, down to every heldAtMost.
+const (
+	heldAtFirst = 20 * time.Millisecond
+	heldAtMost  = time.Second
 )
 
 // Publish sends value, encoded as JSON, to the subscribers of channel. See the function Publish for who receives it.
@@ -34,24 +41,45 @@ func (e *Engine) send(ctx context.Context, target, channel string, value any, op
 	if err != nil {
 		return err
 	}
-	if err := e.intake.enter(ctx); err != nil {
-		return fmt.Errorf("send to channel %q: %w", channel, err)
-	}
+	return e.deliver(ctx, ask)
+}
+
+// deliver sends what newDelivery has made.
+func (e *Engine) deliver(ctx context.Context, ask store.Deliver) error {
 	span := e.beginSend(ctx, &ask)
-	delivered, err := commit.Await(ctx, func(then func(commit.Delivered, error)) {
-		e.committer.Deliver(nil, ask, func(delivered commit.Delivered, err error) {
-			e.intake.leave()
-			then(delivered, err)
-		})
-	})
+	delivered, err := e.deliverWhenFree(ctx, ask)
 	endSpan(span, err)
 	switch {
 	case err != nil:
-		return fmt.Errorf("send to channel %q: %w", channel, outward(err))
-	case target != "" && delivered.Receivers == 0:
-		return fmt.Errorf("send to run %q: %w", target, ErrUndeliverable)
+		return fmt.Errorf("send to channel %q: %w", ask.Channel, err)
+	case ask.Target != "" && delivered.Receivers == 0:
+		return fmt.Errorf("send to run %q: %w", ask.Target, ErrUndeliverable)
 	}
 	return nil
+}
+
+// deliverWhenFree waits for another transaction that has sent under the same key.
+func (e *Engine) deliverWhenFree(ctx context.Context, ask store.Deliver) (store.Delivered, error) {
+	ask.KeepMicros = e.config.SendKeyRetention.Microseconds()
+	for wait := heldAtFirst; ; wait = min(2*wait, heldAtMost) {
+		if err := e.intake.enter(ctx); err != nil {
+			return store.Delivered{}, err
+		}
+		delivered, err := commit.Await(ctx, func(then func(store.Delivered, error)) {
+			e.committer.Deliver(nil, ask, func(delivered store.Delivered, err error) {
+				e.intake.leave()
+				then(delivered, err)
+			})
+		})
+		if err != nil || !delivered.Held {
+			return delivered, outward(err)
+		}
+		select {
+		case <-ctx.Done():
+			return delivered, fmt.Errorf("a transaction that has not ended has sent under the same key: %w", ctx.Err())
+		case <-time.After(wait):
+		}
+	}
 }
 
 // PublishTx is Publish in the caller's transaction: the message is there, and wakes its receivers, if and when that commits.
@@ -79,18 +107,16 @@ func (e *Engine) sendTx(ctx context.Context, tx pgx.Tx, target, channel string, 
 		return err
 	}
 	span := e.beginSend(ctx, &ask)
-	receivers := 0
+	ask.KeepMicros = e.config.SendKeyRetention.Microseconds()
 	var notifications []bus.Message
-	err = e.store.DeliverMessagesTx(ctx, tx, []store.Deliver{ask},
-		func(_, found int) { receivers = found },
-		func(sent store.Sent) {
-			notifications = append(notifications, bus.Message{Channel: e.config.Channels.ChannelMessage, Payload: announcement(sent)})
-		})
+	delivered, err := e.store.DeliverMessageTx(ctx, tx, ask, func(sent store.Sent) {
+		notifications = append(notifications, bus.Message{Channel: e.config.Channels.ChannelMessage, Payload: announcement(sent)})
+	})
 	endSpan(span, err)
 	switch {
 	case err != nil:
 		return fmt.Errorf("send to channel %q: %w", channel, err)
-	case target != "" && receivers == 0:
+	case target != "" && delivered.Receivers == 0:
 		return fmt.Errorf("send to run %q: %w", target, ErrUndeliverable)
 	}
 	return e.config.Notifier.NotifyTxMany(ctx, tx, notifications)

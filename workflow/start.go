@@ -84,6 +84,8 @@ func (o *startOptions) once(option string) {
 	o.later = true
 }
 
+var errNotRegistered = errors.New("it is not registered with this engine: pass it to WithWorkflows, or in Config.Workflows")
+
 // newStart is a start that was checked and encoded.
 type newStart struct {
 	store.Later
@@ -128,7 +130,7 @@ func (e *Engine) newStart(workflow string, in any, options []StartOption) (newSt
 		return ask, err
 	}
 	if _, known := e.definitions[workflow]; !known {
-		return ask, errors.New("it is not registered with this engine: pass it to WithWorkflows, or in Config.Workflows")
+		return ask, errNotRegistered
 	}
 	var chosen startOptions
 	for _, option := range options {

@@ -375,21 +375,41 @@ func (r *run) deliver(ask store.Deliver) error {
 		return nil
 	}
 	ask.Fence, ask.Position = store.Fence{ID: r.id, Token: r.token}, position
+	ask.KeepMicros = r.engine.config.SendKeyRetention.Microseconds()
 	span := r.beginSend(&ask)
-	delivered, err := commit.Await(context.Background(), func(then func(commit.Delivered, error)) {
-		r.engine.committer.Deliver(r.stream, ask, then)
+	var delivered store.Delivered
+	r.untilFree(func() (held bool, err error) {
+		delivered, err = commit.Await(context.Background(), func(then func(store.Delivered, error)) {
+			r.engine.committer.Deliver(r.stream, ask, then)
+		})
+		if span != nil && (err != nil || !delivered.Held) {
+			endSpan(span, err)
+		}
+		return delivered.Held, err
 	})
-	if span != nil {
-		endSpan(span, err)
-	}
-	if err != nil {
-		r.giveUp(err)
-	}
-	r.pending = nil // carried out before the delivery, in the same stream
 	if ask.Target != "" && delivered.Receivers == 0 {
 		return ErrUndeliverable
 	}
 	return nil
+}
+
+// untilFree carries out an operation of the run, again and again while a transaction of somebody else's holds what it needs.
+func (r *run) untilFree(operation func() (held bool, err error)) {
+	for wait := heldAtFirst; ; wait = min(2*wait, heldAtMost) {
+		held, err := operation()
+		if err != nil {
+			r.giveUp(err)
+		}
+		r.pending = nil // carried out before, in the same stream
+		if !held {
+			return
+		}
+		select {
+		case <-time.After(wait):
+		case <-r.ctx.Done():
+		}
+		r.checkpoint()
+	}
 }
 
 type subscribeRecord struct {

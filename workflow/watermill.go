@@ -30,7 +30,7 @@ func WithRejected(reject func(msg *message.Message, cause error) error) HandlerO
 }
 
 // WithMessageID has id name what makes a message the same as another, instead of its UUID: for StartHandler the id of the
-// run that it starts.
+// run that it starts, for SendHandler the key that it is sent under.
 func WithMessageID(id func(msg *message.Message) string) HandlerOption {
 	return func(o *handlerOptions) { o.id = id }
 }
@@ -65,6 +65,43 @@ func (e *Engine) StartHandler(definition Definition, options ...HandlerOption) m
 	}
 }
 
+// SendHandler returns a Watermill handler that sends each message to a run, or publishes it if it names none: on channel, with
+// its payload, which has to be JSON, as the body and its metadata as the metadata. The run is named by the metadata key
+// [MetadataInstanceID], or by WithTarget. The message's UUID is the key it is sent under, see [WithSendKey]: delivered twice
+// by the broker within Config.SendKeyRetention, it is sent once.
+//
+// A message that can never be sent (no JSON, no UUID, a receiver that does not exist or has ended) is rejected, see
+// [Engine.StartHandler]; any other error is returned.
+func (e *Engine) SendHandler(channel string, options ...HandlerOption) message.NoPublishHandlerFunc {
+	chosen := newHandlerOptions(options)
+	mistake := checkName("channel", channel)
+	return func(msg *message.Message) error {
+		if mistake != nil {
+			return mistake // not the message's
+		}
+		failed := func(err error) error { return fmt.Errorf("send to channel %q: %w", channel, err) }
+		if err := e.check(); err != nil {
+			return failed(err)
+		}
+		target := chosen.target(msg)
+		if target != "" {
+			if err := checkName("instance id", target); err != nil {
+				return e.reject(msg, chosen, failed(err))
+			}
+		}
+		ask, err := newDelivery(target, channel, json.RawMessage(msg.Payload), []SendOption{
+			WithSendKey(chosen.id(msg)), WithMetadata(msg.Metadata),
+		})
+		if err != nil {
+			return e.reject(msg, chosen, failed(err))
+		}
+		if err := e.deliver(contextOf(msg), ask); err != nil {
+			return e.rejectIfPermanent(msg, chosen, err)
+		}
+		return nil
+	}
+}
+
 func newHandlerOptions(options []HandlerOption) handlerOptions {
 	chosen := handlerOptions{
 		reject: func(*message.Message, error) error { return nil },
@@ -79,7 +116,7 @@ func newHandlerOptions(options []HandlerOption) handlerOptions {
 
 // rejectUnlessClosed: the engine has looked at the message alone, so its mistake is permanent, unless it is not the message's.
 func (e *Engine) rejectUnlessClosed(msg *message.Message, chosen handlerOptions, err error) error {
-	if errors.Is(err, ErrClosed) || errors.Is(err, ErrNotStarted) {
+	if errors.Is(err, ErrClosed) || errors.Is(err, ErrNotStarted) || errors.Is(err, errNotRegistered) {
 		return err
 	}
 	return e.reject(msg, chosen, err)

@@ -225,7 +225,7 @@ func TestFencedOperationsChangeNothing(t *testing.T) {
 			return err
 		},
 		"send": func() error {
-			_, err := commit.Await(ctx, func(then func(commit.Delivered, error)) {
+			_, err := commit.Await(ctx, func(then func(store.Delivered, error)) {
 				c.Deliver(nil, store.Deliver{Fence: fence, Position: 1, Target: "run", Channel: "c", Payload: []byte("1")}, then)
 			})
 			return err

@@ -116,15 +116,10 @@ func (g *opGroup) queue(s *store.Store, batch *pgx.Batch) {
 	}
 }
 
-// Delivered is what became of a message.
-type Delivered struct {
-	Receivers int
-}
-
 func (g *opGroup) queueDeliver(s *store.Store, batch *pgx.Batch) {
 	g.fence()
 	s.DeliverMessages(batch, asks[store.Deliver](g.ops),
-		func(ord, receivers int) { g.grant(ord, Delivered{Receivers: receivers}) },
+		func(ord int, result store.Delivered) { g.grant(ord, result) },
 		func(sent store.Sent) { g.sent = append(g.sent, sent) })
 }
 

@@ -22,9 +22,9 @@ func (c *Committer) Append(stream *Stream, ask store.Append, then func(struct{},
 }
 
 // Deliver sends a message, for a run (with its stream) or from outside (stream nil). Sent receives the messages of the
-// whole flush, once.
-func (c *Committer) Deliver(stream *Stream, ask store.Deliver, then func(Delivered, error)) {
-	submit(c, &operation{kind: kindDeliver, stream: stream, ask: ask}, then)
+// whole flush, once. A message with a key may be sent again: it is not there twice.
+func (c *Committer) Deliver(stream *Stream, ask store.Deliver, then func(store.Delivered, error)) {
+	submit(c, &operation{kind: kindDeliver, stream: stream, ask: ask, repeat: ask.Key != "" && ask.Position == 0}, then)
 }
 
 // Subscribe subscribes or unsubscribes a run; the result is the mode in which the channel is in use, if that is another.

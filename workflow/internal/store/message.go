@@ -14,6 +14,15 @@ type Deliver struct {
 	Channel  string
 	Payload  []byte
 	Metadata []byte
+	Key      string // not sent if something was sent under it; empty: sent
+	// KeepMicros is how long Key is kept.
+	KeepMicros int64
+}
+
+// Delivered is what became of a message.
+type Delivered struct {
+	Receivers int  // 0: its target does not exist or has ended
+	Held      bool // nothing yet: another transaction is sending under its key
 }
 
 // Sent is a message in a mailbox.
@@ -24,22 +33,28 @@ type Sent struct {
 	Direct   bool   // sent to Receiver alone
 }
 
-// DeliverMessages puts messages into mailboxes. done is called for every operation that was carried out, with 0 if
-// its target does not exist or has ended; sent for every message.
-func (s *Store) DeliverMessages(b *pgx.Batch, rows []Deliver, done func(ord, receivers int), sent func(Sent)) {
+// DeliverMessages puts messages into mailboxes. done is called for every operation whose sender, if it is a run, is still
+// owned; sent for every message.
+func (s *Store) DeliverMessages(b *pgx.Batch, rows []Deliver, done func(ord int, result Delivered), sent func(Sent)) {
 	b.Queue(s.queries.Get("DeliverMessages"), deliverArguments(rows)...).Query(func(found pgx.Rows) error {
 		return scanDelivered(found, done, sent)
 	})
 }
 
-// DeliverMessagesTx does the same in a caller's transaction.
-func (s *Store) DeliverMessagesTx(ctx context.Context, tx pgx.Tx, rows []Deliver, done func(ord, receivers int), sent func(Sent)) error {
-	found, err := tx.Query(ctx, s.queries.Get("DeliverMessages"), deliverArguments(rows)...)
+// DeliverMessageTx does the same for one message in a caller's transaction. It waits for others that send under its key.
+func (s *Store) DeliverMessageTx(ctx context.Context, tx pgx.Tx, row Deliver, sent func(Sent)) (done Delivered, err error) {
+	if row.Key != "" {
+		if _, err := tx.Exec(ctx, s.queries.Get("LockSendKey"), row.Key); err != nil {
+			return done, err
+		}
+	}
+	found, err := tx.Query(ctx, s.queries.Get("DeliverMessages"), deliverArguments([]Deliver{row})...)
 	if err != nil {
-		return err
+		return done, err
 	}
 	defer found.Close()
-	return scanDelivered(found, done, sent)
+	err = scanDelivered(found, func(_ int, result Delivered) { done = result }, sent)
+	return done, err
 }
 
 func deliverArguments(rows []Deliver) []any {
@@ -51,10 +66,12 @@ func deliverArguments(rows []Deliver) []any {
 		column(rows, func(r Deliver) string { return r.Channel }),
 		column(rows, func(r Deliver) *string { return text(r.Payload) }),
 		column(rows, func(r Deliver) *string { return text(r.Metadata) }),
+		column(rows, func(r Deliver) *string { return orNull(r.Key) }),
+		column(rows, func(r Deliver) int64 { return r.KeepMicros }),
 	}
 }
 
-func scanDelivered(rows pgx.Rows, done func(ord, receivers int), sent func(Sent)) error {
+func scanDelivered(rows pgx.Rows, done func(ord int, result Delivered), sent func(Sent)) error {
 	for rows.Next() {
 		var what string
 		var ord, number *int64
@@ -62,8 +79,12 @@ func scanDelivered(rows pgx.Rows, done func(ord, receivers int), sent func(Sent)
 		if err := rows.Scan(&what, &ord, &number, &channel, &mode, &receiver); err != nil {
 			return err
 		}
-		if what == "done" {
-			done(int(*ord)-1, int(*number))
+		switch what {
+		case "done":
+			done(int(*ord)-1, Delivered{Receivers: int(*number)})
+			continue
+		case "held":
+			done(int(*ord)-1, Delivered{Held: true})
 			continue
 		}
 		message := Sent{ID: *number, Channel: *channel, Direct: *mode == "direct"}
@@ -107,4 +128,9 @@ func (s *Store) SubscribeRuns(b *pgx.Batch, rows []Subscribe, done func(ord int,
 		}
 		return found.Err()
 	})
+}
+
+// DiscardSentKeys removes up to limit keys that have expired.
+func (s *Store) DiscardSentKeys(b *pgx.Batch, limit int, removed *int) {
+	b.Queue(s.queries.Get("DiscardSentKeys"), limit).QueryRow(func(row pgx.Row) error { return row.Scan(removed) })
 }

@@ -66,7 +66,10 @@ func statements() map[string]statement {
 		"WakeRuns":    {arguments: waits + ", 1, " + same("50000::bigint") + ", " + same("'receive'") + ", " + same("false"), mayScan: "workers"},
 		"LookForMail": {arguments: ids + ", " + same("'approvals'") + ", " + same("true") + ", " + same("50000::bigint")},
 		"DeliverMessages": {arguments: same("null::text") + ", " + same("0::bigint") + ", " + same("null::integer") + ", " +
-			list(func(n int) string { return []string{fmt.Sprintf("'run-%d'", n), "null"}[n%2] }) + ", " + same("'approvals'") + ", " + same("'{}'") + ", " + same("null::text"), bare: true},
+			list(func(n int) string { return []string{fmt.Sprintf("'run-%d'", n), "null"}[n%2] }) + ", " + same("'approvals'") + ", " + same("'{}'") + ", " + same("null::text") + ", " +
+			list(func(n int) string { return []string{fmt.Sprintf("'key-%d'", n), "null"}[n%3%2] }) + ", " + same("1000::bigint"), bare: true},
+		"LockSendKey":         {arguments: "'key-1'", bare: true},
+		"DiscardSentKeys":     {arguments: "100"},
 		"LockChannels":        {arguments: same("'approvals'")},
 		"SubscribeRuns":       {arguments: ids + ", " + same("1::bigint") + ", " + same("9") + ", " + same("'approvals'") + ", " + same("'competing'")},
 		"RegisterWorker":      {arguments: "'me', true, 1000000"},
@@ -114,6 +117,7 @@ func fill(t *testing.T, pool *pgxpool.Pool) {
 		 from generate_series(1, 100000) n`,
 		`insert into romancy.subscriptions (instance_id, channel, mode)
 		 select 'run-' || n, 'channel-' || n % 100, 'broadcast' from generate_series(1, 20000) n`,
+		`insert into romancy.sent_keys (key, expires_at) select 'key-' || n, now() + (n - 50000) * interval '1 second' from generate_series(1, 100000) n`,
 		`insert into romancy.workers (label, lease_until) select 'worker', now() from generate_series(1, 3)`,
 	} {
 		if _, err := pool.Exec(ctx, statement); err != nil {
@@ -138,7 +142,7 @@ func TestNoStatementReadsMoreThanItNeeds(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx := t.Context()
-	for _, table := range []string{"instances", "history", "attempts", "mailbox", "subscriptions", "workers"} {
+	for _, table := range []string{"instances", "history", "attempts", "mailbox", "subscriptions", "sent_keys", "workers"} {
 		if _, err := pool.Exec(ctx, "alter table romancy."+table+" set (autovacuum_enabled = off)"); err != nil {
 			t.Fatal(err)
 		}

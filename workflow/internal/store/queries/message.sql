@@ -1,7 +1,10 @@
 -- name: DeliverMessages
 -- target given: to that run alone. None: one row for each broadcast subscriber, and one for whoever competes first, if
--- somebody competes or nobody is subscribed yet. position given: sent by a run, whose history records it.
--- Rows come back as (what, ord, message, channel, mode, receiver): 'sent' a message, 'done' an operation carried out.
+-- somebody competes or nobody is subscribed yet. position given: sent by a run, whose history records it. key given: sent
+-- unless something was sent under that key, which is kept for keep_us. A caller's transaction that sends under a key holds
+-- its advisory lock until it ends (LockSendKey); that is asked for here and not waited for.
+-- Rows come back as (what, ord, message, channel, mode, receiver): 'sent' a message, 'done' an operation carried out, 'held'
+-- one whose key another transaction holds.
 with ask as materialized (
     select a.*,
            case when a.position is not null
@@ -15,9 +18,16 @@ with ask as materialized (
            case when a.target is null
                 then (select true from romancy.subscriptions s where s.channel = a.channel and s.mode = 'competing' limit 1) is true
                      or (select true from romancy.subscriptions s where s.channel = a.channel limit 1) is null
-                end as shared
-    from unnest($1::text[], $2::bigint[], $3::integer[], $4::text[], $5::text[], $6::text[], $7::text[])
-        with ordinality as a(sender, token, position, target, channel, payload, metadata, ord)
+                end as shared,
+           case when a.key is not null
+                then (select true from romancy.sent_keys k where k.key = a.key and k.expires_at > clock_timestamp() limit 1) is true
+                end as known,
+           case when a.key is null then true
+                when pg_try_advisory_lock_shared(hashtextextended(a.key, 'romancy.sent_keys'::regclass::oid::bigint))
+                then pg_advisory_unlock_shared(hashtextextended(a.key, 'romancy.sent_keys'::regclass::oid::bigint))
+                else false end as free
+    from unnest($1::text[], $2::bigint[], $3::integer[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::bigint[])
+        with ordinality as a(sender, token, position, target, channel, payload, metadata, key, keep_us, ord)
 ), resolved as materialized (
     -- A run that has continued as new is reached through its former ids.
     select a.*,
@@ -29,34 +39,67 @@ with ask as materialized (
                              where i.id = h.id and i.status in ('ready', 'running', 'waiting', 'stuck') limit 1))
                 end as receiver
     from ask a
+), keyed as materialized (
+    select a.ord, a.key, a.keep_us, row_number() over (partition by a.key order by a.ord) as copy
+    from resolved a
+    where a.key is not null and a.allowed and a.free and (a.target is null or a.receiver is not null)
+), claimed as (
+    insert into romancy.sent_keys as k (key, expires_at)
+    select y.key, clock_timestamp() + y.keep_us * interval '1 microsecond' from keyed y where y.copy = 1 order by y.key
+    on conflict (key) do update set expires_at = excluded.expires_at where k.expires_at <= clock_timestamp()
+    returning k.key
+), first as materialized (
+    -- is true: looked up in a hash of the few, not joined.
+    select y.ord from keyed y where y.copy = 1 and (y.key in (select c.key from claimed c)) is true
 ), recorded as (
     insert into romancy.history (instance_id, position, token, kind, name, payload)
     select a.sender, a.position, a.token, case when a.target is null then 'publish' else 'send' end, a.channel,
-           case when a.target is not null and a.receiver is null then '{"undeliverable":true}'::json end
+           case when a.target is not null and a.receiver is null and a.known is not true then '{"undeliverable":true}'::json end
     from resolved a
-    where a.position is not null and a.allowed
+    where a.position is not null and a.allowed and a.free
     order by a.ord
 ), sent as (
     insert into romancy.mailbox (channel, mode, receiver, sender, payload, metadata)
     select g.channel, g.mode, g.receiver, g.sender, g.payload::json, g.metadata::json
     from (
-        select a.sender, a.channel, a.payload, a.metadata, a.allowed, a.ord, 'direct' as mode, a.receiver from resolved a where a.receiver is not null
+        select a.sender, a.channel, a.payload, a.metadata, a.allowed, a.key, a.ord, 'direct' as mode, a.receiver from resolved a where a.receiver is not null
         union all
-        select a.sender, a.channel, a.payload, a.metadata, a.allowed, a.ord, 'competing', null from ask a where a.shared
+        select a.sender, a.channel, a.payload, a.metadata, a.allowed, a.key, a.ord, 'competing', null from ask a where a.shared
         union all
-        select a.sender, a.channel, a.payload, a.metadata, a.allowed, a.ord, 'broadcast', s.instance_id
+        select a.sender, a.channel, a.payload, a.metadata, a.allowed, a.key, a.ord, 'broadcast', s.instance_id
         from ask a cross join lateral (
             select s.instance_id from romancy.subscriptions s where s.channel = a.channel and s.mode = 'broadcast' offset 0
         ) s
         where a.target is null
     ) g
-    where g.allowed
+    where g.allowed and (g.key is null or g.ord in (select f.ord from first f))
     order by g.ord
     returning id, channel, mode, receiver
 )
 select 'sent', null::bigint, id, channel, mode, receiver from sent
 union all
-select 'done', a.ord, case when a.target is not null and a.receiver is null then 0 else 1 end, null, null, null from resolved a where a.allowed;
+select 'done', a.ord, case when a.target is not null and a.receiver is null and a.known is not true then 0 else 1 end, null, null, null
+from resolved a where a.allowed and a.free
+union all
+select 'held', a.ord, null, null, null, null from ask a where a.allowed and not a.free;
+
+-- name: LockSendKey
+-- Waits for the other transactions that send under the key. A statement of its own before DeliverMessages, which then sees
+-- what they have done.
+select pg_advisory_xact_lock(hashtextextended($1::text, 'romancy.sent_keys'::regclass::oid::bigint));
+
+-- name: DiscardSentKeys
+with found as materialized (
+    select k.key
+    from romancy.sent_keys k
+    where k.expires_at <= statement_timestamp()
+    order by k.expires_at
+    limit $1::bigint
+    for update skip locked
+), gone as (
+    delete from romancy.sent_keys k using found f where k.key = any (array[f.key]) returning k.key
+)
+select count(*) from gone;
 
 -- name: LockChannels
 -- Two that subscribe to a channel in different modes at the same moment must not both find it free. Held until the commit of
