@@ -46,9 +46,10 @@ func (w *watch) wait(ctx context.Context, id string) (store.Run, error) {
 	w.mu.Unlock()
 	defer w.leave(id, told)
 
-	// A run that executes here tells by itself.
+	// A run that executes here tells by itself. One that is parked here may have gone on elsewhere, and ended, unnoticed.
 	w.engine.mu.Lock()
-	here := w.engine.cache.runs[id] != nil
+	held := w.engine.cache.runs[id]
+	here := held != nil && held.phase == executing
 	w.engine.mu.Unlock()
 	if !here {
 		w.asked.add(id)
