@@ -80,7 +80,7 @@ func newReceiveOptions(options []ReceiveOption) receiveOptions {
 // to the channel, one published there. Messages that came before Receive is called are waiting for it. It returns
 // ErrTimeout when WithTimeout is given and nothing came in time.
 func Receive[T any](ctx *Context, channel string, options ...ReceiveOption) (Message[T], error) {
-	if err := checkName("channel", channel); err != nil {
+	if err := checkChannel(channel); err != nil {
 		return Message[T]{}, err
 	}
 	stored, err := ctx.run.receive(channel, newReceiveOptions(options).timeout)
@@ -96,7 +96,7 @@ const MaxReceived = 1000
 // ReceiveMany waits for a message of channel as Receive does, and takes those that are there besides, at most limit in all, at
 // most [MaxReceived]. They are recorded together.
 func ReceiveMany[T any](ctx *Context, channel string, limit int, options ...ReceiveOption) ([]Message[T], error) {
-	if err := checkName("channel", channel); err != nil {
+	if err := checkChannel(channel); err != nil {
 		return nil, err
 	}
 	if limit < 1 || limit > MaxReceived {
@@ -127,7 +127,7 @@ func newMessage[T any](stored storedMessage) (Message[T], error) {
 // Subscribe makes this run a subscriber of channel, until it ends or unsubscribes. All subscribers of a channel share one
 // mode; ErrModeConflict says that it is in use in another.
 func Subscribe(ctx *Context, channel string, mode Mode) error {
-	if err := checkName("channel", channel); err != nil {
+	if err := checkChannel(channel); err != nil {
 		return err
 	}
 	if mode != Broadcast && mode != Competing && mode != Direct {
@@ -138,7 +138,7 @@ func Subscribe(ctx *Context, channel string, mode Mode) error {
 
 // Unsubscribe ends this run's subscription to channel, if it has one. Messages already delivered to it stay receivable.
 func Unsubscribe(ctx *Context, channel string) error {
-	if err := checkName("channel", channel); err != nil {
+	if err := checkChannel(channel); err != nil {
 		return err
 	}
 	return ctx.run.unsubscribe(channel)
@@ -192,7 +192,7 @@ func WithSendKey(key string) SendOption {
 
 // newDelivery checks and encodes a message; target is empty for one that is published.
 func newDelivery(target, channel string, value any, options []SendOption) (store.Deliver, error) {
-	if err := checkName("channel", channel); err != nil {
+	if err := checkChannel(channel); err != nil {
 		return store.Deliver{}, err
 	}
 	var chosen sendOptions

@@ -78,6 +78,8 @@ type Config struct {
 	Retention time.Duration
 	// SendKeyRetention is how long the keys of WithSendKey are kept at least. Default 24 h. SweepRetention removes them later.
 	SendKeyRetention time.Duration
+	// EventRetention is how long an event is kept that names no time of its own. Default 24 h. SweepRetention removes it later.
+	EventRetention time.Duration
 	// Logger. Default slog.Default(). Every line names the worker, and the run and its workflow if it is about one.
 	Logger *slog.Logger
 	// MeterProvider makes the metrics romancy.workflow.*. Default otel.GetMeterProvider().
@@ -102,6 +104,7 @@ func (c Config) withDefaults() Config {
 	c.MaxTimersPerBatch = cmp.Or(c.MaxTimersPerBatch, 100)
 	c.MaxMessagesPerBatch = cmp.Or(c.MaxMessagesPerBatch, 100)
 	c.FallbackInterval = cmp.Or(c.FallbackInterval, 30*time.Second)
+	c.EventRetention = cmp.Or(c.EventRetention, 24*time.Hour)
 	c.SendKeyRetention = cmp.Or(c.SendKeyRetention, 24*time.Hour)
 	if c.Logger == nil {
 		c.Logger = slog.Default()
@@ -134,6 +137,9 @@ func (c Config) validate() error {
 	}
 	if c.FallbackInterval < 0 {
 		errs = append(errs, fmt.Errorf("workflow.Config.FallbackInterval is %s: use a positive duration, or 0 for the default", c.FallbackInterval))
+	}
+	if c.EventRetention < 0 {
+		errs = append(errs, fmt.Errorf("workflow.Config.EventRetention is %s: use a positive duration, or 0 for the default", c.EventRetention))
 	}
 	if c.SendKeyRetention < 0 {
 		errs = append(errs, fmt.Errorf("workflow.Config.SendKeyRetention is %s: use a positive duration, or 0 for the default", c.SendKeyRetention))
@@ -208,6 +214,8 @@ type Engine struct {
 	mailRuns     *tally // runs not in memory here that have mail
 	mailChannels *tally // channels whose subscribers may have mail
 	cold         *tally // runs not in memory here that are due
+	matching     *tally // events that runs in memory here may wait for, by their row's id
+	coldEvents   *tally // events that other runs may wait for
 
 	// Where looks begin.
 	ready               *readyMarks
@@ -216,6 +224,7 @@ type Engine struct {
 	owners              pace.Pace
 	glances             glances
 	mail                mailMarks
+	events              eventMarks
 
 	mu    sync.Mutex // guards state and cache
 	state engineState
@@ -237,6 +246,7 @@ func NewEngine(config Config) (*Engine, error) {
 		claims: newSignal(), timers: newSignal(), takeovers: newSignal(), orphans: newSignal(), held: newSignal(),
 		published: newTally(), mailRuns: newTally(), mailChannels: newTally(), cold: newTally(),
 		admission: newAdmission(config), intake: make(intake, maxIntake),
+		matching: newTally(), coldEvents: newTally(),
 	}
 	e.logger = slog.New(workerHandler{config.Logger.Handler(), func() int64 { return e.lease.ID() }})
 	for _, definition := range config.Workflows {
@@ -252,7 +262,7 @@ func NewEngine(config Config) (*Engine, error) {
 		}
 		return conn, err
 	}
-	e.committer = commit.New(commit.Config{Store: statements, Connect: connect, Lanes: 2, Sent: e.sent, Flushed: metrics.flushed(metrics.runs), Logger: e.logger})
+	e.committer = commit.New(commit.Config{Store: statements, Connect: connect, Lanes: 2, Sent: e.sent, SentEvents: e.sentEvents, Flushed: metrics.flushed(metrics.runs), Logger: e.logger})
 	e.side = commit.New(commit.Config{Store: statements, Connect: connect, Lazy: true, LockTimeout: 200 * time.Millisecond, Flushed: metrics.flushed(metrics.starts), Logger: e.logger})
 	e.lease = lease.New(lease.Config{
 		Store: statements, Committer: e.committer, Label: config.Label, Lease: config.Lease,
@@ -342,6 +352,8 @@ func (e *Engine) startLoops(ctx context.Context) error {
 	e.loops.Go(func() { e.publishedLoop(loopCtx) })
 	e.loops.Go(func() { e.mailSweepLoop(loopCtx) })
 	e.loops.Go(func() { e.coldLoop(loopCtx) })
+	e.loops.Go(func() { e.matchLoop(loopCtx) })
+	e.loops.Go(func() { e.eventSweepLoop(loopCtx) })
 	e.loops.Go(func() { e.orphanLoop(loopCtx) })
 	e.loops.Go(func() { e.heldLoop(loopCtx) })
 	e.loops.Go(func() { e.safetyNet(loopCtx) })

@@ -39,7 +39,7 @@ type RunInfo struct {
 	CreatedAt     time.Time
 	EndedAt       time.Time // zero: it has not ended
 	WakeAt        time.Time // of a waiting run: its earliest deadline; zero: it has none
-	WaitingOn     []string  // of a waiting run: the channels whose messages wake it
+	WaitingOn     []string  // of a waiting run: the channels whose messages wake it; "event:" and the type of an event
 	Priority      int       // see WithPriority
 	Deaths        int       // workers in a row that died with it, see Config.MaxDeaths
 	HeldUp        []HeldUp  // of a run executing in this very process: its activities that wait for others to end

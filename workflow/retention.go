@@ -9,8 +9,8 @@ import (
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
 
-// SweepRetention removes, in small batches, mail that reached a run while it ended, keys of WithSendKey that have expired, and
-// runs that ended longer ago than Config.Retention with their history. It returns how many rows and runs that were. Live
+// SweepRetention removes, in small batches, mail that reached a run while it ended, keys of WithSendKey and events that have
+// expired, and runs that ended longer ago than Config.Retention with their history. It returns how many rows and runs that were. Live
 // runs and their mail are never touched.
 func (e *Engine) SweepRetention(ctx context.Context) (int, error) {
 	if err := e.check(); err != nil {
@@ -18,8 +18,9 @@ func (e *Engine) SweepRetention(ctx context.Context) (int, error) {
 	}
 	mail, mailErr := e.discardOrphanedMail(ctx)
 	keys, keysErr := e.discard(ctx, e.config.MaxMessagesPerBatch, e.store.DiscardSentKeys)
+	events, eventsErr := e.discard(ctx, e.config.MaxMessagesPerBatch, e.store.DiscardEvents)
 	ended, endedErr := e.deleteEnded(ctx)
-	return mail + keys + ended, errors.Join(mailErr, keysErr, endedErr)
+	return mail + keys + events + ended, errors.Join(mailErr, keysErr, eventsErr, endedErr)
 }
 
 func (e *Engine) discardOrphanedMail(ctx context.Context) (total int, err error) {

@@ -46,7 +46,8 @@ type run struct {
 	pending       chan error // the outcome of the last append, if it has not been waited for
 	compensations []compensation
 	subscriptions map[string]Mode
-	cancelled     *CancelledError // the workflow has been told
+	events        map[string][]seenEvent // it has had, by type
+	cancelled     *CancelledError        // the workflow has been told
 	compensating  bool
 	exiting       bool // the goroutine is ending by Goexit
 
@@ -79,7 +80,7 @@ func (e *Engine) launchLocked(definition Definition, owned store.Claimed, past *
 	r := &run{
 		engine: e, id: owned.ID, definition: definition, input: owned.Input, logger: logger,
 		journal: remembered, token: owned.Token, stream: &commit.Stream{},
-		subscriptions: map[string]Mode{}, resume: make(chan resumption, 1), poked: make(chan struct{}, 1),
+		subscriptions: map[string]Mode{}, events: map[string][]seenEvent{}, resume: make(chan resumption, 1), poked: make(chan struct{}, 1),
 	}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	r.work, r.stopWork = context.WithCancel(r.ctx)

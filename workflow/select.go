@@ -30,7 +30,7 @@ func OnResult[Out any](future *Future[Out], then func(out Out, err error) error)
 
 // OnMessage is chosen by the next message of channel, as by [Receive].
 func OnMessage[T any](channel string, then func(message Message[T]) error) Case {
-	return Case{err: checkName("channel", channel), channel: channel, chosen: func(_ *Context, stored storedMessage) error {
+	return Case{err: checkChannel(channel), channel: channel, chosen: func(_ *Context, stored storedMessage) error {
 		message, err := newMessage[T](stored)
 		if err != nil {
 			return err

@@ -23,7 +23,7 @@ const (
 )
 
 // SweepResume makes runs ready that are not but should be: those of workers whose lease has run out, and parked ones that
-// have mail which nobody was told of. It returns how many. It looks at the whole cluster, whatever workflows this process
+// have mail, or wait for an event, which nobody was told of. It returns how many. It looks at the whole cluster, whatever workflows this process
 // knows, and tells the other workers.
 func (e *Engine) SweepResume(ctx context.Context) (int, error) {
 	if err := e.check(); err != nil {
@@ -39,6 +39,10 @@ func (e *Engine) sweepResume(ctx context.Context, seen store.Glance) (total int,
 	if seen.Mail {
 		mailed, failed := e.sweepMail(ctx)
 		total, err = total+mailed, errors.Join(err, failed)
+	}
+	if seen.EventWaits {
+		told, failed := e.sweepEvents(ctx)
+		total, err = total+told, errors.Join(err, failed)
 	}
 	if seen.Ready {
 		e.claims.give()

@@ -70,6 +70,7 @@ func (r *run) firesAt(position int32, record journal.Record) *int64 {
 type listening struct {
 	channel   string
 	competing bool
+	event     *store.EventWait // it waits for an event instead of a message; see eventChannel
 }
 
 func (r *run) listenTo(channel string) listening {
@@ -290,6 +291,10 @@ func (r *run) tryWait(ask *store.Wait, channels []listening, full bool) store.Wa
 		try.Fence = store.Fence{ID: r.id, Token: r.token}
 		var err error
 		waited, err = commit.Await(context.Background(), func(then func(store.Waited, error)) {
+			if i < len(channels) && channels[i].event != nil {
+				r.engine.committer.WaitEvent(r.stream, store.WaitEvent{Wait: try, EventWait: *channels[i].event}, then)
+				return
+			}
 			r.engine.committer.Wait(r.stream, try, then)
 		})
 		if err != nil {

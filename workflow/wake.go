@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -58,12 +59,17 @@ func (e *Engine) heard(ctx context.Context, notification bus.Notification) {
 		e.mail.reset()
 		e.lookForAll()
 		e.mailRuns.tooMany()
+		e.coldEvents.tooMany()
 		return
 	}
 	var message bus.ChannelMessage
 	if err := json.Unmarshal([]byte(notification.Payload), &message); err != nil || message.ChannelName == "" {
 		e.logger.WarnContext(ctx, "foreign payload on the channel for messages ignored",
 			"channel", notification.Channel, "payload", fmt.Sprintf("%.100q", notification.Payload))
+		return
+	}
+	if eventType, ok := strings.CutPrefix(message.ChannelName, eventPrefix); ok {
+		e.heardEvent(store.SentEvent{ID: message.MessageID, Type: eventType})
 		return
 	}
 	e.mail.note(message.ChannelName, message.MessageID)
@@ -150,7 +156,7 @@ func (e *Engine) lookLocked(r *run, on listening) {
 		r.tellMail()
 		return
 	}
-	e.committer.Look(e.asWake(r, on), func(found bool, err error) {
+	then := func(found bool, err error) {
 		if err != nil {
 			if !errors.Is(err, commit.ErrClosed) {
 				r.logger.Warn("look for mail failed; the next sweep will find it", "error", err)
@@ -159,10 +165,17 @@ func (e *Engine) lookLocked(r *run, on listening) {
 		}
 		if found {
 			e.mu.Lock()
-			e.wakeLocked(r, on)
-			e.mu.Unlock()
+			defer e.mu.Unlock()
+			if now, listens := r.on(on.channel); listens { // it may have gone on, and wait for something else by now
+				e.wakeLocked(r, now)
+			}
 		}
-	})
+	}
+	if on.event != nil {
+		e.committer.LookEvent(e.asWakeEvent(r, on), then)
+		return
+	}
+	e.committer.Look(e.asWake(r, on), then)
 }
 
 func (r *run) tellMail() {
@@ -210,15 +223,21 @@ func (e *Engine) wakeLocked(r *run, on listening) {
 	}
 	r.waking = true
 	ask, durable, outcome := e.asWake(r, on), make(chan error, 1), ""
-	e.committer.Wake(e.lease.ID(), ask, func(waited store.Waited, err error) {
+	then := func(waited store.Waited, err error) {
 		outcome = waited.Outcome
 		e.woken(r, ask, waited, durable, err)
-	}, func(err error) {
+	}
+	committed := func(err error) {
 		durable <- err // never blocks: it is sent once
 		if outcome != store.Parked {
 			e.wokenDurably(r, ask, outcome, err)
 		}
-	})
+	}
+	if on.event != nil {
+		e.committer.WakeEvent(e.lease.ID(), e.asWakeEvent(r, on), then, committed)
+		return
+	}
+	e.committer.Wake(e.lease.ID(), ask, then, committed)
 }
 
 // wokenDurably follows woken when the outcome is committed, or may not be: then the run ends at its next side effect, and is

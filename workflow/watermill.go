@@ -74,7 +74,7 @@ func (e *Engine) StartHandler(definition Definition, options ...HandlerOption) m
 // [Engine.StartHandler]; any other error is returned.
 func (e *Engine) SendHandler(channel string, options ...HandlerOption) message.NoPublishHandlerFunc {
 	chosen := newHandlerOptions(options)
-	mistake := checkName("channel", channel)
+	mistake := checkChannel(channel)
 	return func(msg *message.Message) error {
 		if mistake != nil {
 			return mistake // not the message's

@@ -60,6 +60,8 @@ type Config struct {
 	Lazy bool
 	// Sent is told, after the commit, of the messages a flush put into mailboxes. It must not block.
 	Sent func([]store.Sent)
+	// SentEvents is told, after the commit, of the events that a flush has kept. It must not block.
+	SentEvents func([]store.SentEvent)
 	// Flushed is told of everything taken from the queue at once, when it has been answered: how many operations, how long
 	// the first of them had been queued, how long it took to carry them out. It must not block; lanes call it concurrently.
 	Flushed func(operations int, waited, took time.Duration)

@@ -17,11 +17,15 @@ const (
 	kindAppend
 	kindFail
 	kindDeliver
+	kindSendEvent
 	kindSubscribe
 	kindRetry
 	kindWait
+	kindWaitEvent
 	kindLook
+	kindLookEvent
 	kindWake
+	kindWakeEvent
 	kindFinish
 	kindContinue
 	kindRelease
@@ -37,6 +41,8 @@ type opGroup struct {
 	seen map[string]bool // starts: ids created
 	done map[store.Place]bool
 	sent []store.Sent
+
+	events []store.SentEvent
 }
 
 func group(ops []*operation) []*opGroup {
@@ -104,6 +110,8 @@ func (g *opGroup) queue(s *store.Store, batch *pgx.Batch) {
 		s.LookForMail(batch, asks[store.Wake](g.ops), func(ord int) { g.grant(ord, true) })
 	case kindWake:
 		g.queueWake(s, batch)
+	case kindSendEvent, kindWaitEvent, kindLookEvent, kindWakeEvent:
+		g.queueEvents(s, batch)
 	case kindFinish, kindContinue, kindRelease:
 		g.queueEnd(s, batch)
 	case kindLetGo:

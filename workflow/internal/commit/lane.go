@@ -322,6 +322,9 @@ func (l *lane) flush(ctx context.Context, ops []*operation) error {
 		if len(g.sent) > 0 && config.Sent != nil {
 			config.Sent(g.sent)
 		}
+		if len(g.events) > 0 && config.SentEvents != nil {
+			config.SentEvents(g.events)
+		}
 		if err := g.complete(ctx, config.Store, l.conn); err != nil {
 			return err
 		}

@@ -16,9 +16,9 @@ import (
 func apart(ops []*operation) (wakes, others []*operation) {
 	for _, op := range ops {
 		switch {
-		case op.kind == kindWake:
+		case op.kind == kindWake || op.kind == kindWakeEvent:
 			wakes = append(wakes, op)
-		case (op.kind == kindLook || op.kind == kindCustom) && !op.stoodBack:
+		case (op.kind == kindLook || op.kind == kindLookEvent || op.kind == kindCustom) && !op.stoodBack:
 			others = append(others, op)
 		default:
 			return nil, nil
@@ -34,7 +34,7 @@ func apart(ops []*operation) (wakes, others []*operation) {
 }
 
 func onlyWakes(ops []*operation) bool {
-	return !slices.ContainsFunc(ops, func(op *operation) bool { return op.kind != kindWake })
+	return !slices.ContainsFunc(ops, func(op *operation) bool { return op.kind != kindWake && op.kind != kindWakeEvent })
 }
 
 // carryOutWakes carries out a flush that only wakes runs. They are answered when the statement is done and before the disk

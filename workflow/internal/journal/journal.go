@@ -23,6 +23,8 @@ const (
 	SideEffect   Kind = "side_effect"
 	Select       Kind = "select"
 	ReceiveMore  Kind = "receive_more"
+	WaitEvent    Kind = "wait_event"
+	SendEvent    Kind = "send_event"
 	Failing      Kind = "failing"
 	// Cancelled is where the workflow learnt that its run is cancelled. It stands in for whatever command was issued there.
 	Cancelled Kind = "cancelled"

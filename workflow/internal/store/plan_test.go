@@ -38,6 +38,9 @@ func statements() map[string]statement {
 	ids := list(func(n int) string { return fmt.Sprintf("'run-%d'", n) })
 	even := list(func(n int) string { return strconv.FormatBool(n%2 == 0) })
 	waits := strings.Join([]string{ids, same("1::bigint"), same("9"), same("'approvals'"), even}, ", ")
+	orders := list(func(n int) string { return []string{"'{}'", fmt.Sprintf(`'{"order": "%d"}'`, n)}[n%2] })
+	types := list(func(n int) string { return []string{"'none'", "'paid'"}[n%2] }) // no order is none: nobody waits for all that are paid
+	eventIDs := list(func(n int) string { return strconv.Itoa(n + 50000) })
 	return map[string]statement{
 		"StartRuns":  {arguments: list(func(n int) string { return fmt.Sprintf("'new-%d'", n) }) + ", " + same("'order'") + ", " + same("'{}'") + ", " + same("null::bigint") + ", " + same("null::text") + ", " + same("0::smallint"), bare: true},
 		"FindRuns":   {arguments: ids, bare: true},
@@ -68,8 +71,20 @@ func statements() map[string]statement {
 		"DeliverMessages": {arguments: same("null::text") + ", " + same("0::bigint") + ", " + same("null::integer") + ", " +
 			list(func(n int) string { return []string{fmt.Sprintf("'run-%d'", n), "null"}[n%2] }) + ", " + same("'approvals'") + ", " + same("'{}'") + ", " + same("null::text") + ", " +
 			list(func(n int) string { return []string{fmt.Sprintf("'key-%d'", n), "null"}[n%3%2] }) + ", " + same("1000::bigint"), bare: true},
-		"LockSendKey":         {arguments: "'key-1'", bare: true},
-		"DiscardSentKeys":     {arguments: "100"},
+		"LockSendKey":     {arguments: "'key-1'", bare: true},
+		"DiscardSentKeys": {arguments: "100"},
+		"SendEvents": {arguments: same("null::text") + ", " + same("0::bigint") + ", " + same("null::integer") + ", " + same("'paid'") + ", " + same("'shop'") + ", " +
+			list(func(n int) string { return fmt.Sprintf("'new-%d'", n) }) + ", " + orders + ", " + same("'{}'") + ", " + same("1000::bigint"), bare: true},
+		"LockEvent":           {arguments: "'shop', '1'", bare: true},
+		"WaitEvents":          {arguments: strings.Join([]string{ids, same("1::bigint"), same("9"), types, orders, same("'{1,2}'"), same("8"), same("'wait'"), same("1000::bigint"), same("null::bigint"), same("null::bigint"), same("false"), same("true")}, ", ")},
+		"WakeEvents":          {arguments: strings.Join([]string{ids, same("1::bigint"), same("9"), types, orders, same("'{1,2}'"), "1", same("false")}, ", "), mayScan: "workers"},
+		"LookForEvents":       {arguments: strings.Join([]string{types, orders, same("'{1,2}'")}, ", ")},
+		"MatchEvents":         {arguments: eventIDs + ", 1"},
+		"SweepEventsFor":      {arguments: eventIDs + ", 100", mayScan: "workers"},
+		"SweepEvents":         {arguments: "50000, 100, 0, 100, 0", mayScan: "workers"},
+		"SweepEventWaits":     {arguments: "'run-2', 100, 0", mayScan: "workers"},
+		"LastEvent":           {arguments: "0"},
+		"DiscardEvents":       {arguments: "100"},
 		"LockChannels":        {arguments: same("'approvals'")},
 		"SubscribeRuns":       {arguments: ids + ", " + same("1::bigint") + ", " + same("9") + ", " + same("'approvals'") + ", " + same("'competing'")},
 		"RegisterWorker":      {arguments: "'me', true, 1000000"},
@@ -118,6 +133,13 @@ func fill(t *testing.T, pool *pgxpool.Pool) {
 		`insert into romancy.subscriptions (instance_id, channel, mode)
 		 select 'run-' || n, 'channel-' || n % 100, 'broadcast' from generate_series(1, 20000) n`,
 		`insert into romancy.sent_keys (key, expires_at) select 'key-' || n, now() + (n - 50000) * interval '1 second' from generate_series(1, 100000) n`,
+		// Half of the runs that wait ask for their order, the others for their order in a region where all are.
+		`insert into romancy.events (type, source, event_id, match, data, expires_at)
+		 select 'paid', 'shop', n::text, jsonb_build_object('', 'paid', 'order', n::text, 'region', 'eu'), '{}', now() + (n - 10) * interval '1 hour' from generate_series(1, 100000) n`,
+		`insert into romancy.event_waits (instance_id, type, names, attributes, seen)
+		 select 'run-' || n, 'paid', case when n % 2 = 0 then array['order'] else array['order', 'region'] end,
+		        jsonb_build_object('order', n::text) || case when n % 2 = 0 then '{}' else '{"region": "eu"}'::jsonb end, '{1,2}'
+		 from generate_series(1, 100000) n`,
 		`insert into romancy.workers (label, lease_until) select 'worker', now() from generate_series(1, 3)`,
 	} {
 		if _, err := pool.Exec(ctx, statement); err != nil {
@@ -142,7 +164,7 @@ func TestNoStatementReadsMoreThanItNeeds(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx := t.Context()
-	for _, table := range []string{"instances", "history", "attempts", "mailbox", "subscriptions", "sent_keys", "workers"} {
+	for _, table := range []string{"instances", "history", "attempts", "mailbox", "subscriptions", "sent_keys", "events", "event_waits", "workers"} {
 		if _, err := pool.Exec(ctx, "alter table romancy."+table+" set (autovacuum_enabled = off)"); err != nil {
 			t.Fatal(err)
 		}

@@ -172,13 +172,15 @@ type Glance struct {
 	Running bool // runs that somebody executes
 	Ready   bool // runs that this worker could claim
 	Mail    bool // messages that were not received
+	// EventWaits: parked runs that wait for events.
+	EventWaits bool
 	// Until is the time until the first deadline of a parked run; nil: none has one.
 	Until *time.Duration
 }
 
 // Everything is a glance of nobody: there may be anything.
 func Everything() Glance {
-	return Glance{Dead: true, Running: true, Ready: true, Mail: true, Until: new(time.Duration)}
+	return Glance{Dead: true, Running: true, Ready: true, Mail: true, EventWaits: true, Until: new(time.Duration)}
 }
 
 // Within reports whether there is a deadline within a span.
@@ -188,7 +190,7 @@ func (g Glance) Within(span time.Duration) bool { return g.Until != nil && *g.Un
 func (s *Store) Glance(b *pgx.Batch, workflows []string, into *Glance) {
 	b.Queue(s.queries.Get("Glance"), workflows).QueryRow(func(row pgx.Row) error {
 		var micros *int64
-		if err := row.Scan(&into.Dead, &into.Running, &into.Ready, &into.Mail, &micros); err != nil {
+		if err := row.Scan(&into.Dead, &into.Running, &into.Ready, &into.Mail, &into.EventWaits, &micros); err != nil {
 			return err
 		}
 		into.Until = nil

@@ -171,6 +171,8 @@ with target as materialized (
     delete from romancy.mailbox m
     using ended e cross join lateral (select l.id from romancy.mailbox l where l.receiver = e.id offset 0) letter
     where m.id = any (array[letter.id])
+), unasked as (
+    delete from romancy.event_waits w using ended e where w.instance_id = any (array[e.id])
 )
 select t.status, t.workflow, t.compensating,
        case when exists (select 1 from ended) then 'ended' when exists (select 1 from asked) then 'asked' else '' end

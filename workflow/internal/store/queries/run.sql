@@ -175,6 +175,8 @@ with ask as materialized (
     delete from romancy.mailbox m
     using ended e cross join lateral (select l.id from romancy.mailbox l where l.receiver = e.id offset 0) letter
     where m.id = any (array[letter.id]) and e.status <> 'stuck'
+), unasked as (
+    delete from romancy.event_waits w using ended e where w.instance_id = any (array[e.id])
 )
 select id from ended;
 

@@ -1,0 +1,228 @@
+package workflow
+
+import (
+	"context"
+	"math"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/romancy-go/romancy/internal/pace"
+	"github.com/romancy-go/romancy/workflow/internal/store"
+)
+
+const (
+	// fewWaiting is how many runs here may wait for a type of event without the database being asked which of them an event is for.
+	fewWaiting = 8
+	// eventMargin is how long ago an event was sent before which none comes to light any more, unless its transaction was open
+	// for longer. It must be more than hotGrace: what is left to a worker is above the mark.
+	eventMargin = hotGrace + time.Second
+	// eventRuns is how many runs one statement of a sweep makes ready.
+	eventRuns = 1000
+)
+
+func (e *Engine) asWakeEvent(r *run, on listening) store.WakeEvent {
+	wait := r.waiting.wait
+	return store.WakeEvent{Fence: wait.Fence, EventWait: *on.event, Position: wait.Position, Nudged: r.waiting.nudged}
+}
+
+// sentEvents is told by the committer which events it has sent: runs in this process need not wait for the echo.
+func (e *Engine) sentEvents(events []store.SentEvent) {
+	for _, event := range events {
+		e.config.Notifier.Notify(e.config.Channels.ChannelMessage, eventAnnouncement(event))
+		if e.executes() {
+			e.heardEvent(event)
+		}
+	}
+}
+
+// heardEvent has the runs woken that wait for an event: those parked in memory here at once, the others by a sweep.
+func (e *Engine) heardEvent(event store.SentEvent) {
+	e.events.note(event.ID)
+	id := strconv.FormatInt(event.ID, 10)
+	channel := eventChannel(event.Type)
+	e.mu.Lock()
+	waiting := e.cache.receiving[channel]
+	few := len(waiting) <= fewWaiting
+	for r := range waiting {
+		if few || r.phase != parked {
+			on, _ := r.on(channel)
+			e.wakeLocked(r, on)
+		}
+	}
+	e.mu.Unlock()
+	if !few {
+		e.matching.add(id)
+	}
+	e.coldEvents.add(id)
+}
+
+// eventIDs takes the ids that were counted.
+func eventIDs(counted *tally) (ids []int64, more bool) {
+	counts, more := counted.take()
+	for name := range counts {
+		if id, err := strconv.ParseInt(name, 10, 64); err == nil { // as FormatInt has written it
+			ids = append(ids, id)
+		}
+	}
+	return ids, more
+}
+
+// matchLoop asks which of the many runs parked here events are for, and wakes them.
+func (e *Engine) matchLoop(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-e.matching.some:
+		}
+		ids, more := eventIDs(e.matching)
+		if more {
+			e.lookForAll()
+		}
+		worker := e.lease.ID()
+		if len(ids) == 0 || worker == 0 {
+			continue
+		}
+		found := new([]string)
+		if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.MatchEvents(b, ids, worker, found) }); err != nil {
+			if ctx.Err() == nil {
+				e.logger.WarnContext(ctx, "looking for those who wait for an event failed; the next sweep will find them", "error", err)
+			}
+			continue
+		}
+		e.mu.Lock()
+		for _, id := range *found {
+			if r := e.cache.runs[id]; r != nil && r.phase == parked && len(r.listening) > 0 && r.listening[0].event != nil {
+				e.wakeLocked(r, r.listening[0])
+			}
+		}
+		e.mu.Unlock()
+	}
+}
+
+// eventSweepLoop looks, a little later, for those who wait for an event and are not in memory here.
+func (e *Engine) eventSweepLoop(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-e.coldEvents.some:
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(mailSweepDelay):
+		}
+		if err := e.sweepEventsHeardOf(ctx); err != nil && ctx.Err() == nil {
+			e.logger.WarnContext(ctx, "looking for those who wait for an event failed; the next sweep will find them", "error", err)
+		}
+	}
+}
+
+func (e *Engine) sweepEventsHeardOf(ctx context.Context) error {
+	ids, more := eventIDs(e.coldEvents)
+	if more {
+		_, err := e.sweepEvents(ctx)
+		return err
+	}
+	for again := len(ids) > 0; again; {
+		woken, full := new([]store.Named), new(bool)
+		if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.SweepEventsFor(b, ids, eventRuns, woken, full) }); err != nil {
+			return err
+		}
+		e.madeReady(*woken)
+		again = *full
+	}
+	return nil
+}
+
+// eventMarks say where sweeps of the events begin. An event stays when those who waited for it have had it, so the mark
+// rises with what was looked at. What comes to light below it is found by a full look, at those who wait.
+type eventMarks struct {
+	pace pace.Pace
+
+	mu    sync.Mutex
+	low   int64 // the sweep begins after it
+	noted int64 // what a look that is under way may have passed before it came to light
+}
+
+// note takes note of an event that was sent, which may come to light late.
+func (m *eventMarks) note(id int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.low, m.noted = min(m.low, id-1), min(m.noted, id-1)
+}
+
+// begin returns after which event a look begins.
+func (m *eventMarks) begin() int64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.noted = math.MaxInt64
+	return m.low
+}
+
+// rise moves the mark to where a look has come.
+func (m *eventMarks) rise(to int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.low = min(max(m.low, to), m.noted)
+}
+
+// sweepEvents makes parked runs ready that wait for an event which is there: a full look goes through those who wait, the
+// others through the events that have come since.
+func (e *Engine) sweepEvents(ctx context.Context) (int, error) {
+	began := time.Now()
+	if !e.events.pace.Begin(began) {
+		return e.sweepEventsSince(ctx)
+	}
+	total, err := e.sweepEventWaits(ctx)
+	e.events.pace.Took(time.Now(), time.Since(began))
+	return total, err
+}
+
+func (e *Engine) sweepEventsSince(ctx context.Context) (total int, err error) {
+	page := &store.EventPage{Last: e.events.begin(), Full: true}
+	mark := page.Last
+	for page.Full {
+		next, woken := &store.EventPage{Last: page.Last}, new([]store.Named)
+		if err := e.do(ctx, true, func(b *pgx.Batch) {
+			e.store.SweepEvents(b, next, e.config.MaxMessagesPerBatch, eventRuns, hotGrace, eventMargin, woken)
+		}); err != nil {
+			return total, err
+		}
+		total += len(*woken)
+		e.madeReady(*woken)
+		if next.Again {
+			continue // the same page: those made ready wait no more
+		}
+		mark = max(mark, next.Mark)
+		page = next
+	}
+	e.events.rise(mark)
+	return total, nil
+}
+
+func (e *Engine) sweepEventWaits(ctx context.Context) (total int, err error) {
+	e.events.begin()
+	until := new(int64)
+	if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.LastEvent(b, eventMargin, until) }); err != nil {
+		return 0, err
+	}
+	page := &store.WaitPage{Full: true}
+	for page.Full {
+		next, woken := &store.WaitPage{Last: page.Last}, new([]store.Named)
+		if err := e.do(ctx, true, func(b *pgx.Batch) {
+			e.store.SweepEventWaits(b, next, e.config.MaxMessagesPerBatch, hotGrace, woken)
+		}); err != nil {
+			return total, err
+		}
+		total += len(*woken)
+		e.madeReady(*woken)
+		page = next
+	}
+	e.events.rise(*until)
+	return total, nil
+}
