@@ -50,7 +50,9 @@ func (w *modelWorld) execute(ctx *workflow.Context, in modelInput) ([]string, er
 	return r.trace, nil
 }
 
-func (r *modelRun) see(format string, args ...any) { r.trace = append(r.trace, fmt.Sprintf(format, args...)) }
+func (r *modelRun) see(format string, args ...any) {
+	r.trace = append(r.trace, fmt.Sprintf(format, args...))
+}
 
 // seen stands for everything that the program has seen so far.
 func seen(trace []string) string {

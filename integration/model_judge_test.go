@@ -2,6 +2,7 @@ package integration_test
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 )
@@ -256,17 +257,12 @@ type modelRecord struct {
 	OK         bool // the step succeeded
 }
 
-// checkUndone: what was done in the last round is undone if the run failed, or was cancelled and asked to, the last first; in
-// any other case nothing is.
+// checkUndone: what a run has done is undone if undone says so, the last first; if not, nothing is.
 func checkUndone(p modelProgram, history []modelRecord, undone bool) error {
-	acts := p.acts(len(p.Rounds) - 1)
+	acts := map[string]modelOp{}
 	for round := range p.Rounds {
-		if !undone {
-			acts = nil
-			break
-		}
-		for name, op := range p.acts(round) {
-			acts[name] = op // a cancelled run has ended in any round
+		if undone {
+			maps.Copy(acts, p.acts(round)) // the names are different, and the run may have ended in any round
 		}
 	}
 	var want, got []string

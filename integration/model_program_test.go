@@ -143,7 +143,7 @@ func (w *modelWriter) emit(op modelOp) { w.ops = append(w.ops, op) }
 func (w *modelWriter) act() modelAct {
 	act := modelAct{
 		Name: w.name("act"), Tx: rapid.Bool().Draw(w.t, "tx"), Undo: w.chance(2, "undo"),
-		Takes: rapid.SampledFrom([]time.Duration{0, 0, 2, 10, 40}).Draw(w.t, "takes") * time.Millisecond, HasTimeout: w.chance(4, "timeout"),
+		Takes: time.Duration(rapid.SampledFrom([]int{0, 0, 2, 10, 40}).Draw(w.t, "takes")) * time.Millisecond, HasTimeout: w.chance(4, "timeout"),
 	}
 	switch w.between(1, 5, "fate") {
 	case 1:

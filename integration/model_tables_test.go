@@ -53,8 +53,8 @@ func (w *modelWorld) checkDone(ctx context.Context, p modelProgram, status workf
 	c := &checker{ctx: ctx, db: w.pool}
 	err := eachWith(c, line+`
 		select l.id, l.status, l.round, h.position, h.kind, h.name, h.payload ->> 'error' is null
-		from line l left join lateral (select * from romancy.history h where h.instance_id = l.id) h on true
-		where h.position is not null order by l.round, h.position`, func(r row) {
+		from line l join romancy.history h on h.instance_id = l.id
+		order by l.round, h.position`, func(r row) {
 		histories[r.Round] = append(histories[r.Round], modelRecord{r.Position, r.Kind, r.Name, r.OK})
 		switch {
 		case r.Kind == "activity" && r.OK:

@@ -133,7 +133,8 @@ func (c modelCheck) run(w *modelWorld) (err error) {
 	var errs []error
 	for i, p := range c.programs {
 		if err := w.judge(ctx, p, ends[i]); err != nil {
-			program, _ := json.Marshal(p) // data only
+			program, encoding := json.Marshal(p)
+			errs = append(errs, encoding)
 			errs = append(errs, fmt.Errorf("%s: %w\nprogram %s\nit saw\n\t%s\n%s", p.ID, err, program, strings.Join(ends[i].trace, "\n\t"), w.history(p.ID)))
 		}
 	}
