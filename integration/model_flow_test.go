@@ -50,7 +50,7 @@ func (w *modelWorld) execute(ctx *workflow.Context, in modelInput) ([]string, er
 	return r.trace, nil
 }
 
-func (r *modelRun) see(format string, args ...any) {
+func (r *modelRun) seef(format string, args ...any) {
 	r.trace = append(r.trace, fmt.Sprintf(format, args...))
 }
 
@@ -93,15 +93,15 @@ func (r *modelRun) step(op modelOp) error {
 		return workflow.SleepUntil(r.ctx, time.Unix(0, 0))
 	case opSideEffect:
 		value, err := workflow.SideEffect(r.ctx, "value", func() (int64, error) { return rand.Int64(), nil })
-		r.see("side effect %d", value)
+		r.seef("side effect %d", value)
 		return err
 	case opNow:
 		now, err := workflow.Now(r.ctx)
-		r.see("now %d", now.UnixMicro())
+		r.seef("now %d", now.UnixMicro())
 		return err
 	case opNewID:
 		id, err := workflow.NewID(r.ctx)
-		r.see("new id %s", id)
+		r.seef("new id %s", id)
 		return err
 	default:
 		return r.talk(op)
@@ -143,7 +143,7 @@ func (r *modelRun) talk(op modelOp) error {
 		for _, message := range messages {
 			keys = append(keys, message.Body.Key)
 		}
-		r.see("many %s %s", op.Channel, strings.Join(keys, " "))
+		r.seef("many %s %s", op.Channel, strings.Join(keys, " "))
 		return nil
 	case opSelect:
 		return r.choose(op)
@@ -168,7 +168,7 @@ func (r *modelRun) sawOutcome(what, out string, err error) error {
 	if errors.Is(err, workflow.ErrCancelled) {
 		return err
 	}
-	r.see("%s: %s", what, outcome(out, err))
+	r.seef("%s: %s", what, outcome(out, err))
 	return nil
 }
 
@@ -208,11 +208,11 @@ func (r *modelRun) receive(op modelOp) error {
 	message, err := workflow.Receive[crashMessage](r.ctx, op.Channel, options...)
 	switch {
 	case errors.Is(err, workflow.ErrTimeout):
-		r.see("nothing from %s", op.Channel)
+		r.seef("nothing from %s", op.Channel)
 	case err != nil:
 		return err
 	default:
-		r.see("message %s %s", op.Channel, message.Body.Key)
+		r.seef("message %s %s", op.Channel, message.Body.Key)
 	}
 	return nil
 }
@@ -227,12 +227,12 @@ func (r *modelRun) choose(op modelOp) error {
 			}))
 		case c.Channel != "":
 			cases = append(cases, workflow.OnMessage(c.Channel, func(message workflow.Message[crashMessage]) error {
-				r.see("chose message %s %s", message.Channel, message.Body.Key)
+				r.seef("chose message %s %s", message.Channel, message.Body.Key)
 				return nil
 			}))
 		default:
 			cases = append(cases, workflow.OnTimer(c.Timer, func() error {
-				r.see("chose the timer")
+				r.seef("chose the timer")
 				return nil
 			}))
 		}

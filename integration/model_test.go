@@ -133,7 +133,7 @@ func (c modelCheck) run(w *modelWorld) (err error) {
 	var errs []error
 	for i, p := range c.programs {
 		if err := w.judge(ctx, p, ends[i]); err != nil {
-			program, encoding := json.Marshal(p)
+			program, encoding := json.Marshal(p) //nolint:musttag // only to be read by people
 			errs = append(errs, encoding)
 			errs = append(errs, fmt.Errorf("%s: %w\nprogram %s\nit saw\n\t%s\n%s", p.ID, err, program, strings.Join(ends[i].trace, "\n\t"), w.history(p.ID)))
 		}
