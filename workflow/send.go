@@ -9,7 +9,6 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/romancy-go/romancy/bus"
-	"github.com/romancy-go/romancy/workflow/internal/commit"
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
 
@@ -62,15 +61,7 @@ func (e *Engine) deliver(ctx context.Context, ask store.Deliver) error {
 func (e *Engine) deliverWhenFree(ctx context.Context, ask store.Deliver) (store.Delivered, error) {
 	ask.KeepMicros = e.config.SendKeyRetention.Microseconds()
 	for wait := heldAtFirst; ; wait = min(2*wait, heldAtMost) {
-		if err := e.intake.enter(ctx); err != nil {
-			return store.Delivered{}, err
-		}
-		delivered, err := commit.Await(ctx, func(then func(store.Delivered, error)) {
-			e.committer.Deliver(nil, ask, func(delivered store.Delivered, err error) {
-				e.intake.leave()
-				then(delivered, err)
-			})
-		})
+		delivered, err := takeIn(ctx, e.intake, func(then func(store.Delivered, error)) { e.committer.Deliver(nil, ask, then) })
 		if err != nil || !delivered.Held {
 			return delivered, outward(err)
 		}

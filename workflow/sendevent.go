@@ -9,7 +9,6 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/romancy-go/romancy/bus"
-	"github.com/romancy-go/romancy/workflow/internal/commit"
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
 
@@ -28,7 +27,7 @@ func (e *Engine) SendEvent(ctx context.Context, event OutgoingEvent) error {
 		return err
 	}
 	for wait := heldAtFirst; ; wait = min(2*wait, heldAtMost) {
-		held, err := commit.Await(ctx, func(then func(bool, error)) { e.committer.SendEvent(nil, ask, then) })
+		held, err := takeIn(ctx, e.intake, func(then func(bool, error)) { e.committer.SendEvent(nil, ask, then) })
 		if err != nil {
 			return fmt.Errorf("send event %q of %q: %w", ask.EventID, ask.Source, outward(err))
 		}
