@@ -39,17 +39,27 @@ func newReadyMarks(names []string, used *priorities) *readyMarks {
 	return m
 }
 
-// begin returns where the next look for runs of these workflows begins, unless it is a full one. Priorities that nobody here
-// has seen in use are left to the next full look.
+// begin returns where the next look for runs of these workflows begins, unless it is a full one: in the order of urgency, a
+// mark for each priority that has been seen in use, and between those a range without one.
 func (m *readyMarks) begin(names []string) (marks []store.Since, full bool) {
 	m.began = time.Now()
 	if m.pace.Begin(m.began) {
 		return nil, true
 	}
 	for _, name := range names {
+		unseen := false
 		for priority := int16(HighestPriority); priority >= LowestPriority; priority-- {
-			if m.used.seen(priority) {
-				marks = append(marks, store.Since{Workflow: name, Priority: priority, Mark: m.marks[name][priority-LowestPriority]})
+			last := len(marks) - 1
+			switch {
+			case m.used.seen(priority):
+				mark := m.marks[name][priority-LowestPriority]
+				marks = append(marks, store.Since{Workflow: name, Priority: priority, Mark: &mark, Lowest: priority})
+				unseen = false
+			case unseen:
+				marks[last].Lowest = priority
+			default:
+				marks = append(marks, store.Since{Workflow: name, Priority: priority, Lowest: priority})
+				unseen = true
 			}
 		}
 	}
@@ -87,19 +97,19 @@ func (m *readyMarks) end(look *store.Look, full bool, offer store.Offer, err err
 	for i, name := range offer.Workflows {
 		switch {
 		case !cut && found[name] < offer.Allowed[i]: // that was all
-			m.move(name, full, look.Mark, LowestPriority, look.Mark)
+			m.move(name, look.Mark, LowestPriority, look.Mark)
 		case found[name] > 0:
-			m.move(name, full, look.Mark, lowest[name], last[name])
+			m.move(name, look.Mark, lowest[name], last[name])
 		}
 	}
 }
 
 // move moves the marks of a workflow. Of the lowest priority found there may be more after the last one, of the priorities
 // below all that there were.
-func (m *readyMarks) move(name string, full bool, mark int64, lowest int16, last int64) {
+func (m *readyMarks) move(name string, mark int64, lowest int16, last int64) {
 	for level := range m.marks[name] {
 		switch priority := int16(level) + LowestPriority; {
-		case !full && !m.used.seen(priority): // not looked for
+		case !m.used.seen(priority): // it has no mark
 		case priority > lowest:
 			m.marks[name][level] = mark
 		case priority == lowest:

@@ -46,7 +46,8 @@ func statements() map[string]statement {
 		"FindRuns":   {arguments: ids, bare: true},
 		"ClaimReady": {arguments: "array['order', 'unknown'], 1, array[50, 100], 120, 1000000", mayScan: "workers"},
 		"ClaimReadyFrom": {arguments: "array['order', 'unknown'], 1, array[50, 100], 120, 1000000, " +
-			"array['order', 'order', 'unknown', 'unknown'], array[1, 0, 1, 0]::smallint[], array[0, 0, 0, 0]", mayScan: "workers"},
+			"array['order', 'order', 'order', 'unknown', 'unknown', 'unknown'], array[9, 0, -1, 9, 0, -1]::smallint[], array[null, 0, null, null::bigint, 0, null], " +
+			"array[1, 0, -9, 1, 0, -9]::smallint[]", mayScan: "workers"},
 		"ClaimWaiting":        {arguments: ids + ", 1", mayScan: "workers"},
 		"LoadHistory":         {arguments: ids},
 		"LoadAttempts":        {arguments: ids},

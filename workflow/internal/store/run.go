@@ -136,11 +136,12 @@ type Offer struct {
 	Limit     int      // in all, at most
 }
 
-// Since is where a look for the ready runs of one priority begins.
+// Since is where a look for the ready runs of one priority begins, or of a range of them that has no mark.
 type Since struct {
 	Workflow string
 	Priority int16
-	Mark     int64 // microseconds since 1970
+	Mark     *int64 // microseconds since 1970; nil: all, of the priorities down to Lowest
+	Lowest   int16
 }
 
 // ClaimReady makes worker the owner of ready runs, of each workflow the most urgent and oldest first. The order of Claimed
@@ -154,7 +155,8 @@ func (s *Store) ClaimReadyFrom(b *pgx.Batch, worker int64, offer Offer, marks []
 	b.Queue(s.queries.Get("ClaimReadyFrom"), offer.Workflows, worker, offer.Allowed, offer.Limit, margin.Microseconds(),
 		column(marks, func(m Since) string { return m.Workflow }),
 		column(marks, func(m Since) int16 { return m.Priority }),
-		column(marks, func(m Since) int64 { return m.Mark }),
+		column(marks, func(m Since) *int64 { return m.Mark }),
+		column(marks, func(m Since) int16 { return m.Lowest }),
 	).Query(scanLook(into))
 }
 

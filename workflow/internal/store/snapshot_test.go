@@ -83,7 +83,7 @@ func TestLooksFromTheMarksStayCheapWhileAnOldSnapshotIsOpen(t *testing.T) {
 }
 
 func readyFrom(margin string, since int64) string {
-	return fmt.Sprintf("array['order'], 1, array[100], 100, %s, array['order', 'order'], array[1, 0]::smallint[], array[%[2]d, %[2]d]", margin, since)
+	return fmt.Sprintf("array['order'], 1, array[100], 100, %s, array['order', 'order', 'order'], array[9, 0, -1]::smallint[], array[null, %[2]d, null], array[1, 0, -9]::smallint[]", margin, since)
 }
 
 func waitArguments(since int) string {

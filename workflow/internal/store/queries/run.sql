@@ -75,21 +75,35 @@ from told t left join claimed c on true;
 -- name: ClaimReadyFrom
 -- The same from low-water marks on, one for each priority ($7) of a workflow ($6) that is known to be in use: $8, microseconds,
 -- or $5 microseconds ago if the clock has been set back beyond that. While an old snapshot is open, all that was ever ready
--- before would have to be stepped over.
+-- before would have to be stepped over. The priorities between those, down to $9, have no mark ($8 null), nor hardly any run.
 with found as materialized (
     select r.id
     from unnest($1::text[], $3::integer[]) as w(name, allowed) cross join lateral (
         select c.id
-        from unnest($6::text[], $7::smallint[], $8::bigint[]) as l(workflow, priority, since_us) cross join lateral (
-            select i.id
-            from romancy.instances i
-            where i.status = 'ready' and i.workflow = l.workflow and i.priority = l.priority
-              and i.ready_at >= least(to_timestamp(0) + l.since_us * interval '1 microsecond',
-                                      statement_timestamp() - $5::bigint * interval '1 microsecond')
-              and exists (select 1 from romancy.workers me where me.id = $2::bigint and me.lease_until > clock_timestamp())
-            order by i.ready_at
-            limit w.allowed
-            for no key update of i skip locked
+        from unnest($6::text[], $7::smallint[], $8::bigint[], $9::smallint[]) as l(workflow, priority, since_us, lowest) cross join lateral (
+            select marked.id from (
+                select i.id
+                from romancy.instances i
+                where l.since_us is not null
+                  and i.status = 'ready' and i.workflow = l.workflow and i.priority = l.priority
+                  and i.ready_at >= least(to_timestamp(0) + l.since_us * interval '1 microsecond',
+                                          statement_timestamp() - $5::bigint * interval '1 microsecond')
+                  and exists (select 1 from romancy.workers me where me.id = $2::bigint and me.lease_until > clock_timestamp())
+                order by i.ready_at
+                limit w.allowed
+                for no key update of i skip locked
+            ) marked
+            union all
+            select unmarked.id from (
+                select i.id
+                from romancy.instances i
+                where l.since_us is null
+                  and i.status = 'ready' and i.workflow = l.workflow and i.priority <= l.priority and i.priority >= l.lowest
+                  and exists (select 1 from romancy.workers me where me.id = $2::bigint and me.lease_until > clock_timestamp())
+                order by i.priority desc, i.ready_at
+                limit w.allowed
+                for no key update of i skip locked
+            ) unmarked
         ) c
         where l.workflow = w.name
         limit w.allowed
