@@ -27,6 +27,8 @@ const (
 	DefaultMaxPerBatch            = 100
 	DefaultMaxConcurrent          = 1000
 	DefaultMaxDeaths              = 5
+	DefaultEventRetention         = 24 * time.Hour
+	DefaultSendKeyRetention       = 24 * time.Hour
 )
 
 // Option configures an App. An option given twice counts the last time, except where it says otherwise.
@@ -58,6 +60,9 @@ type options struct {
 	maxRuns          int
 	maxActivities    int
 	maxDeaths        int
+	retention        time.Duration
+	eventRetention   time.Duration
+	sendKeyRetention time.Duration
 	listenURLs       []string
 	listeners        []*bus.Listener
 
@@ -206,6 +211,24 @@ func WithMaxDeaths(n int) Option {
 	return optionFunc(func(o *options) { o.maxDeaths = n })
 }
 
+// WithRetention sets how long runs that have ended are kept, with their history. Default: 0, for ever. They are removed in
+// small batches by the periodic job romancy_retention.
+func WithRetention(age time.Duration) Option {
+	return optionFunc(func(o *options) { o.retention = age })
+}
+
+// WithEventRetention sets how long an event is kept that names no time of its own (workflow.OutgoingEvent.Retention), for runs that
+// have yet to wait for it. Default: 24 h.
+func WithEventRetention(age time.Duration) Option {
+	return optionFunc(func(o *options) { o.eventRetention = age })
+}
+
+// WithSendKeyRetention sets how long a message that is sent again under its key (workflow.WithSendKey) is known to have been
+// sent. Default: 24 h.
+func WithSendKeyRetention(age time.Duration) Option {
+	return optionFunc(func(o *options) { o.sendKeyRetention = age })
+}
+
 // WithLogger sets where everything reports. Default: slog.Default().
 func WithLogger(logger *slog.Logger) Option {
 	return optionFunc(func(o *options) { o.loggerGiven, o.logger = true, logger })
@@ -272,6 +295,10 @@ func check(o options) (options, error) {
 		mistake("WithLease(%s) is too short: give at least 1s, or leave it out for 15s", o.lease)
 		o.lease = 0
 	}
+	if o.retention < 0 {
+		mistake("WithRetention(%s) is negative: give how long ended runs are kept, or 0 to keep them for ever", o.retention)
+		o.retention = 0
+	}
 	for _, duration := range []struct {
 		option   string
 		value    *time.Duration
@@ -279,6 +306,8 @@ func check(o options) (options, error) {
 	}{
 		{"WithNotifyFallbackInterval", &o.fallbackInterval, DefaultNotifyFallbackInterval},
 		{"WithNotifyReconnectDelay", &o.reconnectDelay, DefaultNotifyReconnectDelay},
+		{"WithEventRetention", &o.eventRetention, DefaultEventRetention},
+		{"WithSendKeyRetention", &o.sendKeyRetention, DefaultSendKeyRetention},
 	} {
 		// Milliseconds are what the parts count in.
 		if *duration.value < 0 || (*duration.value > 0 && *duration.value < time.Millisecond) {

@@ -80,6 +80,9 @@ func TestStartReportsAllMistakesAtOnce(t *testing.T) {
 		WithMaxConcurrentRuns(-4),
 		WithMaxConcurrentActivities(-5),
 		WithMaxDeaths(-6),
+		WithRetention(-time.Hour),
+		WithEventRetention(-time.Minute),
+		WithSendKeyRetention(time.Nanosecond),
 		WithOutboxPublisher(nil),
 		WithLogger(nil),
 		WithMeterProvider(nil),
@@ -99,6 +102,7 @@ func TestStartReportsAllMistakesAtOnce(t *testing.T) {
 		"WithNotifyReconnectDelay(1ns)", "0 for 1m0s",
 		"WithMaxWorkflowsPerBatch(-1)", "WithMaxTimersPerBatch(-2)", "WithMaxMessagesPerBatch(-3)", "0 for 100",
 		"WithMaxConcurrentRuns(-4)", "WithMaxConcurrentActivities(-5)", "0 for 1000", "WithMaxDeaths(-6)", "0 for 5",
+		"WithRetention(-1h0m0s)", "WithEventRetention(-1m0s)", "WithSendKeyRetention(1ns)", "0 for 24h0m0s",
 		"WithOutboxPublisher(nil)", "WithLogger(nil)", "WithMeterProvider(nil)", "WithTracerProvider(nil)", "WithRiver with a nil client",
 		"WithListenURL: ", `WithListenURL("")`, "WithListener(nil)", "3 ways to listen (WithListenURL 2 times, WithListener 1 times): give at most one",
 	)

@@ -48,6 +48,7 @@ func (a *App) build() (*parts, error) {
 		MeterProvider: o.meter, TracerProvider: o.tracer,
 		MaxWorkflowsPerBatch: o.maxWorkflows, MaxTimersPerBatch: o.maxTimers, MaxMessagesPerBatch: o.maxMessages,
 		MaxConcurrentRuns: o.maxRuns, MaxConcurrentActivities: o.maxActivities, MaxDeaths: o.maxDeaths,
+		Retention: o.retention, EventRetention: o.eventRetention, SendKeyRetention: o.sendKeyRetention,
 	})
 	errs = append(errs, err)
 	r.writer, err = outbox.NewWriter(outbox.WriterConfig{Schema: o.schema, Channels: o.channels, Notifier: r.notifier})
