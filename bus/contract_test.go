@@ -353,6 +353,7 @@ func TestSubscribeCtx(t *testing.T) {
 	}
 	e.publish(t, "topic", "x", 20, false)
 	receive(t, out).Nack()
+	eventually(t, "all have come", func() bool { return e.l.Status().Received >= 20 })
 	cancel()
 	closed(t, out)
 	// The next subscription has what is notified from then on, and the values of its context.

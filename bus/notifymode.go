@@ -42,8 +42,8 @@ func (m NotifyMode) String() string {
 const (
 	// maxOpenTransactions bounds what is remembered; beyond it, notifications go into their transactions.
 	maxOpenTransactions = 10_000
-	// maxOpenShare is how many times MaxPending payloads all open transactions together may have; each of the others gets
-	// by with one empty payload a channel.
+	// maxOpenShare is how many times MaxPending payloads all open transactions together may have, those being looked at not
+	// counted; each of the others gets by with one empty payload a channel.
 	maxOpenShare = 10
 	// A transaction is looked at when it has been open for another eighth of its age, so that the wait for it to end is
 	// proportional and a long one costs almost nothing; but at least every checkCeiling while it is younger than a

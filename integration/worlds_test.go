@@ -136,6 +136,12 @@ func (w *crashWorld) live() {
 	w.arrive(crashGroup)
 	w.pause(300*time.Millisecond, 600*time.Millisecond)
 	other := 1 - victim
+	// A step that does not end would use up the whole limit of a shutdown.
+	w.must(w.until("every trip has its route", func() (bool, error) {
+		var chosen int
+		err := w.pool.QueryRow(w.ctx, "select count(*) from romancy.history where kind = 'select' and instance_id like 'trip-%'").Scan(&chosen)
+		return chosen == trips, err
+	}))
 	w.must(w.workers[other].stop(w.ctx))
 	w.replace(other)
 	for i := range trips {
