@@ -295,27 +295,7 @@ func check(o options) (options, error) {
 		mistake("WithLease(%s) is too short: give at least 1s, or leave it out for 15s", o.lease)
 		o.lease = 0
 	}
-	if o.retention < 0 {
-		mistake("WithRetention(%s) is negative: give how long ended runs are kept, or 0 to keep them for ever", o.retention)
-		o.retention = 0
-	}
-	for _, duration := range []struct {
-		option   string
-		value    *time.Duration
-		fallback time.Duration
-	}{
-		{"WithNotifyFallbackInterval", &o.fallbackInterval, DefaultNotifyFallbackInterval},
-		{"WithNotifyReconnectDelay", &o.reconnectDelay, DefaultNotifyReconnectDelay},
-		{"WithEventRetention", &o.eventRetention, DefaultEventRetention},
-		{"WithSendKeyRetention", &o.sendKeyRetention, DefaultSendKeyRetention},
-	} {
-		// Milliseconds are what the parts count in.
-		if *duration.value < 0 || (*duration.value > 0 && *duration.value < time.Millisecond) {
-			mistake("%s(%s) is not a usable duration: give at least 1ms, or 0 for %s", duration.option, *duration.value, duration.fallback)
-			*duration.value = 0
-		}
-		setDefault(duration.value, duration.fallback)
-	}
+	errs = append(errs, checkDurations(&o)...)
 	for _, size := range []struct {
 		option   string
 		value    *int
@@ -446,4 +426,30 @@ func setDefault[T comparable](value *T, fallback T) {
 	if *value == zero {
 		*value = fallback
 	}
+}
+
+// checkDurations puts defaults in the place of durations that were left out, and of those that cannot be used, which it reports.
+func checkDurations(o *options) (mistakes []error) {
+	if o.retention < 0 {
+		mistakes = append(mistakes, fmt.Errorf("WithRetention(%s) is negative: give how long ended runs are kept, or 0 to keep them for ever", o.retention))
+		o.retention = 0
+	}
+	for _, duration := range []struct {
+		option   string
+		value    *time.Duration
+		fallback time.Duration
+	}{
+		{"WithNotifyFallbackInterval", &o.fallbackInterval, DefaultNotifyFallbackInterval},
+		{"WithNotifyReconnectDelay", &o.reconnectDelay, DefaultNotifyReconnectDelay},
+		{"WithEventRetention", &o.eventRetention, DefaultEventRetention},
+		{"WithSendKeyRetention", &o.sendKeyRetention, DefaultSendKeyRetention},
+	} {
+		// Milliseconds are what the parts count in.
+		if *duration.value < 0 || (*duration.value > 0 && *duration.value < time.Millisecond) {
+			mistakes = append(mistakes, fmt.Errorf("%s(%s) is not a usable duration: give at least 1ms, or 0 for %s", duration.option, *duration.value, duration.fallback))
+			*duration.value = 0
+		}
+		setDefault(duration.value, duration.fallback)
+	}
+	return mistakes
 }
