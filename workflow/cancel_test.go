@@ -236,6 +236,63 @@ func TestCancelledRunGoesOnUndoingElsewhere(t *testing.T) {
 	}
 }
 
+// A run that is cancelled when its function has returned, and only a step beside it is still under way, undoes its steps; a worker
+// that takes it over in the middle of that finds no command for what history says, and goes on undoing.
+func TestRunCancelledAtItsEndGoesOnUndoingElsewhere(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	var undone tally
+	there, release := make(chan struct{}, 10), make(chan struct{})
+	reserve := workflow.DefineActivity("reserve", func(_ context.Context, n int) (int, error) { return n, nil }).
+		WithCompensation(func(ctx context.Context, _, _ int) error {
+			if undone.add("reserve") > 1 {
+				return nil
+			}
+			there <- struct{}{}
+			select {
+			case <-release:
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		})
+	hang := workflow.DefineActivity("hang", func(ctx context.Context, _ int) (int, error) {
+		there <- struct{}{}
+		<-ctx.Done()
+		return 0, ctx.Err()
+	})
+	flow := workflow.Define("returned", func(ctx *workflow.Context, _ int) (int, error) {
+		if _, err := reserve.Execute(ctx, 1); err != nil {
+			return 0, err
+		}
+		hang.Go(ctx, 0)
+		return 1, nil
+	})
+	one := startWorker(t, pool, []workflow.Definition{flow})
+	ctx := testContext(t)
+	run, err := flow.Start(ctx, one.Engine, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-there
+	if err := one.Cancel(ctx, run.ID(), "no", workflow.Compensate()); err != nil {
+		t.Fatal(err)
+	}
+	<-there
+	over, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := one.Shutdown(over); err == nil {
+		t.Fatal("shut down within no time although a compensation was executing")
+	}
+	two := startWorker(t, pool, []workflow.Definition{flow})
+	_, err = flow.Run(two.Engine, run.ID()).Result(ctx)
+	close(release)
+	failed := new(workflow.RunError)
+	if !errors.As(err, &failed) || failed.Status != workflow.StatusCancelled || undone.of("reserve") != 2 {
+		t.Fatalf("got %v after %d attempts to undo", err, undone.of("reserve"))
+	}
+}
+
 func TestCancelSaysWhatItCannotDo(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Pool(t)

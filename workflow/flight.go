@@ -92,6 +92,13 @@ func (a *airspace) recorded(f *flight) bool {
 	return f.record != nil
 }
 
+// overtaken reports whether a flight that is wanted has landed without a result, because its run is cancelled.
+func (a *airspace) overtaken() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.ContainsFunc(a.flights, func(f *flight) bool { return f.state == landed && f.record == nil && !f.dropped })
+}
+
 // recallDelayed ends the goroutines that only wait, unless an attempt is under way, and returns when the first of their attempts is due:
 // the run can be parked until then.
 func (a *airspace) recallDelayed() (stay bool, due *int64) {
@@ -319,14 +326,16 @@ func (r *run) outcome(f *flight) ([]byte, error) {
 // awaitFlights waits until wanted says that enough of the flights have landed. If the run is cancelled meanwhile it waits until
 // all have noticed: what is recorded then decides what the workflow is told, now and in every later execution.
 func (r *run) awaitFlights(wanted func() bool) (outcome string) {
-	r.checkpoint()
 	if wanted() {
+		r.checkpoint() // a step that was interrupted has landed as well, without a record
 		return store.Landed
 	}
+	r.checkpoint()
 	if r.asked.Load() == nil {
 		r.takeOff()
 		r.settle()
 		if outcome, _ = r.await(&store.Wait{}, nil, wanted); outcome != store.Cancelled {
+			r.checkpoint()
 			return outcome
 		}
 	}
@@ -362,6 +371,7 @@ func (r *run) ground() {
 		f.stop()
 	}
 	r.awaitSilence()
+	r.checkpoint() // history knows more than this process of a step that was interrupted
 	for _, f := range r.air.flights {
 		r.air.mu.Lock() // one that only waited for its next attempt may be just landing
 		record := f.record

@@ -130,12 +130,15 @@ func (r *run) call() (output []byte, err error) {
 // end records how the workflow ended, undoing its steps first if it failed or is cancelled.
 func (r *run) end(output []byte, err error) {
 	next := new(continuation)
-	if err == nil || errors.As(err, &next) {
+	if past, _ := r.journal.Next(); past.Kind == journal.Failing && r.cancelled == nil && r.asked.Load() != nil {
+		r.cancelled = r.asked.Load() // an earlier execution learnt of it here, where it issued no command
+	}
+	if r.cancelled == nil && (err == nil || errors.As(err, &next)) {
 		if diverged := r.journal.End(); diverged != nil {
 			r.stuck(diverged)
 		}
 		// Steps that nobody has waited for belong to the run all the same.
-		if r.awaitLanding() == store.Cancelled {
+		if r.awaitLanding() == store.Cancelled || r.air.overtaken() {
 			r.cancelled = r.asked.Load()
 		}
 	}
