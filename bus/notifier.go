@@ -20,8 +20,6 @@ const (
 	closeGrace = 500 * time.Millisecond
 	// closeStep is how often it looks meanwhile.
 	closeStep = 5 * time.Millisecond
-	// maxRespite is how many windows the server is left alone at most, see respite.
-	maxRespite = 5
 	// reconnectCeiling is the longest wait between attempts to connect, short because wake-ups wait for it.
 	reconnectCeiling = 10 * time.Second
 )
@@ -32,8 +30,9 @@ type NotifierConfig struct {
 	// the pool's connections is used, so a pool that is used up delays no notification. Required.
 	Pool *pgxpool.Pool
 
-	// Window is the least time between two statements while there is much to send; a server that takes longer than that
-	// for one is left alone for as long again, up to five windows. The first after a pause leaves at once. Default 2 ms.
+	// Window is the least time between two statements while there is much to send. The first after a pause leaves at once;
+	// if there is much to send for long, up to two and a half windows pass, so that statements take a tenth of the time.
+	// A server that takes longer than a window for one is left alone for as long again, up to five windows. Default 2 ms.
 	Window time.Duration
 
 	// MaxPending is how many different payloads wait for each channel, and for each open transaction and channel; all open
@@ -108,9 +107,10 @@ type Notifier struct {
 	failing bool               // the last attempt to send failed
 	stop    context.CancelFunc // nil before Start
 	ready   *pending           // what is committed
-	open    map[string]*openTransaction
+	open    map[uint64]*openTransaction
 
 	openSize int // payloads of all that is in open
+	lookedAt int // payloads of those that are being looked at
 	rate     rate
 	unsent   error // what Close has to report
 }
@@ -133,7 +133,7 @@ func NewNotifier(cfg NotifierConfig) (*Notifier, error) {
 		closing: make(chan struct{}),
 		done:    make(chan struct{}),
 		ready:   newPending(cfg.MaxPending),
-		open:    map[string]*openTransaction{},
+		open:    map[uint64]*openTransaction{},
 	}, nil
 }
 
@@ -233,15 +233,15 @@ func (n *Notifier) run(ctx context.Context) {
 			dial.HangUp(conn)
 		}
 	}()
-	var graceOver, last time.Time
-	var took time.Duration
+	var graceOver time.Time
+	ration := newRation(n.cfg.Window)
 	for {
 		closing := n.await(ctx)
 		if closing && graceOver.IsZero() {
 			graceOver = time.Now().Add(closeGrace)
 		}
 		if !closing {
-			n.pause(n.respite(took) - time.Since(last))
+			n.pause(time.Until(ration.next()))
 		}
 		if ctx.Err() != nil {
 			n.giveUp(ctx.Err())
@@ -255,10 +255,10 @@ func (n *Notifier) run(ctx context.Context) {
 		if work.empty() {
 			continue
 		}
-		last = time.Now()
+		began := time.Now()
 		retry.attempt()
 		if conn, err = n.send(ctx, conn, work); err == nil {
-			took = time.Since(last)
+			ration.spend(began, time.Now())
 			retry.healthy()
 			n.recovered()
 			continue
@@ -319,7 +319,9 @@ func (n *Notifier) drain(now time.Time, closing bool) *batch {
 		if closing || !tx.check.After(now) {
 			work.transactions = append(work.transactions, tx)
 			delete(n.open, xid)
-			n.openSize -= tx.messages.size()
+			size := tx.messages.size()
+			n.openSize -= size
+			n.lookedAt += size
 		}
 	}
 	return work
@@ -330,12 +332,6 @@ func (n *Notifier) finished(graceOver bool) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.ready.empty() && (graceOver || len(n.open) == 0)
-}
-
-// respite returns the least time between the beginnings of two statements, of which the last one took that long. A server
-// that takes long is busy: a larger batch a little later costs it less than two small ones.
-func (n *Notifier) respite(took time.Duration) time.Duration {
-	return max(n.cfg.Window, took+min(took, maxRespite*n.cfg.Window))
 }
 
 // pause waits for d, or until the notifier is being closed.
@@ -355,6 +351,7 @@ func (n *Notifier) pause(d time.Duration) {
 func (n *Notifier) failed(work *batch, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	n.lookedAt = 0
 	newer := n.ready.messages()
 	n.ready = newPending(n.cfg.MaxPending)
 	n.ready.add(work.ready...)

@@ -3,7 +3,6 @@ package bus
 import (
 	"context"
 	"errors"
-	"strconv"
 
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/metric"
@@ -72,10 +71,10 @@ func (m *notifierMetrics) collapse(payloads int) {
 	}
 }
 
-// sentBatch counts a statement, and the notifications that it says it has sent.
-func (m *notifierMetrics) sentBatch(ctx context.Context, count string) {
+// sentBatch counts a statement, and the notifications that it has sent.
+func (m *notifierMetrics) sentBatch(ctx context.Context, sent int64) {
 	m.batches.Add(ctx, 1)
-	if sent, err := strconv.ParseInt(count, 10, 64); err == nil && sent > 0 { // it is the server's count(*)
+	if sent > 0 {
 		m.sent.Add(ctx, sent)
 	}
 }

@@ -1,7 +1,6 @@
 package bus
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"strconv"
@@ -42,8 +41,8 @@ func (m NotifyMode) String() string {
 const (
 	// maxOpenTransactions bounds what is remembered; beyond it, notifications go into their transactions.
 	maxOpenTransactions = 10_000
-	// maxOpenShare is how many times MaxPending payloads all open transactions together may have, those being looked at not
-	// counted; each of the others gets by with one empty payload a channel.
+	// maxOpenShare is how many times MaxPending payloads all open transactions together may have; each of those beyond gets
+	// by with one empty payload a channel.
 	maxOpenShare = 10
 	// A transaction is looked at when it has been open for another eighth of its age, so that the wait for it to end is
 	// proportional and a long one costs almost nothing; but at least every checkCeiling while it is younger than a
@@ -54,7 +53,7 @@ const (
 
 // openTransaction is a caller's transaction, and what to send when it has committed.
 type openTransaction struct {
-	xid      string // an xid8, which never wraps around
+	xid      uint64 // an xid8, which never wraps around
 	messages *pending
 	since    time.Time
 	check    time.Time // when to look next
@@ -103,10 +102,11 @@ func (n *Notifier) notifyTx(ctx context.Context, tx pgx.Tx, messages []Message, 
 		if err != nil {
 			return fmt.Errorf("notify: read the transaction's id: %w", err)
 		}
-		if _, err := strconv.ParseUint(xid, 10, 64); err != nil {
+		number, err := strconv.ParseUint(xid, 10, 64)
+		if err != nil || number == nobody {
 			return fmt.Errorf("notify: %q is no transaction id: give what pg_current_xact_id()::text returns", xid)
 		}
-		if n.remember(xid, messages) {
+		if n.remember(number, messages) {
 			return nil
 		}
 	}
@@ -142,7 +142,7 @@ func (n *Notifier) coalesces() bool {
 }
 
 // remember keeps messages until the transaction has ended, and reports whether the notifier still takes them.
-func (n *Notifier) remember(xid string, messages []Message) bool {
+func (n *Notifier) remember(xid uint64, messages []Message) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.closed {
@@ -155,7 +155,7 @@ func (n *Notifier) remember(xid string, messages []Message) bool {
 		n.open[xid] = tx
 	}
 	had := tx.messages.size()
-	if n.openSize >= maxOpenShare*n.cfg.MaxPending {
+	if n.openSize+n.lookedAt >= maxOpenShare*n.cfg.MaxPending {
 		tx.messages.limit = 0
 	}
 	n.metrics.collapse(tx.messages.add(messages...))
@@ -186,13 +186,14 @@ func (r *rate) hit(now time.Time) float64 {
 	return float64(r.count) + float64(r.earlier)*(1-gone)
 }
 
-// settle deals with what the server said about the transactions of a batch: one that is still open is kept.
-func (n *Notifier) settle(batch *batch, ended map[int]string) {
+// settle ends what the batch began: those of its transactions that are still open are kept.
+func (n *Notifier) settle(batch *batch, open map[*openTransaction]bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	n.lookedAt = 0
 	now := time.Now()
-	for i, tx := range batch.transactions {
-		if cmp.Or(ended[i+1], statusInProgress) == statusInProgress {
+	for _, tx := range batch.transactions {
+		if open[tx] {
 			tx.postpone(now, n.cfg.Window)
 			n.keepOpen(tx)
 		}
@@ -208,6 +209,3 @@ func (n *Notifier) keepOpen(tx *openTransaction) {
 	n.open[tx.xid] = tx
 	n.openSize += tx.messages.size()
 }
-
-// statusInProgress is pg_xact_status's word for a transaction that has not ended.
-const statusInProgress = "in progress"

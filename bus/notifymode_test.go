@@ -84,8 +84,7 @@ func TestWhatOpenTransactionsAnnounceIsBounded(t *testing.T) {
 	}
 	eventually(t, "all are remembered", func() bool { // but for the moment in which they are looked at
 		count, size := remembered()
-		// While some are looked at, as much may be remembered in their place.
-		if most := 2*maxOpenShare*limit + limit + transactions; size > most {
+		if most := maxOpenShare*limit + limit + transactions; size > most {
 			t.Fatalf("%d payloads are remembered, want %d at most", size, most)
 		}
 		return count == transactions

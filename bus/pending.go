@@ -4,41 +4,39 @@ package bus
 // payload, which tells its subscribers to look for themselves.
 type pending struct {
 	limit    int
-	channels []string // in the order they came
-	byName   map[string]*pendingChannel
+	channels indexed
+	contents []pendingChannel // by the channel's place
 }
 
 type pendingChannel struct {
-	payloads []string
-	known    map[string]struct{}
+	payloads indexed
 	more     bool
 }
 
-func newPending(limit int) *pending {
-	return &pending{limit: limit, byName: map[string]*pendingChannel{}}
-}
+func newPending(limit int) *pending { return &pending{limit: limit} }
 
 // add returns how many payloads were replaced by an empty one.
 func (p *pending) add(messages ...Message) (collapsed int) {
 	for _, m := range messages {
-		c := p.byName[m.Channel]
-		if c == nil {
-			c = &pendingChannel{known: map[string]struct{}{}}
-			p.byName[m.Channel] = c
-			p.channels = append(p.channels, m.Channel)
+		place, known := p.channels.place(m.Channel)
+		if !known {
+			p.channels.append(m.Channel)
+			p.contents = append(p.contents, pendingChannel{})
 		}
-		if _, known := c.known[m.Payload]; known {
-			continue
-		}
-		if m.Payload == "" || len(c.payloads) >= p.limit {
-			if m.Payload != "" {
-				collapsed++
-			}
+		c := &p.contents[place]
+		if m.Payload == "" {
 			c.more = true
 			continue
 		}
-		c.known[m.Payload] = struct{}{}
-		c.payloads = append(c.payloads, m.Payload)
+		if _, known := c.payloads.place(m.Payload); known {
+			continue
+		}
+		if len(c.payloads.texts) >= p.limit {
+			collapsed++
+			c.more = true
+			continue
+		}
+		c.payloads.append(m.Payload)
 	}
 	return collapsed
 }
@@ -46,27 +44,66 @@ func (p *pending) add(messages ...Message) (collapsed int) {
 // size is how many messages there are.
 func (p *pending) size() int {
 	size := 0
-	for _, c := range p.byName {
-		size += len(c.payloads)
-		if c.more {
+	for i := range p.contents {
+		size += len(p.contents[i].payloads.texts)
+		if p.contents[i].more {
 			size++
 		}
 	}
 	return size
 }
 
-func (p *pending) empty() bool { return len(p.channels) == 0 }
+func (p *pending) empty() bool { return len(p.contents) == 0 }
 
 func (p *pending) messages() []Message {
-	var messages []Message
-	for _, name := range p.channels {
-		c := p.byName[name]
-		for _, payload := range c.payloads {
+	messages := make([]Message, 0, p.size())
+	for i, name := range p.channels.texts {
+		for _, payload := range p.contents[i].payloads.texts {
 			messages = append(messages, Message{Channel: name, Payload: payload})
 		}
-		if c.more {
+		if p.contents[i].more {
 			messages = append(messages, Message{Channel: name})
 		}
 	}
 	return messages
+}
+
+// indexed is a list of different texts. Most are short, because most transactions announce one thing or two, and those do
+// without a map.
+type indexed struct {
+	texts  []string
+	places map[string]int // nil while there are few
+}
+
+// fewTexts are compared one by one.
+const fewTexts = 8
+
+// place returns where text is, or where it would be appended.
+func (x *indexed) place(text string) (place int, known bool) {
+	if x.places != nil {
+		if place, known = x.places[text]; known {
+			return place, true
+		}
+		return len(x.texts), false
+	}
+	for i, t := range x.texts {
+		if t == text {
+			return i, true
+		}
+	}
+	return len(x.texts), false
+}
+
+// append adds a text that is not yet there.
+func (x *indexed) append(text string) {
+	x.texts = append(x.texts, text)
+	switch {
+	case x.places != nil:
+		x.places[text] = len(x.texts) - 1
+	case len(x.texts) > fewTexts:
+		x.places = make(map[string]int, 4*fewTexts)
+		for i, t := range x.texts {
+			x.places[t] = i
+		}
+	}
 }

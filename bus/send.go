@@ -34,50 +34,55 @@ func (n *Notifier) send(ctx context.Context, conn *pgx.Conn, work *batch) (*pgx.
 			return nil, fmt.Errorf("connect: %w", err)
 		}
 	}
-	ended, err := n.statement(ctx, conn, work)
+	open, err := n.statement(ctx, conn, work)
 	var refusal *pgconn.PgError
 	if errors.As(err, &refusal) && strings.HasPrefix(refusal.Code, "22") {
 		// A text that the database's encoding cannot hold. It must not hold up the others for ever.
 		n.dropUnsendable(ctx, conn, work)
-		ended, err = n.statement(ctx, conn, work)
+		open, err = n.statement(ctx, conn, work)
 	}
 	if err != nil {
 		dial.HangUp(conn)
 		return nil, err
 	}
-	n.metrics.sentBatch(ctx, ended[0])
-	n.settle(work, ended)
+	n.settle(work, open)
 	return conn, nil
 }
 
-// statement sends the batch and returns the status of its transactions by their place, beginning with 1; at place 0 is how
-// many notifications were sent.
-func (n *Notifier) statement(ctx context.Context, conn *pgx.Conn, work *batch) (map[int]string, error) {
+// nobody owns what is committed already.
+const nobody = uint64(0)
+
+// statement sends the batch and returns those of its transactions that have not ended.
+func (n *Notifier) statement(ctx context.Context, conn *pgx.Conn, work *batch) (open map[*openTransaction]bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, sendTimeout)
 	defer cancel()
 	messages := slices.Clone(work.ready)
-	owners := slices.Repeat([]int32{0}, len(messages)) // nobody's
-	xids := make([]string, len(work.transactions))
-	for i, tx := range work.transactions {
-		xids[i] = tx.xid
+	xids := slices.Repeat([]uint64{nobody}, len(messages))
+	owners := make([]*openTransaction, len(messages))
+	for _, tx := range work.transactions {
 		for _, m := range tx.messages.messages() {
 			messages = append(messages, m)
-			owners = append(owners, int32(i+1))
+			xids = append(xids, tx.xid)
+			owners = append(owners, tx)
 		}
 	}
 	channels, payloads := columns(messages)
-	rows, err := conn.Query(ctx, queries.Get("Send"), xids, channels, payloads, owners)
+	rows, err := conn.Query(ctx, queries.Get("Send"), channels, payloads, xids)
 	if err != nil {
 		return nil, err
 	}
-	ended := map[int]string{}
+	open = map[*openTransaction]bool{}
 	var place int
-	var status string
-	_, err = pgx.ForEachRow(rows, []any{&place, &status}, func() error {
-		ended[place] = status
+	var running bool
+	tag, err := pgx.ForEachRow(rows, []any{&place, &running}, func() error {
+		open[owners[place-1]] = running
 		return nil
 	})
-	return ended, err
+	if err != nil {
+		return nil, err
+	}
+	n.metrics.sentBatch(ctx, int64(len(messages))-tag.RowsAffected())
+	return open, nil
 }
 
 // dropUnsendable takes out of the batch what the server refuses even to read.

@@ -1,24 +1,23 @@
 -- name: Send
--- Sends what is committed, looks which of the transactions $1 have ended, and sends what belongs to those that committed.
--- $4 tells whose each message is: 0 for nobody's, else the transaction's place in $1. synchronous_commit is set for this
+-- Sends message ($1, $2) if it is nobody's ($3 is '0') or belongs to a transaction ($3, its id) that has committed. Returns
+-- the places of the others, and whether their transactions may still commit. synchronous_commit is set for this
 -- transaction alone: behind a pooler the session is not ours. A transaction at or beyond the snapshot's xmax has not
 -- ended; asking for its status would be an error after a failover to a server that never saw it. No status means that it
 -- ended too long ago to be known: then a needless wake-up is better than a lost one.
-with quick as materialized (
-    select set_config('synchronous_commit', 'off', true)
-), tx as materialized (
-    select t.n, case when t.xid::xid8 >= pg_snapshot_xmax(pg_current_snapshot()) then 'in progress'
-                     else coalesce(pg_xact_status(t.xid::xid8), 'committed') end as status
-    from unnest($1::text[]) with ordinality as t(xid, n)
-), sent as materialized (
-    select pg_notify(m.channel, m.payload)
-    from quick
-    cross join unnest($2::text[], $3::text[], $4::int[]) as m(channel, payload, n)
-    where m.n = 0 or m.n in (select tx.n from tx where tx.status = 'committed')
+with moment as materialized (
+    select set_config('synchronous_commit', 'off', true), pg_snapshot_xmax(pg_current_snapshot()) as xmax
 )
-select 0::bigint as n, count(*)::text as status from sent
-union all
-select tx.n, tx.status from tx;
+select m.place, asked.status = 'in progress' as open
+from moment
+cross join unnest($1::text[], $2::text[], $3::xid8[]) with ordinality as m(channel, payload, xid, place)
+cross join lateral (
+    select case when m.xid = '0' then 'committed'
+                when m.xid >= moment.xmax then 'in progress'
+                else coalesce(pg_xact_status(m.xid), 'committed') end as status
+    offset 0 -- asked once: the second answer could be another
+) as asked
+where case asked.status when 'committed' then pg_notify(m.channel, m.payload) is null -- never, what it returns is void
+                        else true end;
 
 -- name: NotifyInTransaction
 select count(pg_notify(m.channel, m.payload))

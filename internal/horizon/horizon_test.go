@@ -61,7 +61,9 @@ func TestTheCulpritIsNamed(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			pool := pgtest.Pool(t)
+			// Of its own: snapshots count the transactions of all databases of a server, so that another test's would make the
+			// later one as old as itself. Autovacuum's would, too.
+			pool := pgtest.Connect(t, pgtest.Private(t, pgtest.Setting("autovacuum", "off")).URL())
 			culprit := session(t, pool, "analytics")
 			exec(t, culprit, begin...)
 			// A snapshot taken later is as old, because the first transaction is still running when it is taken.
