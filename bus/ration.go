@@ -9,13 +9,15 @@ const (
 	rationShare = 10
 	// rationBurst is how many windows' worth of statements may be sent ahead of that.
 	rationBurst = 2
+	// longestPause is how many windows pass at most until a statement has earned its time.
+	longestPause = 4
 	// maxRespite is how many windows a slow server is left alone at most.
 	maxRespite = 5
 )
 
 // ration says when the next statement may be sent: a window after the last at the earliest. After a time with little to
 // send there is something saved up, and a burst is sent window by window. While there is much to send for long,
-// statements get their share of the time, or two and a half windows pass, whichever comes first.
+// statements get their share of the time, or longestPause passes, whichever is shorter.
 type ration struct {
 	window time.Duration
 	saved  time.Duration // of the server's time; negative after a statement that took more
@@ -35,7 +37,7 @@ func (r *ration) next() time.Time {
 	took := r.ended.Sub(r.began)
 	pause := max(r.window, took+min(took, maxRespite*r.window)) // a busy server gains more from a larger batch a little later
 	if r.saved < 0 {
-		pause = max(pause, min(-r.saved*rationShare, r.window*5/2))
+		pause = max(pause, min(-r.saved*rationShare, longestPause*r.window))
 	}
 	return r.began.Add(pause)
 }

@@ -127,7 +127,7 @@ const (
 func compareWays(ctx context.Context, b *bench, pool *pgxpool.Pool, ways []notifyWay, writers int) (results []wayResult, err error) {
 	span, budget := 250*time.Millisecond, 45*time.Second
 	if b.quick {
-		span, budget = 100*time.Millisecond, 12*time.Second
+		span, budget = 100*time.Millisecond, 15*time.Second
 	}
 	listener, err := startListener(ctx, pool)
 	if err != nil {

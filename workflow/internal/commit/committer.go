@@ -32,9 +32,28 @@ var (
 	ErrLocked = errors.New("held by another transaction")
 )
 
-// worthALane is how many operations must be waiting before another lane takes them while a flush is under way, and no fewer
-// than that flush has: shared commits cost less than what a few gain by leaving at once.
+// worthALane is how many operations must be waiting before another lane takes them while a flush of their class is under way,
+// and no fewer than that flush has: shared commits cost less than what a few gain by leaving at once.
 const worthALane = 64
+
+// A class is the wakes, or everything else. Wakes are answered before the disk has them, and wait for no flush that does.
+type class struct {
+	free   int // queued operations that a lane may take: those of runs that are not busy
+	flying int // operations of the flushes under way
+}
+
+// worth reports whether there is enough for a lane of its own.
+func (c *class) worth() bool {
+	return c.free > 0 && (c.flying == 0 || c.free >= max(worthALane, c.flying))
+}
+
+// classOf returns the class of op. The caller holds the mutex.
+func (c *Committer) classOf(op *operation) *class {
+	if op.wakes() {
+		return &c.wakes
+	}
+	return &c.others
+}
 
 // maxBatch bounds a flush, so that the first operation of a burst does not wait for all of it.
 const maxBatch = 2000
@@ -73,14 +92,13 @@ type Committer struct {
 	config Config
 	lanes  []*lane
 
-	mu           sync.Mutex
-	queue        []*operation
-	free         int                 // queued operations that a lane may take: those of runs that are not busy
-	busy         map[string]struct{} // runs with operations in a flush: what follows for them waits for its end
-	flying       int                 // operations of the flushes under way
-	disconnected bool                // the first lane is connecting
-	closed       bool
-	stopped      bool // what is queued is not carried out any more
+	mu            sync.Mutex
+	queue         []*operation
+	wakes, others class
+	busy          map[string]struct{} // runs with operations in a flush: what follows for them waits for its end
+	disconnected  bool                // the first lane is connecting
+	closed        bool
+	stopped       bool // what is queued is not carried out any more
 
 	closing, loops       context.Context //nolint:containedctx // their ends are Close's to give
 	endClosing, endLoops context.CancelFunc
@@ -193,7 +211,7 @@ func (c *Committer) submit(op *operation) {
 	}
 	c.queue = append(c.queue, op)
 	if _, busy := c.busy[op.run]; !busy {
-		c.free++
+		c.classOf(op).free++
 		c.rouse()
 	}
 }
@@ -213,10 +231,10 @@ func (c *Committer) rouse() {
 
 // recount follows a change of queue or busy. The caller holds the mutex.
 func (c *Committer) recount() {
-	c.free = 0
+	c.wakes.free, c.others.free = 0, 0
 	for _, op := range c.queue {
 		if _, busy := c.busy[op.run]; !busy {
-			c.free++
+			c.classOf(op).free++
 		}
 	}
 }

@@ -22,8 +22,8 @@ type lane struct {
 
 	// The goroutine's own.
 	conn   *pgx.Conn
-	direct bool     // the connection keeps its settings
-	taken  []string // the run of each operation of the flush under way
+	direct bool         // the connection keeps its settings
+	taken  []*operation // those of the flush under way
 
 	idle bool          // waits for wake; guarded by the committer's mutex
 	wake chan struct{} // holds a token once it is not idle any more
@@ -55,12 +55,12 @@ func (l *lane) needed() bool {
 	switch {
 	case c.stopped, c.closed && len(c.queue) == 0:
 		return true
-	case c.flying > 0:
-		return c.free >= max(worthALane, c.flying)
+	case c.wakes.flying+c.others.flying > 0:
+		return c.wakes.worth() || c.others.worth()
 	case l.extra:
-		return c.free > 0 && c.disconnected && l.conn != nil
+		return c.wakes.free+c.others.free > 0 && c.disconnected && l.conn != nil
 	default:
-		return c.free > 0
+		return c.wakes.free+c.others.free > 0
 	}
 }
 
@@ -92,13 +92,14 @@ func (l *lane) take() []*operation {
 	c := l.committer
 	ops := make([]*operation, 0, min(len(c.queue), maxBatch))
 	rest := c.queue[:0]
+	wakes, others := c.wakes.worth(), c.others.worth()
 	for i, op := range c.queue {
 		// What has lost connections before may be what ends them, and goes alone.
 		if full := len(ops) == maxBatch || len(ops) > 0 && (op.losses > 1 || ops[0].losses > 1); full {
 			rest = append(rest, c.queue[i:]...)
 			break
 		}
-		if _, busy := c.busy[op.run]; busy {
+		if _, busy := c.busy[op.run]; busy || op.wakes() && !wakes || !op.wakes() && !others {
 			rest = append(rest, op)
 			continue
 		}
@@ -106,14 +107,14 @@ func (l *lane) take() []*operation {
 	}
 	clear(c.queue[len(rest):])
 	c.queue = rest
-	if wakes, others := apart(ops); len(others) > 0 {
+	if wakes, others := apart(ops, c.idleLane()); len(others) > 0 {
 		ops, c.queue = wakes, slices.Concat(others, c.queue)
 	}
 	for _, op := range ops {
 		c.busy[op.run] = struct{}{}
-		l.taken = append(l.taken, op.run)
+		c.classOf(op).flying++
 	}
-	c.flying += len(ops)
+	l.taken = slices.Clone(ops)
 	c.flushes++
 	c.operations += int64(len(ops))
 	c.recount()
@@ -121,17 +122,21 @@ func (l *lane) take() []*operation {
 	return ops
 }
 
+// idleLane reports whether another lane is ready to take what this one leaves. The caller holds the mutex.
+func (c *Committer) idleLane() bool {
+	return slices.ContainsFunc(c.lanes, func(l *lane) bool { return l.idle && l.conn != nil })
+}
+
 // done ends a flush. What is unfinished goes back to where it was, in front of what came later.
 func (l *lane) done(unfinished []*operation) {
 	c := l.committer
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, run := range l.taken {
-		delete(c.busy, run)
+	for _, op := range l.taken {
+		delete(c.busy, op.run)
+		c.classOf(op).flying--
 	}
-	c.flying -= len(l.taken)
-	clear(l.taken)
-	l.taken = l.taken[:0]
+	l.taken = nil
 	if len(unfinished) > 0 {
 		c.queue = slices.Concat(unfinished, c.queue)
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -57,11 +58,7 @@ func TestASecondLaneOvertakesASlowFlushExceptForItsOwnRun(t *testing.T) {
 	}
 	released, finished := make(chan error, 1), make(chan error, 1)
 	c.Release(store.Fence{ID: "slow", Token: 1}, func(_ store.Named, err error) { released <- err })
-	for waiting := 0; waiting == 0; {
-		if err := pool.QueryRow(ctx, "select count(*) from pg_locks l join pg_database d on d.oid = l.database or l.database is null where not l.granted and d.datname = current_database()").Scan(&waiting); err != nil {
-			t.Fatal(err)
-		}
-	}
+	awaitBlocked(t, pool)
 	c.Finish(nil, store.Finish{Fence: store.Fence{ID: "slow", Token: 1}, Status: "completed"}, func(_ struct{}, err error) { finished <- err })
 	var wg sync.WaitGroup
 	for i := range 100 {
@@ -89,6 +86,66 @@ func TestASecondLaneOvertakesASlowFlushExceptForItsOwnRun(t *testing.T) {
 	}
 	if err := <-finished; !errors.Is(err, commit.ErrFenced) {
 		t.Errorf("finish of a run that was released before: %v, want ErrFenced", err)
+	}
+}
+
+// A run is woken while a flush of other runs waits for the database, and the few that ask for something else wait with it.
+func TestAWakeOvertakesASlowFlush(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	c := openTwo(t, pool)
+	ctx := within(t)
+	start(t, c, "slow")
+	start(t, c, "asleep")
+	if _, err := pool.Exec(ctx, "update romancy.instances set status = 'waiting', wake_at = now() where id = 'asleep'"); err != nil {
+		t.Fatal(err)
+	}
+	tx, err := pool.Begin(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.Background()) }()
+	if _, err := tx.Exec(ctx, "select 1 from romancy.instances where id = 'slow' for update"); err != nil {
+		t.Fatal(err)
+	}
+	released, started := make(chan error, 1), make(chan error, 1)
+	c.Release(store.Fence{ID: "slow", Token: 1}, func(_ store.Named, err error) { released <- err })
+	awaitBlocked(t, pool)
+	c.Start(store.Start{ID: "later", Workflow: "flow", Input: []byte("1")}, func(_ commit.Started, err error) { started <- err })
+	worker, durable := register(t, pool, time.Hour), make(chan error, 1)
+	waited, err := commit.Await(ctx, func(then func(store.Waited, error)) {
+		ask := store.Wake{Fence: store.Fence{ID: "asleep", Token: 1}}
+		c.Wake(worker, ask, then, func(err error) { durable <- err })
+	})
+	if err == nil {
+		err = <-durable
+	}
+	if err != nil || waited.Outcome != store.Due {
+		t.Errorf("wake: %+v, %v, want it due", waited, err)
+	}
+	select {
+	case err := <-released:
+		t.Fatalf("the first flush did not wait: %v", err)
+	case err := <-started:
+		t.Fatalf("one start alone took the lane that is for wakes: %v", err)
+	default:
+	}
+	if err := tx.Rollback(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(<-released, <-started); err != nil {
+		t.Error(err)
+	}
+}
+
+// awaitBlocked waits until a transaction of the database waits for a lock.
+func awaitBlocked(t *testing.T, pool *pgxpool.Pool) {
+	t.Helper()
+	for waiting := 0; waiting == 0; {
+		if err := pool.QueryRow(within(t), `select count(*) from pg_locks l join pg_database d on d.oid = l.database or l.database is null
+			where not l.granted and d.datname = current_database()`).Scan(&waiting); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

@@ -10,14 +10,19 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// apart returns the wakes among ops, and the others that they need not share a flush with: looks, and statements of no run
-// (heartbeats, claims, sweeps), for which the wakes would wait for the disk. There are none if runs have something to write, or
-// if one of the others has stood back before.
-func apart(ops []*operation) (wakes, others []*operation) {
+// wakes reports whether op lets a parked run go on.
+func (op *operation) wakes() bool { return op.kind == kindWake || op.kind == kindWakeEvent }
+
+// apart returns the wakes among ops, and the others if they are better not in one flush with them, because the wakes would
+// wait for the disk: another lane takes the others at once; or they are looks and statements of no run (heartbeats,
+// claims, sweeps), which can wait once.
+func apart(ops []*operation, idleLane bool) (wakes, others []*operation) {
 	for _, op := range ops {
 		switch {
-		case op.kind == kindWake || op.kind == kindWakeEvent:
+		case op.wakes():
 			wakes = append(wakes, op)
+		case idleLane:
+			others = append(others, op)
 		case (op.kind == kindLook || op.kind == kindLookEvent || op.kind == kindCustom) && !op.stoodBack:
 			others = append(others, op)
 		default:
@@ -28,13 +33,13 @@ func apart(ops []*operation) (wakes, others []*operation) {
 		return nil, nil
 	}
 	for _, op := range others {
-		op.stoodBack = true
+		op.stoodBack = op.stoodBack || !idleLane
 	}
 	return wakes, others
 }
 
 func onlyWakes(ops []*operation) bool {
-	return !slices.ContainsFunc(ops, func(op *operation) bool { return op.kind != kindWake && op.kind != kindWakeEvent })
+	return !slices.ContainsFunc(ops, func(op *operation) bool { return !op.wakes() })
 }
 
 // carryOutWakes carries out a flush that only wakes runs. They are answered when the statement is done and before the disk
