@@ -42,10 +42,9 @@ const (
 
 // waiting is what a parked run waits for.
 type waiting struct {
-	wait      store.Wait
-	remaining time.Duration // until the deadline, when it parked; meaningful if timed
-	timed     bool
-	nudged    bool // the moment it wakes at is not the deadline of what it waits for
+	wait   store.Wait
+	due    time.Time // its deadline by this process's monotonic clock; zero: it has none
+	nudged bool      // the moment it wakes at is not the deadline of what it waits for
 }
 
 // resumption is what a parked run's goroutine is told.
@@ -160,16 +159,19 @@ func (e *Engine) park(r *run, w waiting, channels []listening) bool {
 	r.phase, r.waiting, r.waking, r.wakeAgain, r.due = parked, w, false, nil, false
 	r.element = e.cache.parked.PushBack(r)
 	e.listenLocked(r, channels)
-	if w.timed {
-		e.armLocked(r, w.remaining)
+	if r.timed() {
+		e.armLocked(r, w.due)
 	}
 	for e.cache.parked.Len() > e.config.CacheSize && e.evictLocked() {
 	}
 	return true
 }
 
-// armLocked has timerLoop look at r after remaining, counted by this process's monotonic clock.
-func (e *Engine) armLocked(r *run, remaining time.Duration) {
+// timed reports whether a parked run has a deadline.
+func (r *run) timed() bool { return !r.waiting.due.IsZero() }
+
+// armLocked has timerLoop look at r at a time by this process's monotonic clock.
+func (e *Engine) armLocked(r *run, at time.Time) {
 	// Runs that went on earlier left their deadlines behind. They are cleared out when they are the majority.
 	if e.cache.deadlines.Len() > 2*(e.cache.parked.Len()+len(e.cache.cold))+minDeadlines {
 		e.cache.deadlines.Keep(func(entry deadline.Entry) bool {
@@ -177,11 +179,11 @@ func (e *Engine) armLocked(r *run, remaining time.Duration) {
 			return held != nil && held.phase == parked && held.token == entry.Token || e.cache.cold[entry.ID] == entry.Token
 		})
 	}
-	e.pushDeadlineLocked(r.id, r.token, remaining)
+	e.pushDeadlineLocked(r.id, r.token, at)
 }
 
-func (e *Engine) pushDeadlineLocked(id string, token int64, remaining time.Duration) {
-	if e.cache.deadlines.Push(deadline.Entry{At: time.Now().Add(max(remaining, 0)), ID: id, Token: token}) {
+func (e *Engine) pushDeadlineLocked(id string, token int64, at time.Time) {
+	if e.cache.deadlines.Push(deadline.Entry{At: at, ID: id, Token: token}) {
 		e.timers.give()
 	}
 }
@@ -198,7 +200,7 @@ func (e *Engine) evictLocked() bool {
 	}
 	r := front.Value.(*run) //nolint:forcetypeassert // the list holds nothing else
 	fence := store.Fence{ID: r.id, Token: r.token}
-	if r.waiting.timed {
+	if r.timed() {
 		e.cache.cold[r.id] = r.token
 	}
 	if r.due {

@@ -1,8 +1,11 @@
 package workflow
 
 import (
+	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/romancy-go/romancy/workflow/internal/store"
 )
 
 // databaseClock knows the database's time from what heartbeats have said, to within half of the fastest one's round trip. It
@@ -42,4 +45,65 @@ func (c *databaseClock) at(moment time.Time) (then time.Time, ok bool) {
 	}
 	between := best.asked.Add(best.uncertainty() / 2)
 	return time.UnixMicro(best.micros).Add(moment.Sub(between)), true
+}
+
+// clockWindow is for how long an answer of the database counts at least, and half as long as it counts at most: two clocks
+// drift apart by less than a millisecond in that time.
+const clockWindow = 30 * time.Second
+
+// dueClock tells when, by this process's monotonic clock, the database's clock shows a certain time. An answer that
+// says what time it is there has been under way for a while, with a commit for the time of a flush; the one that was
+// quickest of late comes closest to the truth, and none is too early.
+type dueClock struct {
+	base time.Time // what follows counts from here
+
+	mu           sync.Mutex
+	began        time.Time     // of the present window
+	lag, earlier time.Duration // the least time by which this process's clock is behind the database's, in this window and the one before
+}
+
+func newDueClock(now time.Time) *dueClock { return &dueClock{base: now} }
+
+// observe takes note that the database's clock showed micros, since 1970, at some time before at.
+func (c *dueClock) observe(micros int64, at time.Time) {
+	lag := at.Sub(c.base) - time.Duration(micros)*time.Microsecond
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch age := at.Sub(c.began); {
+	case c.began.IsZero() || age >= 2*clockWindow:
+		c.began, c.lag, c.earlier = at, lag, lag
+	case age >= clockWindow:
+		c.began, c.lag, c.earlier = at, lag, c.lag
+	default:
+		c.lag = min(c.lag, lag)
+	}
+}
+
+// when returns the time at which the database's clock shows micros. Something must have been observed before.
+func (c *dueClock) when(micros int64) time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.base.Add(min(c.lag, c.earlier) + time.Duration(micros)*time.Microsecond)
+}
+
+// readClock is told by the lease keeper what time it is.
+func (e *Engine) readClock(micros int64, asked, answered time.Time) {
+	e.metrics.clock.read(micros, asked, answered)
+	e.clock.observe(micros, answered)
+}
+
+// observeClock takes note of the database's time in an answer.
+func (e *Engine) observeClock(waited store.Waited) {
+	if waited.NowMicros != 0 {
+		e.clock.observe(waited.NowMicros, waited.Answered)
+	}
+}
+
+// due returns the deadline in an answer that has one, by this process's clock.
+func (e *Engine) due(waited store.Waited) time.Time {
+	if waited.NowMicros == 0 {
+		return time.Now().Add(micros(*waited.RemainingMicros))
+	}
+	e.observeClock(waited)
+	return e.clock.when(waited.NowMicros + *waited.RemainingMicros)
 }

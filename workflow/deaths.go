@@ -74,5 +74,5 @@ func (e *Engine) armLater(run store.TakenOver) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.cache.cold[run.ID] = run.Token
-	e.pushDeadlineLocked(run.ID, run.Token, *run.Until)
+	e.pushDeadlineLocked(run.ID, run.Token, time.Now().Add(*run.Until))
 }

@@ -225,6 +225,7 @@ type Engine struct {
 	glances             glances
 	mail                mailMarks
 	events              eventMarks
+	clock               *dueClock
 
 	mu    sync.Mutex // guards state and cache
 	state engineState
@@ -246,7 +247,7 @@ func NewEngine(config Config) (*Engine, error) {
 		claims: newSignal(), timers: newSignal(), takeovers: newSignal(), orphans: newSignal(), held: newSignal(),
 		published: newTally(), mailRuns: newTally(), mailChannels: newTally(), cold: newTally(),
 		admission: newAdmission(config), intake: make(intake, maxIntake),
-		matching: newTally(), coldEvents: newTally(),
+		matching: newTally(), coldEvents: newTally(), clock: newDueClock(time.Now()),
 	}
 	e.logger = slog.New(workerHandler{config.Logger.Handler(), func() int64 { return e.lease.ID() }})
 	for _, definition := range config.Workflows {
@@ -267,7 +268,7 @@ func NewEngine(config Config) (*Engine, error) {
 	e.lease = lease.New(lease.Config{
 		Store: statements, Committer: e.committer, Label: config.Label, Lease: config.Lease,
 		Listening: config.Listener.Healthy, Answered: config.Listener.Retry,
-		Clock: metrics.clock.read, Lost: e.leaseLost, Registered: e.claims.give, Expired: e.takeovers.give,
+		Clock: e.readClock, Lost: e.leaseLost, Registered: e.claims.give, Expired: e.takeovers.give,
 		Logger: e.logger,
 	})
 	e.watch = newWatch(e)

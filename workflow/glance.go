@@ -66,5 +66,6 @@ func (e *Engine) fill(ctx context.Context, shared *sharedGlance) {
 	e.glances.pace.Took(time.Now(), time.Since(began))
 	if err == nil {
 		shared.seen = *seen
+		e.clock.observe(seen.NowMicros, seen.Answered)
 	}
 }

@@ -1,6 +1,10 @@
 package workflow
 
-import "github.com/romancy-go/romancy/workflow/internal/slots"
+import (
+	"time"
+
+	"github.com/romancy-go/romancy/workflow/internal/slots"
+)
 
 // Runs execute in slots, of which there are MaxConcurrentRuns. A run has one from before it is claimed, created or woken until
 // it parks or its goroutine has ended: one that was taken from this worker, and is still in a step, has it as well.
@@ -66,8 +70,8 @@ func (e *Engine) serve(fair bool) {
 
 // dueElsewhereLocked has others look for a run that waits for a slot here and is dropped from memory.
 func (e *Engine) dueElsewhereLocked(r *run) {
-	if r.waiting.timed {
-		e.pushDeadlineLocked(r.id, r.token, 0)
+	if r.timed() {
+		e.pushDeadlineLocked(r.id, r.token, time.Now())
 	}
 	if len(r.listening) > 0 {
 		e.mailRuns.add(r.id)

@@ -297,7 +297,7 @@ func (e *Engine) armBeginning(run store.Start, when store.StartedLater) {
 	if e.executes() {
 		e.mu.Lock()
 		e.cache.cold[run.ID] = 1
-		e.pushDeadlineLocked(run.ID, 1, time.Duration(when.RemainingMicros)*time.Microsecond)
+		e.pushDeadlineLocked(run.ID, 1, time.Now().Add(micros(when.RemainingMicros)))
 		e.mu.Unlock()
 	}
 	e.tellTimer(run.ID, 0, when.AtMicros)

@@ -173,7 +173,7 @@ func (e *Engine) armCold(ctx context.Context) (int, error) {
 	for _, due := range *deadlines {
 		if e.cache.runs[due.ID] == nil && e.cache.cold[due.ID] != due.Token {
 			e.cache.cold[due.ID] = due.Token
-			e.pushDeadlineLocked(due.ID, due.Token, due.Until)
+			e.pushDeadlineLocked(due.ID, due.Token, time.Now().Add(due.Until))
 		}
 	}
 	return len(*deadlines), nil

@@ -10,7 +10,7 @@ import (
 	"github.com/romancy-go/romancy/workflow/internal/journal"
 )
 
-// Sleep waits for d, durably: the deadline is stored, by the database's clock, and survives the worker. A d of zero or
+// Sleep waits for d from the call, durably: the deadline is stored, by the database's clock, and survives the worker. A d of zero or
 // less still takes its place in history. It returns a *CancelledError if the run is cancelled, and no other error.
 func Sleep(ctx *Context, d time.Duration) error {
 	return ctx.run.sleep("sleep", until{delay: d, relative: true})
@@ -57,7 +57,7 @@ func SideEffect[T any](ctx *Context, name string, fn func() (T, error)) (T, erro
 	return value, nil
 }
 
-// until is a moment by the database's clock: after a delay from when it is stored, or absolute.
+// until is a moment by the database's clock: after a delay from when the run comes to it, or absolute.
 type until struct {
 	relative bool
 	delay    time.Duration

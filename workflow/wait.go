@@ -52,7 +52,7 @@ func (d until) fill(ask *store.Wait) {
 	micros := d.at.UnixMicro()
 	if d.relative {
 		micros = d.delay.Microseconds()
-		ask.DelayMicros = &micros
+		ask.DelayMicros, ask.Asked = &micros, time.Now()
 		return
 	}
 	ask.AtMicros = &micros
@@ -340,7 +340,7 @@ func (r *run) stayParked(ask store.Wait, waited store.Waited, channels []listeni
 	ask.Fence = store.Fence{ID: r.id, Token: r.token}
 	parked := waiting{wait: ask}
 	if waited.RemainingMicros != nil {
-		parked.timed, parked.remaining = true, micros(*waited.RemainingMicros)
+		parked.due = r.engine.due(waited)
 	}
 	if at, nudge := ask.AtMicros, ask.NudgeMicros; nudge != nil && (at == nil || *nudge < *at) {
 		parked.nudged = true

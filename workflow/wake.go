@@ -264,6 +264,7 @@ func (r *run) wakeLater(on listening) {
 // woken continues a run with the outcome of a wake operation.
 func (e *Engine) woken(r *run, ask store.Wake, waited store.Waited, durable chan error, err error) {
 	e.mail.took(ask.Channel, waited.Shared)
+	e.observeClock(waited)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if r.phase != parked || r.token != ask.Token {
@@ -294,8 +295,9 @@ func (e *Engine) woken(r *run, ask store.Wake, waited store.Waited, durable chan
 		on := r.wakeAgain[0]
 		r.wakeAgain = r.wakeAgain[1:]
 		e.wakeLocked(r, on)
-	case waited.RemainingMicros != nil && r.waiting.timed:
-		e.armLocked(r, time.Duration(*waited.RemainingMicros)*time.Microsecond)
+	case waited.RemainingMicros != nil && r.timed():
+		// It has just been said how long. Not by e.clock: if the database's clock has been set back, that would be now, again and again.
+		e.armLocked(r, time.Now().Add(micros(*waited.RemainingMicros)))
 	}
 }
 
@@ -327,7 +329,7 @@ func (e *Engine) verifyLocked(r *run) {
 		case err != nil || len(rows) == 0 || rows[0].Token != r.token:
 			e.dropLocked(r)
 		case rows[0].Status == string(StatusWaiting):
-			e.armLocked(r, verifyDelay)
+			e.armLocked(r, time.Now().Add(verifyDelay))
 		case rows[0].Status == string(StatusReady):
 			e.claims.give()
 		default:

@@ -33,18 +33,20 @@ var (
 )
 
 // worthALane is how many operations must be waiting before another lane takes them while a flush of their class is under way,
-// and no fewer than that flush has: shared commits cost less than what a few gain by leaving at once.
+// and no fewer than that flush has: shared commits cost less than what a few gain by leaving at once. Wakes are worth it
+// as soon as they are as many as in that flush, because runs wait for them that are due.
 const worthALane = 64
 
 // A class is the wakes, or everything else. Wakes are answered before the disk has them, and wait for no flush that does.
 type class struct {
 	free   int // queued operations that a lane may take: those of runs that are not busy
 	flying int // operations of the flushes under way
+	least  int // see worthALane
 }
 
 // worth reports whether there is enough for a lane of its own.
 func (c *class) worth() bool {
-	return c.free > 0 && (c.flying == 0 || c.free >= max(worthALane, c.flying))
+	return c.free > 0 && (c.flying == 0 || c.free >= max(c.least, c.flying))
 }
 
 // classOf returns the class of op. The caller holds the mutex.
@@ -112,7 +114,7 @@ type Committer struct {
 func New(config Config) *Committer {
 	config.LockTimeout = cmp.Or(config.LockTimeout, time.Second)
 	config.FlushTimeout = cmp.Or(config.FlushTimeout, 10*time.Second)
-	c := &Committer{config: config, busy: map[string]struct{}{}}
+	c := &Committer{config: config, busy: map[string]struct{}{}, others: class{least: worthALane}}
 	for i := range max(config.Lanes, 1) {
 		c.lanes = append(c.lanes, &lane{committer: c, extra: i > 0, wake: make(chan struct{}, 1)})
 	}

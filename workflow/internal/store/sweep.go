@@ -176,6 +176,9 @@ type Glance struct {
 	EventWaits bool
 	// Until is the time until the first deadline of a parked run; nil: none has one.
 	Until *time.Duration
+
+	NowMicros int64     // the database's time then, since 1970; 0: nobody has looked
+	Answered  time.Time // by this process's clock
 }
 
 // Everything is a glance of nobody: there may be anything.
@@ -190,10 +193,10 @@ func (g Glance) Within(span time.Duration) bool { return g.Until != nil && *g.Un
 func (s *Store) Glance(b *pgx.Batch, workflows []string, into *Glance) {
 	b.Queue(s.queries.Get("Glance"), workflows).QueryRow(func(row pgx.Row) error {
 		var micros *int64
-		if err := row.Scan(&into.Dead, &into.Running, &into.Ready, &into.Mail, &into.EventWaits, &micros); err != nil {
+		if err := row.Scan(&into.Dead, &into.Running, &into.Ready, &into.Mail, &into.EventWaits, &micros, &into.NowMicros); err != nil {
 			return err
 		}
-		into.Until = nil
+		into.Until, into.Answered = nil, time.Now()
 		if micros != nil {
 			until := time.Duration(*micros) * time.Microsecond
 			into.Until = &until

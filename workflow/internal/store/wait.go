@@ -2,6 +2,7 @@ package store
 
 import (
 	"encoding/json"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -27,15 +28,26 @@ type Wait struct {
 	Competing     bool   // subscribed to Channel in competing mode
 	TimerPosition int32  // where the new deadline is recorded; 0: it is not new, or there is none
 	TimerName     string
-	DelayMicros   *int64 // the deadline, from now
+	DelayMicros   *int64 // the deadline, from Asked
 	AtMicros      *int64 // the deadline, since 1970
 	Since         int64  // competing: where the messages for whoever competes begin
+
+	Asked time.Time // when it came to the wait, by this process's clock; zero: when this is written
 
 	Kind        journal.Kind // of the record at Position
 	Channels    []string     // all that it listens to when parked, if that is more than Channel
 	NudgeMicros *int64       // when to wake it besides, since 1970, without a record
 	Stay        bool         // do not park
 	Heeds       bool         // if it is to be cancelled, say so
+}
+
+// delayMicros is what is left of the delay: the time in which the wait was queued to be written counts.
+func (w Wait) delayMicros() *int64 {
+	if w.DelayMicros == nil || w.Asked.IsZero() {
+		return w.DelayMicros
+	}
+	left := *w.DelayMicros - time.Since(w.Asked).Microseconds()
+	return &left
 }
 
 // Waited is what came of it.
@@ -45,6 +57,9 @@ type Waited struct {
 	FiresAtMicros   *int64 // the deadline, since 1970; nil: none
 	RemainingMicros *int64 // until the deadline, or until it is nudged
 	Shared          int64  // the message was one for whoever competes: its id
+
+	NowMicros int64     // when that was said, by the database's clock, since 1970; 0 of a retry
+	Answered  time.Time // when the answer had come, by this process's clock
 }
 
 func (w Waited) clone() Waited {
@@ -65,7 +80,7 @@ func (s *Store) WaitRuns(b *pgx.Batch, rows []Wait, waited func(ord int, result 
 		column(rows, func(r Wait) bool { return r.Competing }),
 		column(rows, func(r Wait) *int32 { return orNull(r.TimerPosition) }),
 		column(rows, func(r Wait) *string { return orNull(r.TimerName) }),
-		column(rows, func(r Wait) *int64 { return r.DelayMicros }),
+		column(rows, Wait.delayMicros),
 		column(rows, func(r Wait) *int64 { return r.AtMicros }),
 		column(rows, func(r Wait) int64 { return r.Since }),
 		column(rows, func(r Wait) string { return string(r.Kind) }),
@@ -107,10 +122,10 @@ func eachWaited(do func(ord int, result Waited)) func(pgx.Rows) error {
 	return func(rows pgx.Rows) error {
 		for rows.Next() {
 			var ord int
-			var result Waited
+			result := Waited{Answered: time.Now()}
 			var message *string
 			var shared *int64
-			if err := rows.Scan(&ord, &result.Outcome, &message, &result.FiresAtMicros, &result.RemainingMicros, &shared); err != nil {
+			if err := rows.Scan(&ord, &result.Outcome, &message, &result.FiresAtMicros, &result.RemainingMicros, &shared, &result.NowMicros); err != nil {
 				return err
 			}
 			if shared != nil {

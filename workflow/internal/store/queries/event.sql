@@ -115,7 +115,7 @@ with ask as materialized (
 select o.ord, o.outcome, case when o.outcome = 'message' then o.event::text end,
        (extract(epoch from o.fires_at) * 1000000)::bigint,
        (extract(epoch from least(o.fires_at, to_timestamp(0) + o.nudge_us * interval '1 microsecond') - clock_timestamp()) * 1000000)::bigint,
-       null::bigint
+       null::bigint, (extract(epoch from clock_timestamp()) * 1000000)::bigint
 from outcome o;
 
 -- name: WakeEvents
@@ -170,7 +170,8 @@ with ask as materialized (
 )
 select o.ord, o.outcome, case when o.outcome = 'message' then o.event::text end,
        (extract(epoch from o.wake_at) * 1000000)::bigint,
-       (extract(epoch from o.wake_at - clock_timestamp()) * 1000000)::bigint, null::bigint
+       (extract(epoch from o.wake_at - clock_timestamp()) * 1000000)::bigint, null::bigint,
+       (extract(epoch from clock_timestamp()) * 1000000)::bigint
 from outcome o;
 
 -- name: LookForEvents

@@ -130,7 +130,8 @@ select (select true from romancy.workers w where w.lease_until <= clock_timestam
        (select true from romancy.mailbox m where m.id > 0 limit 1) is true,
        (select true from romancy.event_waits w where w.instance_id > '' limit 1) is true,
        (select (extract(epoch from i.wake_at - clock_timestamp()) * 1000000)::bigint
-        from romancy.instances i where i.status = 'waiting' and i.wake_at >= to_timestamp(0) order by i.wake_at limit 1);
+        from romancy.instances i where i.status = 'waiting' and i.wake_at >= to_timestamp(0) order by i.wake_at limit 1),
+       (extract(epoch from clock_timestamp()) * 1000000)::bigint;
 
 -- name: NextDeadline
 -- Microseconds until the earliest deadline of any parked run, from the low-water mark $1 on; no row when none has one.

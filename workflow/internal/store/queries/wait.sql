@@ -79,7 +79,8 @@ with ask as materialized (
 select o.ord, o.outcome, case when o.outcome = 'message' then o.message::text end,
        (extract(epoch from o.fires_at) * 1000000)::bigint,
        (extract(epoch from least(o.fires_at, to_timestamp(0) + o.nudge_us * interval '1 microsecond') - clock_timestamp()) * 1000000)::bigint,
-       case when o.outcome = 'message' and o.own_id is null then o.message_id end
+       case when o.outcome = 'message' and o.own_id is null then o.message_id end,
+       (extract(epoch from clock_timestamp()) * 1000000)::bigint
 from outcome o;
 
 -- name: WakeRuns
@@ -149,7 +150,8 @@ with ask as materialized (
 select o.ord, o.outcome, case when o.outcome = 'message' then o.message::text end,
        (extract(epoch from o.wake_at) * 1000000)::bigint,
        (extract(epoch from o.wake_at - clock_timestamp()) * 1000000)::bigint,
-       case when o.outcome = 'message' and o.own_id is null then o.message_id end
+       case when o.outcome = 'message' and o.own_id is null then o.message_id end,
+       (extract(epoch from clock_timestamp()) * 1000000)::bigint
 from outcome o;
 
 -- name: LookForMail
