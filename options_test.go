@@ -2,11 +2,15 @@ package romancy
 
 import (
 	"context"
+	"log/slog"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	metricnoop "go.opentelemetry.io/otel/metric/noop"
+	tracenoop "go.opentelemetry.io/otel/trace/noop"
 
 	"github.com/romancy-go/romancy/bus"
 	"github.com/romancy-go/romancy/workflow"
@@ -172,5 +176,49 @@ func TestAChannelLeftEmptyKeepsTheNameOfTheSchema(t *testing.T) {
 	}
 	if o.channels != want {
 		t.Errorf("channels %+v, want %+v", o.channels, want)
+	}
+}
+
+// Each option sets one field of the engine's configuration to what was given, and no other.
+func TestOptionsReachTheEngine(t *testing.T) {
+	t.Parallel()
+	logger, meter, tracer := slog.New(slog.DiscardHandler), metricnoop.NewMeterProvider(), tracenoop.NewTracerProvider()
+	config := func(opts ...Option) reflect.Value {
+		app := NewApp(append([]Option{WithDatabase("postgres://localhost/a")}, opts...)...)
+		if app.mistake != nil {
+			t.Fatal(app.mistake)
+		}
+		return reflect.ValueOf(app.options.engineConfig(&parts{}))
+	}
+	plain := config()
+	for field, c := range map[string]struct {
+		option Option
+		want   any
+	}{
+		"ClientOnly":              {WithClientOnly(), true},
+		"Lease":                   {WithLease(41 * time.Second), 41 * time.Second},
+		"FallbackInterval":        {WithNotifyFallbackInterval(42 * time.Second), 42 * time.Second},
+		"MaxWorkflowsPerBatch":    {WithMaxWorkflowsPerBatch(43), 43},
+		"MaxTimersPerBatch":       {WithMaxTimersPerBatch(44), 44},
+		"MaxMessagesPerBatch":     {WithMaxMessagesPerBatch(45), 45},
+		"MaxConcurrentRuns":       {WithMaxConcurrentRuns(46), 46},
+		"MaxConcurrentActivities": {WithMaxConcurrentActivities(47), 47},
+		"MaxDeaths":               {WithMaxDeaths(48), 48},
+		"Retention":               {WithRetention(49 * time.Hour), 49 * time.Hour},
+		"EventRetention":          {WithEventRetention(50 * time.Hour), 50 * time.Hour},
+		"SendKeyRetention":        {WithSendKeyRetention(51 * time.Hour), 51 * time.Hour},
+		"Logger":                  {WithLogger(logger), logger},
+		"MeterProvider":           {WithMeterProvider(meter), meter},
+		"TracerProvider":          {WithTracerProvider(tracer), tracer},
+	} {
+		with := config(c.option)
+		for i := range with.NumField() {
+			switch name, got := with.Type().Field(i).Name, with.Field(i).Interface(); {
+			case name == field && !reflect.DeepEqual(got, c.want):
+				t.Errorf("%s is %v, want %v", name, got, c.want)
+			case name != field && !reflect.DeepEqual(got, plain.Field(i).Interface()):
+				t.Errorf("the option for %s sets %s to %v", field, name, got)
+			}
+		}
 	}
 }

@@ -42,14 +42,7 @@ func (a *App) build() (*parts, error) {
 	}
 	r.notifier, err = bus.NewNotifier(bus.NotifierConfig{Pool: pool, Disabled: !o.listens(), Logger: o.logger, MeterProvider: o.meter})
 	errs = append(errs, err)
-	r.engine, err = workflow.NewEngine(workflow.Config{
-		Pool: pool, Schema: o.schema, Channels: o.channels, Listener: r.listener, Notifier: r.notifier,
-		Workflows: o.workflows, ClientOnly: o.client, Lease: o.lease, FallbackInterval: o.fallbackInterval, Logger: o.logger,
-		MeterProvider: o.meter, TracerProvider: o.tracer,
-		MaxWorkflowsPerBatch: o.maxWorkflows, MaxTimersPerBatch: o.maxTimers, MaxMessagesPerBatch: o.maxMessages,
-		MaxConcurrentRuns: o.maxRuns, MaxConcurrentActivities: o.maxActivities, MaxDeaths: o.maxDeaths,
-		Retention: o.retention, EventRetention: o.eventRetention, SendKeyRetention: o.sendKeyRetention,
-	})
+	r.engine, err = workflow.NewEngine(o.engineConfig(r))
 	errs = append(errs, err)
 	r.writer, err = outbox.NewWriter(outbox.WriterConfig{Schema: o.schema, Channels: o.channels, Notifier: r.notifier})
 	errs = append(errs, err)
@@ -73,6 +66,18 @@ func (a *App) build() (*parts, error) {
 		return nil, fmt.Errorf("romancy: %w", err)
 	}
 	return r, nil
+}
+
+// engineConfig is what the engine needs of the options and of the parts made before it.
+func (o *options) engineConfig(r *parts) workflow.Config {
+	return workflow.Config{
+		Pool: r.pool, Schema: o.schema, Channels: o.channels, Listener: r.listener, Notifier: r.notifier,
+		Workflows: o.workflows, ClientOnly: o.client, Lease: o.lease, FallbackInterval: o.fallbackInterval, Logger: o.logger,
+		MeterProvider: o.meter, TracerProvider: o.tracer,
+		MaxWorkflowsPerBatch: o.maxWorkflows, MaxTimersPerBatch: o.maxTimers, MaxMessagesPerBatch: o.maxMessages,
+		MaxConcurrentRuns: o.maxRuns, MaxConcurrentActivities: o.maxActivities, MaxDeaths: o.maxDeaths,
+		Retention: o.retention, EventRetention: o.eventRetention, SendKeyRetention: o.sendKeyRetention,
+	}
 }
 
 // makePool returns the application's pool, or one of our own. It connects to nothing. If the options name no usable

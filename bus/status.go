@@ -65,8 +65,11 @@ func (l *Listener) Healthy() bool {
 type observer struct{ call func(State) }
 
 // OnChange has observe called with every state from now on, in order and by one goroutine. It must not block, nor close
-// the listener, because the connection waits for it. A call may still be under way when remove returns.
+// the listener, because the connection waits for it. A call may still be under way when remove returns. A nil listener never changes.
 func (l *Listener) OnChange(observe func(State)) (remove func()) {
+	if l == nil {
+		return func() {}
+	}
 	o := &observer{call: observe}
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -186,6 +186,7 @@ type Engine struct {
 	metrics     *engineMetrics
 	tracer      trace.Tracer
 	unobserve   func() // ends the observation of metrics
+	unheed      func() // ends the observation of the listener
 	store       *store.Store
 	definitions map[string]Definition
 	names       []string // of the workflows executed here
@@ -241,7 +242,7 @@ func NewEngine(config Config) (*Engine, error) {
 		return nil, fmt.Errorf("workflow engine: %w", err)
 	}
 	e := &Engine{
-		config: config, store: statements, metrics: metrics, tracer: config.TracerProvider.Tracer(scope), unobserve: func() {},
+		config: config, store: statements, metrics: metrics, tracer: config.TracerProvider.Tracer(scope), unobserve: func() {}, unheed: func() {},
 		definitions: map[string]Definition{},
 		endedOn:     config.Schema + "_workflow_ended", cancelledOn: config.Schema + "_workflow_cancelled",
 		claims: newSignal(), timers: newSignal(), takeovers: newSignal(), orphans: newSignal(), held: newSignal(),
@@ -346,6 +347,8 @@ func (e *Engine) startLoops(ctx context.Context) error {
 	} else {
 		e.unobserve = unobserve
 	}
+	e.unheed = e.config.Listener.OnChange(func(bus.State) { e.lease.ListeningChanged() })
+	e.lease.ListeningChanged() // it may have changed since the registration
 	e.loops.Go(func() { e.lease.Run(loopCtx) })
 	e.loops.Go(func() { e.claimLoop(loopCtx) })
 	e.loops.Go(func() { e.timerLoop(loopCtx) })
@@ -384,6 +387,7 @@ func (e *Engine) Shutdown(ctx context.Context) error {
 
 	overrun := e.drain(ctx)
 	e.unobserve()
+	e.unheed()
 	e.stop()
 	e.loops.Wait()
 

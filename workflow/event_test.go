@@ -109,8 +109,8 @@ func TestEventsFindTheirRunAmongMany(t *testing.T) {
 	pool := pgtest.Pool(t)
 	const runs = 60
 	definitions := []workflow.Definition{collector}
-	beats := configured(func(c *workflow.Config) { c.FallbackInterval, c.Lease = time.Hour, 2*time.Second })
-	one, two := startWorker(t, pool, definitions, beats), startWorker(t, pool, definitions, beats)
+	quiet := configured(func(c *workflow.Config) { c.FallbackInterval = time.Hour })
+	one, two := startWorker(t, pool, definitions, quiet), startWorker(t, pool, definitions, quiet)
 	eventually(t, "both are known to listen, so that their runs are left to them", func() bool {
 		return count(t, pool, "select count(*) from romancy.workers where listening") == 2
 	})

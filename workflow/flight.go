@@ -307,6 +307,9 @@ func (r *run) delayFlight(f *flight, cause error) {
 	r.poke() // the run may be parked now
 }
 
+// errInterrupted: nobody has asked for the end of a step that has left no record.
+var errInterrupted = errors.New("a step has ended without a record")
+
 // outcome returns what became of a flight that has landed, or that its run's cancellation has overtaken.
 func (r *run) outcome(f *flight) ([]byte, error) {
 	r.air.mu.Lock()
@@ -319,6 +322,10 @@ func (r *run) outcome(f *flight) ([]byte, error) {
 		return f.step.result(*record)
 	case r.cancelled == nil:
 		r.cancelled = r.asked.Load() // told by this, as by a command
+	}
+	if r.cancelled == nil {
+		r.checkpoint() // interrupted, which history alone can mend
+		r.giveUp(errInterrupted)
 	}
 	return nil, r.cancelled
 }

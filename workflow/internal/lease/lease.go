@@ -41,29 +41,41 @@ type Keeper struct {
 	config     Config
 	id         atomic.Int64
 	validUntil time.Time // by the monotonic clock; Run's
+	shown      bool      // what the row says of listening; Run's
+	changed    chan struct{}
 	// others is how many workers there were at the last heartbeat; before the first, more than there can be: one may leave
 	// between this one's start and its first heartbeat. Run's.
 	others int
 }
 
 // New returns a keeper without an id.
-func New(config Config) *Keeper { return &Keeper{config: config, others: math.MaxInt} }
+func New(config Config) *Keeper {
+	return &Keeper{config: config, others: math.MaxInt, changed: make(chan struct{}, 1)}
+}
+
+// ListeningChanged has the worker's row corrected soon if it says anything else than Listening. It does not block.
+func (k *Keeper) ListeningChanged() {
+	select {
+	case k.changed <- struct{}{}:
+	default:
+	}
+}
 
 // ID returns the worker's id; 0 while it has none.
 func (k *Keeper) ID() int64 { return k.id.Load() }
 
 // Register obtains an id and a lease.
 func (k *Keeper) Register(ctx context.Context) error {
-	asked := time.Now()
+	asked, listening := time.Now(), k.config.Listening()
 	var id int64
 	if _, err := commit.Await(ctx, func(then func(struct{}, error)) {
 		k.config.Committer.Do(false, func(b *pgx.Batch) {
-			k.config.Store.RegisterWorker(b, k.config.Label, k.config.Listening(), k.config.Lease, &id, k.clock())
+			k.config.Store.RegisterWorker(b, k.config.Label, listening, k.config.Lease, &id, k.clock())
 		}, then)
 	}); err != nil {
 		return err
 	}
-	k.validUntil = asked.Add(k.config.Lease)
+	k.validUntil, k.shown = asked.Add(k.config.Lease), listening
 	k.id.Store(id)
 	return nil
 }
@@ -100,6 +112,10 @@ func (k *Keeper) Run(ctx context.Context) {
 			expiry = nil
 			k.config.Expired()
 			continue
+		case <-k.changed:
+			if k.config.Listening() == k.shown {
+				continue
+			}
 		case <-beat.C:
 		}
 		beat.Reset(interval)
@@ -129,11 +145,11 @@ func (k *Keeper) renew(ctx context.Context) (answer *store.Beat, ok bool) {
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	for {
-		asked := time.Now()
+		asked, listening := time.Now(), k.config.Listening()
 		answer := new(store.Beat) // its own: an unanswered attempt may still be carried out
 		_, err := commit.Await(ctx, func(then func(struct{}, error)) {
 			k.config.Committer.Do(true, func(b *pgx.Batch) {
-				k.config.Store.Heartbeat(b, k.ID(), k.config.Listening(), k.config.Lease, answer, k.clock())
+				k.config.Store.Heartbeat(b, k.ID(), listening, k.config.Lease, answer, k.clock())
 			}, then)
 		})
 		if err == nil {
@@ -141,7 +157,7 @@ func (k *Keeper) renew(ctx context.Context) (answer *store.Beat, ok bool) {
 		}
 		switch {
 		case err == nil && answer.Alive:
-			k.validUntil = asked.Add(k.config.Lease)
+			k.validUntil, k.shown = asked.Add(k.config.Lease), listening
 			return answer, true
 		case err == nil:
 			k.config.Logger.WarnContext(ctx, "worker lease has run out: its runs are abandoned to others")
