@@ -58,7 +58,7 @@ func (n *Notifier) statement(ctx context.Context, conn *pgx.Conn, work *batch) (
 	defer cancel()
 	messages := slices.Clone(work.ready)
 	xids := slices.Repeat([]uint64{nobody}, len(messages))
-	owners := make([]*openTransaction, len(messages))
+	var owners []*openTransaction // of the messages after those
 	for _, tx := range work.transactions {
 		for _, m := range tx.messages.messages() {
 			messages = append(messages, m)
@@ -75,7 +75,7 @@ func (n *Notifier) statement(ctx context.Context, conn *pgx.Conn, work *batch) (
 	var place int
 	var running bool
 	tag, err := pgx.ForEachRow(rows, []any{&place, &running}, func() error {
-		open[owners[place-1]] = running
+		open[owners[place-1-len(work.ready)]] = running
 		return nil
 	})
 	if err != nil {
