@@ -148,7 +148,7 @@ func (e *Engine) listenUnparked(r *run, channels []listening) {
 }
 
 // park puts r, whose row is waiting now, among the parked. It reports false if r must end instead.
-func (e *Engine) park(r *run, w *waiting, channels []listening) bool {
+func (e *Engine) park(r *run, w waiting, channels []listening) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if r.phase != executing || e.draining.Load() {
@@ -156,7 +156,7 @@ func (e *Engine) park(r *run, w *waiting, channels []listening) bool {
 	}
 	e.cache.executing--
 	e.freeLocked(r)
-	r.phase, r.waiting, r.waking, r.wakeAgain, r.due = parked, *w, false, nil, false
+	r.phase, r.waiting, r.waking, r.wakeAgain, r.due = parked, w, false, nil, false
 	r.element = e.cache.parked.PushBack(r)
 	e.listenLocked(r, channels)
 	if r.timed() {

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/romancy-go/romancy/bus"
 	"github.com/romancy-go/romancy/internal/pgtest"
 	"github.com/romancy-go/romancy/workflow"
 )
@@ -120,4 +121,21 @@ func TestStartWithoutADatabaseFails(t *testing.T) {
 	if err := engine.Shutdown(context.Background()); err != nil {
 		t.Errorf("shutdown after a failed start: %v", err)
 	}
+}
+
+// What others go by when they decide whom to leave a message to is true at once, and not at the next heartbeat.
+func TestAWorkerSaysAtOnceWhetherItListens(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	proxy := pgtest.NewProxy(t, pool.Config().ConnString())
+	startWorker(t, pool, []workflow.Definition{collector}, func(c *workflow.Config, listener *bus.ListenerConfig, _ *bus.NotifierConfig) {
+		c.Lease = time.Hour // a heartbeat comes after twenty minutes
+		listener.ListenURL = proxy.URL()
+	})
+	says := func(what string) func() bool {
+		return func() bool { return count(t, pool, "select count(*) from romancy.workers where "+what) == 1 }
+	}
+	eventually(t, "it says that it listens", says("listening"))
+	proxy.Close()
+	eventually(t, "it says that it listens no more", says("not listening"))
 }

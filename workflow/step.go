@@ -248,7 +248,7 @@ func (r *run) retry(s step, position int32, attempt int, cause error) (cancelled
 		return true
 	case store.Parked:
 		r.engine.tellTimer(r.id, position, *waited.FiresAtMicros)
-		if resumed := r.stayParked(&wait, &waited, nil); resumed.outcome == store.Due {
+		if resumed := r.stayParked(wait, waited, nil); resumed.outcome == store.Due {
 			return false
 		}
 		// Made ready by a sweep, perhaps too early by a little.

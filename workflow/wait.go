@@ -232,7 +232,7 @@ func (r *run) await(ask *store.Wait, channels []listening, landed func() bool) (
 			look = r.idle(next)
 		case store.Parked:
 			unparked = false
-			resumed := r.stayParked(ask, &waited, channels)
+			resumed := r.stayParked(*ask, waited, channels)
 			r.takeOff()
 			if resumed.outcome == store.GotMessage || resumed.outcome == store.Due {
 				return resumed.outcome, resumed.message
@@ -277,8 +277,7 @@ func (r *run) tryWait(ask *store.Wait, channels []listening, full bool) store.Wa
 	}
 	var waited store.Waited
 	for i := range max(1, len(channels)) {
-		try := new(store.Wait) // a run's stack is kept for as long as it is parked: little of this is to be on it
-		*try = *ask
+		try := *ask
 		if i < len(channels) {
 			try.Channel, try.Competing = channels[i].channel, channels[i].competing
 		}
@@ -293,10 +292,10 @@ func (r *run) tryWait(ask *store.Wait, channels []listening, full bool) store.Wa
 		var err error
 		waited, err = commit.Await(context.Background(), func(then func(store.Waited, error)) {
 			if i < len(channels) && channels[i].event != nil {
-				r.askForEvent(try, channels[i].event, then)
+				r.engine.committer.WaitEvent(r.stream, store.WaitEvent{Wait: try, EventWait: *channels[i].event}, then)
 				return
 			}
-			r.engine.committer.Wait(r.stream, *try, then)
+			r.engine.committer.Wait(r.stream, try, then)
 		})
 		if err != nil {
 			r.giveUp(err)
@@ -315,10 +314,6 @@ func (r *run) tryWait(ask *store.Wait, channels []listening, full bool) store.Wa
 		}
 	}
 	return waited
-}
-
-func (r *run) askForEvent(ask *store.Wait, event *store.EventWait, then func(store.Waited, error)) {
-	r.engine.committer.WaitEvent(r.stream, store.WaitEvent{Wait: *ask, EventWait: *event}, then)
 }
 
 // untilNextLook returns when a run that waits without being parked looks again by itself: at its deadline, and for mail of which
@@ -341,11 +336,11 @@ func (r *run) untilNextLook(waited store.Waited, channels []listening) <-chan ti
 }
 
 // stayParked keeps the goroutine until the run, whose row says waiting, is resumed. If it never is, here, the goroutine ends.
-func (r *run) stayParked(ask *store.Wait, waited *store.Waited, channels []listening) resumption {
+func (r *run) stayParked(ask store.Wait, waited store.Waited, channels []listening) resumption {
 	ask.Fence = store.Fence{ID: r.id, Token: r.token}
-	parked := &waiting{wait: *ask} // not on the stack, which is kept for as long as it is parked
+	parked := waiting{wait: ask}
 	if waited.RemainingMicros != nil {
-		parked.due = r.engine.due(*waited)
+		parked.due = r.engine.due(waited)
 	}
 	if at, nudge := ask.AtMicros, ask.NudgeMicros; nudge != nil && (at == nil || *nudge < *at) {
 		parked.nudged = true

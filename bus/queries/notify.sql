@@ -3,7 +3,8 @@
 -- the places of the others, and whether their transactions may still commit. synchronous_commit is set for this
 -- transaction alone: behind a pooler the session is not ours. A transaction at or beyond the snapshot's xmax has not
 -- ended; asking for its status would be an error after a failover to a server that never saw it. No status means that it
--- ended too long ago to be known: then a needless wake-up is better than a lost one.
+-- ended too long ago to be known: then a needless wake-up is better than a lost one; for the same reason
+-- all messages of a transaction that commits between the first of them and the last are sent later, some of them again.
 with moment as materialized (
     select set_config('synchronous_commit', 'off', true), pg_snapshot_xmax(pg_current_snapshot()) as xmax
 )

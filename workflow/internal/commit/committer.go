@@ -37,7 +37,8 @@ var (
 // as soon as they are as many as in that flush, because runs wait for them that are due.
 const worthALane = 64
 
-// A class is the wakes, or everything else. Wakes are answered before the disk has them, and wait for no flush that does.
+// A class is the wakes, or everything else. Wakes are answered before the disk has them, and wait for no flush that does. A
+// run that is to be woken is parked, and has nothing else in the queue but looks, which may as well come after.
 type class struct {
 	free   int // queued operations that a lane may take: those of runs that are not busy
 	flying int // operations of the flushes under way
@@ -70,7 +71,7 @@ const maxConflictRetries = 3
 type Config struct {
 	Store   *store.Store
 	Connect func(context.Context) (*pgx.Conn, error)
-	// Lanes is how many connections write at the same time, under load: operations of one run are never on two of them. The
+	// Lanes is how many connections write at the same time, under load or to wake runs: operations of one run are never on two of them. The
 	// second is made when first needed. Default 1.
 	Lanes int
 	// LockTimeout is how long one statement may wait for a lock. Default 1 s.

@@ -48,14 +48,7 @@ func TestASecondLaneOvertakesASlowFlushExceptForItsOwnRun(t *testing.T) {
 	c := openTwo(t, pool)
 	ctx := within(t)
 	start(t, c, "slow")
-	tx, err := pool.Begin(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = tx.Rollback(context.Background()) }()
-	if _, err := tx.Exec(ctx, "select 1 from romancy.instances where id = 'slow' for update"); err != nil {
-		t.Fatal(err)
-	}
+	tx := holdSlow(t, pool)
 	released, finished := make(chan error, 1), make(chan error, 1)
 	c.Release(store.Fence{ID: "slow", Token: 1}, func(_ store.Named, err error) { released <- err })
 	awaitBlocked(t, pool)
@@ -100,14 +93,7 @@ func TestAWakeOvertakesASlowFlush(t *testing.T) {
 	if _, err := pool.Exec(ctx, "update romancy.instances set status = 'waiting', wake_at = now() where id = 'asleep'"); err != nil {
 		t.Fatal(err)
 	}
-	tx, err := pool.Begin(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = tx.Rollback(context.Background()) }()
-	if _, err := tx.Exec(ctx, "select 1 from romancy.instances where id = 'slow' for update"); err != nil {
-		t.Fatal(err)
-	}
+	tx := holdSlow(t, pool)
 	released, started := make(chan error, 1), make(chan error, 1)
 	c.Release(store.Fence{ID: "slow", Token: 1}, func(_ store.Named, err error) { released <- err })
 	awaitBlocked(t, pool)
@@ -136,6 +122,20 @@ func TestAWakeOvertakesASlowFlush(t *testing.T) {
 	if err := errors.Join(<-released, <-started); err != nil {
 		t.Error(err)
 	}
+}
+
+// holdSlow returns a transaction that holds the row of the run "slow"; it ends with the test, if not before.
+func holdSlow(t *testing.T, pool *pgxpool.Pool) pgx.Tx {
+	t.Helper()
+	tx, err := pool.Begin(within(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = tx.Rollback(context.Background()) })
+	if _, err := tx.Exec(within(t), "select 1 from romancy.instances where id = 'slow' for update"); err != nil {
+		t.Fatal(err)
+	}
+	return tx
 }
 
 // awaitBlocked waits until a transaction of the database waits for a lock.
