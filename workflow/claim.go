@@ -51,7 +51,7 @@ func (e *Engine) claimLoop(ctx context.Context) {
 // be more that there is room for.
 func (e *Engine) claim(ctx context.Context, round *slots.Round) bool {
 	worker := e.lease.ID()
-	if worker == 0 || ctx.Err() != nil {
+	if worker == 0 || ctx.Err() != nil || e.draining.Load() {
 		return false
 	}
 	e.serve(true)
@@ -261,6 +261,18 @@ func (e *Engine) orphanLoop(ctx context.Context) {
 			}
 			e.orphans.give()
 		}
+	}
+}
+
+// giveBackRest gives back, at the end, what the database says we own: a claim may have been under way when its loop ended. A
+// worker that left with a run would be counted as having died with it.
+func (e *Engine) giveBackRest(ctx context.Context) {
+	rest, err := e.findOrphans(ctx)
+	if err != nil {
+		e.logger.WarnContext(ctx, "looking for runs to give back failed; others will take what there is", "error", err)
+	}
+	for fence, workflow := range rest {
+		e.release(fence, workflow)
 	}
 }
 

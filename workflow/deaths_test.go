@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -197,5 +198,32 @@ func TestShutdownIsNoDeath(t *testing.T) {
 	}
 	if info, err := client.Get(testContext(t), run.ID()); err != nil || info.Deaths != 0 || info.Status != workflow.StatusReady {
 		t.Errorf("%s after %d deaths, %v", info.Status, info.Deaths, err)
+	}
+}
+
+// A claim may be under way when its loop ends: the worker owns a run then that it knows nothing of.
+func TestShutdownGivesBackWhatWasJustClaimed(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	ctx := testContext(t)
+	flow := workflow.Define("flow", func(_ *workflow.Context, n int) (int, error) { return n, nil })
+	once := configured(func(c *workflow.Config) { c.MaxDeaths = 1 })
+	client := startWorker(t, pool, []workflow.Definition{flow}, configured(func(c *workflow.Config) { c.ClientOnly = true }))
+	w := startWorker(t, pool, []workflow.Definition{flow}, once)
+	run, err := flow.Start(ctx, client.Engine, 1, workflow.WithDelay(time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pool.Exec(ctx, "update romancy.instances set status = 'running', worker = $1, token = token + 1, wake_at = null where id = $2",
+		w.Status().Worker, run.ID()); err != nil {
+		t.Fatal(err)
+	}
+	w.shutdown(t)
+	if info, err := client.Get(ctx, run.ID()); err != nil || info.Status != workflow.StatusReady || info.Deaths != 0 {
+		t.Fatalf("%s after %d deaths, %v", info.Status, info.Deaths, err)
+	}
+	startWorker(t, pool, []workflow.Definition{flow}, once)
+	if n, err := run.Result(ctx); n != 1 || err != nil {
+		t.Errorf("got %d, %v", n, err)
 	}
 }

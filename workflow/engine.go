@@ -394,6 +394,7 @@ func (e *Engine) Shutdown(ctx context.Context) error {
 	// What is left must be written even if ctx is over, but not for ever.
 	writeCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
+	e.giveBackRest(writeCtx)
 	if err := e.lease.Deregister(writeCtx); err != nil {
 		e.logger.WarnContext(ctx, "worker could not deregister; its lease will run out instead", "error", err)
 	}

@@ -95,12 +95,12 @@ func TestEngineIsMeasured(t *testing.T) {
 			return 0, errors.New("not yet")
 		}
 		return n, nil
-	}, workflow.WithRetry(workflow.RetryPolicy{MaxAttempts: 2, InitialInterval: time.Millisecond}))
+	}, workflow.WithRetry(workflow.RetryPolicy{MaxAttempts: 2, InitialInterval: time.Second}))
 	flow := workflow.Define("measured", func(ctx *workflow.Context, n int) (int, error) {
 		if _, err := flaky.Execute(ctx, n); err != nil {
 			return 0, err
 		}
-		if err := workflow.Sleep(ctx, 50*time.Millisecond); err != nil {
+		if err := workflow.Sleep(ctx, time.Second); err != nil { // long enough to be parked, however slow the commit
 			return 0, err
 		}
 		_, err := workflow.Receive[int](ctx, "go")
@@ -217,7 +217,7 @@ func TestEvictionsAreMeasured(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Pool(t)
 	flow := workflow.Define("evicted", func(ctx *workflow.Context, n int) (int, error) {
-		return n, workflow.Sleep(ctx, 100*time.Millisecond)
+		return n, workflow.Sleep(ctx, time.Second)
 	})
 	m := newMeter()
 	w := startWorker(t, pool, []workflow.Definition{flow}, m.option(), evicting)

@@ -139,10 +139,10 @@ func (k *Keeper) Run(ctx context.Context) {
 }
 
 // renew reports false when the lease is lost.
-func (k *Keeper) renew(ctx context.Context) (answer *store.Beat, ok bool) {
+func (k *Keeper) renew(running context.Context) (answer *store.Beat, ok bool) {
 	// Stop with a tenth to spare: the runs must have ended before the lease does.
 	deadline := k.validUntil.Add(-k.config.Lease / 10)
-	ctx, cancel := context.WithDeadline(ctx, deadline)
+	ctx, cancel := context.WithDeadline(running, deadline)
 	defer cancel()
 	for {
 		asked, listening := time.Now(), k.config.Listening()
@@ -161,6 +161,8 @@ func (k *Keeper) renew(ctx context.Context) (answer *store.Beat, ok bool) {
 			return answer, true
 		case err == nil:
 			k.config.Logger.WarnContext(ctx, "worker lease has run out: its runs are abandoned to others")
+			return nil, false
+		case running.Err() != nil:
 			return nil, false
 		case ctx.Err() != nil:
 			k.config.Logger.WarnContext(ctx, "worker lease cannot be renewed: its runs are abandoned to others", "error", err)
