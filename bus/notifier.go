@@ -31,7 +31,7 @@ type NotifierConfig struct {
 	Pool *pgxpool.Pool
 
 	// Window is the least time between two statements while there is much to send. The first after a pause leaves at once;
-	// if there is much to send for long, up to four windows pass, so that statements take a tenth of the time.
+	// if there is much to send for long, up to five windows pass, so that statements take a tenth of the time.
 	// A server that takes longer than a window for one is left alone for as long again, up to five windows. Default 2 ms.
 	Window time.Duration
 

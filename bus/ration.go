@@ -10,7 +10,7 @@ const (
 	// rationBurst is how many windows' worth of statements may be sent ahead of that.
 	rationBurst = 2
 	// longestPause is how many windows pass at most until a statement has earned its time.
-	longestPause = 4
+	longestPause = 5
 	// maxRespite is how many windows a slow server is left alone at most.
 	maxRespite = 5
 )

@@ -30,7 +30,7 @@ func TestRation(t *testing.T) {
 	}{
 		{"a fast server", 100 * time.Microsecond, window, window},
 		{"a tenth of the time", 400 * time.Microsecond, window, 4 * time.Millisecond},
-		{"four windows at most", 1500 * time.Microsecond, 3 * time.Millisecond, 8 * time.Millisecond},
+		{"five windows at most", 1500 * time.Microsecond, 3 * time.Millisecond, 10 * time.Millisecond},
 		{"a slow server rests as long again", 5 * time.Millisecond, 10 * time.Millisecond, 10 * time.Millisecond},
 		{"but not for ever", time.Second, time.Second + 5*window, time.Second + 5*window},
 	} {
