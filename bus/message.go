@@ -54,7 +54,9 @@ func (m Message) refusal() error {
 func validateMessages(messages []Message) error {
 	var errs []error
 	for _, m := range messages {
-		errs = append(errs, m.validate())
+		if err := m.validate(); err != nil {
+			errs = append(errs, err)
+		}
 	}
 	return errors.Join(errs...)
 }

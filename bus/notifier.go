@@ -108,6 +108,7 @@ type Notifier struct {
 	stop    context.CancelFunc // nil before Start
 	ready   *pending           // what is committed
 	open    map[uint64]*openTransaction
+	spare   []*openTransaction // have ended, to be used again
 
 	openSize int // payloads of all that is in open
 	lookedAt int // payloads of those that are being looked at

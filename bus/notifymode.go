@@ -49,6 +49,8 @@ const (
 	// minute, and at least every second after that.
 	checkShare   = 8
 	checkCeiling = 100 * time.Millisecond
+	// maxSpare is how many small ones that have ended are kept to be used again.
+	maxSpare = 256
 )
 
 // openTransaction is a caller's transaction, and what to send when it has committed.
@@ -151,7 +153,8 @@ func (n *Notifier) remember(xid uint64, messages []Message) bool {
 	tx := n.open[xid]
 	if tx == nil {
 		now := time.Now()
-		tx = &openTransaction{xid: xid, messages: newPending(n.cfg.MaxPending), since: now, check: now.Add(n.cfg.Window)}
+		tx = n.newOpenTransaction()
+		tx.xid, tx.since, tx.check = xid, now, now.Add(n.cfg.Window)
 		n.open[xid] = tx
 	}
 	had := tx.messages.size()
@@ -196,8 +199,22 @@ func (n *Notifier) settle(batch *batch, open map[*openTransaction]bool) {
 		if open[tx] {
 			tx.postpone(now, n.cfg.Window)
 			n.keepOpen(tx)
+		} else if len(n.spare) < maxSpare && tx.messages.size() <= fewTexts {
+			tx.messages.reset(n.cfg.MaxPending)
+			n.spare = append(n.spare, tx)
 		}
 	}
+}
+
+// newOpenTransaction returns one without messages. The caller holds mu.
+func (n *Notifier) newOpenTransaction() *openTransaction {
+	last := len(n.spare) - 1
+	if last < 0 {
+		return &openTransaction{messages: newPending(n.cfg.MaxPending)}
+	}
+	tx := n.spare[last]
+	n.spare = n.spare[:last]
+	return tx
 }
 
 // keepOpen puts a transaction back; more of it may have been remembered meanwhile. The caller holds mu.

@@ -15,13 +15,28 @@ type pendingChannel struct {
 
 func newPending(limit int) *pending { return &pending{limit: limit} }
 
+// reset empties p, which keeps the room it has.
+func (p *pending) reset(limit int) {
+	p.limit = limit
+	for i := range p.contents {
+		p.contents[i].payloads.reset()
+		p.contents[i].more = false
+	}
+	p.contents = p.contents[:0]
+	p.channels.reset()
+}
+
 // add returns how many payloads were replaced by an empty one.
 func (p *pending) add(messages ...Message) (collapsed int) {
 	for _, m := range messages {
 		place, known := p.channels.place(m.Channel)
 		if !known {
 			p.channels.append(m.Channel)
-			p.contents = append(p.contents, pendingChannel{})
+			if place < cap(p.contents) {
+				p.contents = p.contents[:place+1] // with the room that reset has left
+			} else {
+				p.contents = append(p.contents, pendingChannel{})
+			}
 		}
 		c := &p.contents[place]
 		if m.Payload == "" {
@@ -106,4 +121,9 @@ func (x *indexed) append(text string) {
 			x.places[t] = i
 		}
 	}
+}
+
+func (x *indexed) reset() {
+	clear(x.texts)
+	x.texts, x.places = x.texts[:0], nil
 }

@@ -8,9 +8,11 @@ import (
 func TestPendingIsASetInOrder(t *testing.T) {
 	t.Parallel()
 	for _, count := range []int{1, fewTexts, fewTexts + 1, 50} {
-		p := newPending(count)
-		if !p.empty() {
-			t.Fatal("it begins with something")
+		p := newPending(1)
+		p.add(Message{"before", "1"}, Message{"before", "2"}, Message{"c0", "before"}, Message{"c1", "0"})
+		p.reset(count)
+		if !p.empty() || p.size() != 0 || len(p.messages()) != 0 {
+			t.Fatalf("after the reset there is still %v", p.messages())
 		}
 		for range 2 { // the second time everything is known
 			for channel := range count {

@@ -169,7 +169,9 @@ func (s *session) wait(ctx context.Context) error {
 	if !s.l.arm(stop) {
 		return nil
 	}
+	waken := s.interruptBy(wait)
 	err := s.receive(wait)
+	waken()
 	s.l.disarm()
 	over := wait.Err() != nil
 	switch {
@@ -183,11 +185,28 @@ func (s *session) wait(ctx context.Context) error {
 	return nil
 }
 
+// interruptBy ends reads at the end of the wait, until the function it returns is called. With a context, pgx would do the
+// same for each notification, which takes longer than to receive it.
+func (s *session) interruptBy(wait context.Context) (stop func()) {
+	conn := s.conn.PgConn().Conn()
+	interrupted := make(chan struct{})
+	remain := context.AfterFunc(wait, func() {
+		defer close(interrupted)
+		_ = conn.SetReadDeadline(time.Unix(1, 0)) // an error means that it is closed, which ends the read as well
+	})
+	return func() {
+		if !remain() {
+			<-interrupted
+		}
+		_ = conn.SetReadDeadline(time.Time{}) // likewise
+	}
+}
+
 // receive takes notifications until the wait is over, the connection ends, or a probe has arrived, which changes what is
 // due. A wait that ends in the middle of a message is resumed by the next: pgx keeps what has arrived.
 func (s *session) receive(wait context.Context) error {
-	for {
-		n, err := s.conn.WaitForNotification(wait)
+	for wait.Err() == nil {
+		n, err := s.conn.WaitForNotification(context.Background()) // interruptBy ends it
 		if n != nil {
 			now := time.Now()
 			lull := now.Sub(s.heard) > lullBefore
@@ -201,6 +220,7 @@ func (s *session) receive(wait context.Context) error {
 			return err // nil and nothing: a handler of the connection's own has taken it
 		}
 	}
+	return wait.Err()
 }
 
 // leftOver takes the notifications that came along with the answer to a statement. They prove nothing: a pooler may lend
