@@ -9,7 +9,7 @@ with ask as materialized (
     select a.*,
            case when a.position is not null
                 then (select true from romancy.instances i
-                      where i.id = a.sender and i.token = a.token and i.status || '' = 'running' limit 1) is true
+                      where i.id = a.sender and i.token = a.token and i.status || '' = 'running' limit 1 for share) is true
                 else true end as allowed,
            case when pg_try_advisory_lock_shared(hashtextextended(a.event_id || ' ' || a.source, 'romancy.events'::regclass::oid::bigint))
                 then pg_advisory_unlock_shared(hashtextextended(a.event_id || ' ' || a.source, 'romancy.events'::regclass::oid::bigint))

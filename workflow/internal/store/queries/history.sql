@@ -1,6 +1,6 @@
 -- name: AppendHistory
 -- A position that is taken is an error, so that nothing else of that run's commits with it: it would follow from a result
--- that history does not have.
+-- that history does not have. The lock keeps whoever cancels the run, or takes it over, until this has committed.
 with ask as materialized (
     select * from unnest($1::text[], $2::bigint[], $3::integer[], $4::text[], $5::text[], $6::text[])
         with ordinality as a(id, token, position, kind, name, payload, ord)
@@ -8,7 +8,7 @@ with ask as materialized (
 insert into romancy.history (instance_id, position, token, kind, name, payload)
 select a.id, a.position, a.token, a.kind, a.name, a.payload::json
 from ask a cross join lateral (
-    select 1 from romancy.instances i where i.id = a.id and i.token = a.token and i.status || '' = 'running' offset 0
+    select 1 from romancy.instances i where i.id = a.id and i.token = a.token and i.status || '' = 'running' for share
 ) fence
 order by a.ord
 returning instance_id, position;

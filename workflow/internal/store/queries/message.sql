@@ -9,7 +9,7 @@ with ask as materialized (
     select a.*,
            case when a.position is not null
                 then (select true from romancy.instances i
-                      where i.id = a.sender and i.token = a.token and i.status || '' = 'running' limit 1) is true
+                      where i.id = a.sender and i.token = a.token and i.status || '' = 'running' limit 1 for share) is true
                 else true end as allowed,
            case when a.target is not null
                 then (select true from romancy.instances i
@@ -118,7 +118,7 @@ with ask as materialized (
                  where s.channel = a.channel and s.mode = any (array_remove(array['broadcast', 'competing', 'direct'], a.mode))
                    and s.instance_id <> a.id limit 1) as held
     from ask a cross join lateral (
-        select 1 from romancy.instances i where i.id = a.id and i.token = a.token and i.status || '' = 'running' offset 0
+        select 1 from romancy.instances i where i.id = a.id and i.token = a.token and i.status || '' = 'running' for share
     ) fence
 ), decided as materialized (
     -- Of those in this batch the first that can be has its mode, and the others have to agree with it.
