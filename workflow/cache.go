@@ -32,7 +32,7 @@ func newCache(room *slots.Slots[*run]) cache {
 	return cache{slots: room, runs: map[string]*run{}, parked: list.New(), receiving: map[string]map[*run]bool{}, cold: map[string]int64{}}
 }
 
-type phase int
+type phase int8
 
 const (
 	executing phase = iota
@@ -210,7 +210,7 @@ func (e *Engine) evictLocked() bool {
 	e.cache.evicted++
 	e.committer.LetGo(fence, func(_ struct{}, err error) {
 		if err != nil {
-			r.logger.Warn("evicted run not noted; the slow sweep will find it", "error", err)
+			r.log().Warn("evicted run not noted; the slow sweep will find it", "error", err)
 		}
 	})
 	return true

@@ -28,5 +28,8 @@ func (c *Context) Logger() *slog.Logger {
 	if c.IsReplaying() {
 		return slog.New(slog.DiscardHandler)
 	}
+	if c.run.logger == nil {
+		c.run.logger = c.run.log()
+	}
 	return c.run.logger
 }

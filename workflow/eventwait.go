@@ -66,6 +66,9 @@ func (r *run) hadEvent(event storedEvent) {
 			kept = append(kept, seen)
 		}
 	}
+	if r.events == nil {
+		r.events = map[string][]seenEvent{}
+	}
 	r.events[event.Type] = append(kept, seenEvent{id: event.ID, expiresMicros: event.ExpiresMicros})
 }
 

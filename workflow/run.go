@@ -27,13 +27,14 @@ type run struct {
 	id         string
 	definition Definition
 	input      []byte
-	logger     *slog.Logger
 
+	// Neither context is the other's parent, which would take twice the memory of a parked run.
 	ctx      context.Context //nolint:containedctx // the run's lifetime, handed to compensations
-	cancel   context.CancelFunc
+	stop     context.CancelFunc
 	work     context.Context //nolint:containedctx // ends also when the run is cancelled: handed to activities
 	stopWork context.CancelFunc
 	lost     atomic.Bool                    // writes of this run are refused, or will be: end
+	mailed   atomic.Bool                    // there may be mail for a goroutine that waits without being parked
 	asked    atomic.Pointer[CancelledError] // it is to be cancelled
 	broken   atomic.Pointer[interruption]   // a step beside the goroutine has found that the run cannot go on here
 
@@ -43,64 +44,73 @@ type run struct {
 	journal       *journal.Journal
 	token         int64
 	stream        *commit.Stream
-	pending       chan error // the outcome of the last append, if it has not been waited for
+	pending       chan error   // the outcome of the last append, if it has not been waited for
+	logger        *slog.Logger // of the workflow; nil until it asks for it
 	compensations []compensation
-	subscriptions map[string]Mode
-	events        map[string][]seenEvent // it has had, by type
+	subscriptions map[string]Mode        // nil: none
+	events        map[string][]seenEvent // it has had, by type; nil: none
 	cancelled     *CancelledError        // the workflow has been told
 	compensating  bool
 	exiting       bool // the goroutine is ending by Goexit
 
 	resume chan resumption // to the parked goroutine
 	poked  chan struct{}   // holds a token after something that a goroutine which waits without being parked waits for
-	mailed atomic.Bool     // there may be mail for such a goroutine
 	air    airspace        // steps that execute beside the goroutine
 
 	// The cache's, guarded by the engine's mutex.
-	phase     phase
 	element   *list.Element
 	waiting   waiting
 	listening []listening // the channels it waits on, parked or not
-	waking    bool        // a wake operation is under way
-	wakeAgain []listening // something happened meanwhile on these channels
-	slot      bool        // it executes, or may
-	due       bool        // it is parked and waits for a slot
+	wakeAgain []listening // something happened on these channels while a wake operation was under way
+	phase     phase
+	waking    bool // a wake operation is under way
+	slot      bool // it executes, or may
+	due       bool // it is parked and waits for a slot
 }
 
 // launchLocked begins to execute a run that this worker owns and has a slot for. The caller holds the engine's mutex.
 func (e *Engine) launchLocked(definition Definition, owned store.Claimed, past *store.Past) {
-	logger := e.about(owned.ID, owned.Workflow)
 	remembered, err := journal.New(past.Records, past.Attempts)
 	if err != nil {
-		logger.Error("run cannot be replayed", "error", err)
+		e.about(owned.ID, owned.Workflow).Error("run cannot be replayed", "error", err)
 		e.giveSlotLocked(owned.Workflow)
 		e.finishStuck(owned, err)
 		return
 	}
 	r := &run{
-		engine: e, id: owned.ID, definition: definition, input: owned.Input, logger: logger,
+		engine: e, id: owned.ID, definition: definition, input: owned.Input,
 		journal: remembered, token: owned.Token, stream: &commit.Stream{},
-		subscriptions: map[string]Mode{}, events: map[string][]seenEvent{}, resume: make(chan resumption, 1), poked: make(chan struct{}, 1),
+		resume: make(chan resumption, 1), poked: make(chan struct{}, 1),
 	}
-	r.ctx, r.cancel = context.WithCancel(context.Background())
-	r.work, r.stopWork = context.WithCancel(r.ctx)
+	r.ctx, r.stop = context.WithCancel(context.Background())
+	r.work, r.stopWork = context.WithCancel(context.Background())
 	if past.Cancel != nil {
 		r.asked.Store(decodeCancelled(past.Cancel))
 	}
 	r.tracing.origin = decodeTrace(owned.Trace)
 	e.addLocked(r)
-	if len(past.Records) > 0 {
+	replayed := len(past.Records) > 0
+	if replayed {
 		e.cache.replayed++
 	}
 	e.goroutines.Add(1)
 	e.runs.Go(func() {
 		defer e.goroutines.Add(-1)
 		defer e.ended(r)
-		r.beginSegment(len(past.Records) > 0)
+		r.beginSegment(replayed)
 		defer r.endSegment(segmentLeft, nil)
 		r.main()
 	})
 }
+
+// cancel ends all that is done for the run here.
+func (r *run) cancel() {
+	r.stop()
+	r.stopWork()
+}
+
+// log returns the logger for what the engine says of the run.
+func (r *run) log() *slog.Logger { return r.engine.about(r.id, r.definition.Name()) }
 
 // main executes the workflow and ends the run.
 func (r *run) main() {
@@ -121,7 +131,7 @@ func (r *run) call() (output []byte, err error) {
 	defer func() {
 		if value := recover(); value != nil {
 			err = &panicError{value: value, stack: string(debug.Stack())}
-			r.logger.Error("workflow panicked", "panic", value, "stack", string(debug.Stack()))
+			r.log().Error("workflow panicked", "panic", value, "stack", string(debug.Stack()))
 		}
 	}()
 	return r.definition.execute(&Context{Context: r.work, run: r}, r.input)
@@ -228,7 +238,7 @@ func (r *run) giveUp(err error) {
 	case errors.As(err, &pgErr) && unstorable(pgErr):
 		r.stuck(err)
 	default:
-		r.logger.Warn("run interrupted, it will be executed again from history", "error", err)
+		r.log().Warn("run interrupted, it will be executed again from history", "error", err)
 		select {
 		case <-time.After(time.Second): // the database is in trouble: do not add to it
 		case <-r.ctx.Done():
@@ -254,7 +264,7 @@ func unstorable(err *pgconn.PgError) bool {
 
 // stuck stops the run with its history untouched and ends the goroutine.
 func (r *run) stuck(err error) {
-	r.logger.Error("run is stuck", "error", err)
+	r.log().Error("run is stuck", "error", err)
 	r.endSegment(string(StatusStuck), err)
 	if !r.lost.Swap(true) {
 		r.engine.finishStuck(store.Claimed{ID: r.id, Workflow: r.definition.Name(), Token: r.token}, err)

@@ -42,7 +42,7 @@ func (r *run) compensate(cause error) failure {
 			return nil, done.undo(ctx)
 		})
 		if err != nil {
-			r.logger.Error("compensation failed for good", "activity", done.name, "error", err)
+			r.log().Error("compensation failed for good", "activity", done.name, "error", err)
 			failed.CompensationErrors = append(failed.CompensationErrors, err.Error())
 		}
 	}

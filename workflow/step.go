@@ -261,7 +261,7 @@ func (r *run) retry(s step, position int32, attempt int, cause error) (cancelled
 
 func (r *run) newRetry(s step, position int32, attempt int, cause error) store.Retry {
 	delay := s.options.retry.delay(attempt, rand.Float64())
-	r.logger.Info("attempt failed, will be retried", "step", s.name, "position", position, "attempt", attempt, "delay", delay, "error", cause)
+	r.log().Info("attempt failed, will be retried", "step", s.name, "position", position, "attempt", attempt, "delay", delay, "error", cause)
 	return store.Retry{
 		Fence: store.Fence{ID: r.id, Token: r.token}, Position: position, Attempt: attempt,
 		Error: describe(cause).encode(), DelayMicros: delay.Microseconds(), Heeds: !r.compensating,

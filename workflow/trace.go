@@ -143,7 +143,7 @@ func (r *run) adoptTrace(origin trace.SpanContext) {
 	fence, text := store.Fence{ID: r.id, Token: r.token}, encodeTrace(origin)
 	r.engine.committer.Do(true, func(b *pgx.Batch) { r.engine.store.AdoptTrace(b, fence, text) }, func(_ struct{}, err error) {
 		if err != nil && !errors.Is(err, commit.ErrClosed) {
-			r.logger.Warn("the run's trace could not be stored: another worker will begin a new one", "error", err)
+			r.log().Warn("the run's trace could not be stored: another worker will begin a new one", "error", err)
 		}
 	})
 }

@@ -224,8 +224,9 @@ func (r *run) await(ask *store.Wait, channels []listening, landed func() bool) (
 		}
 		waited := store.Waited{Outcome: store.Nothing}
 		if look || !ask.Stay {
-			waited = r.tryWait(ask, channels, full)
-			next = r.untilNextLook(waited, channels)
+			if waited = r.tryWait(ask, channels, full); waited.Outcome == store.Nothing {
+				next = r.untilNextLook(waited, channels)
+			}
 		}
 		switch waited.Outcome {
 		case store.Nothing:
@@ -438,6 +439,9 @@ func (r *run) subscribe(channel string, mode Mode) error {
 	}
 	if taken != "" {
 		return fmt.Errorf("subscribe to channel %q in %s mode: %w: others are subscribed in %s mode", channel, mode, ErrModeConflict, taken)
+	}
+	if r.subscriptions == nil {
+		r.subscriptions = map[string]Mode{}
 	}
 	r.subscriptions[channel] = mode
 	return nil

@@ -159,7 +159,7 @@ func (e *Engine) lookLocked(r *run, on listening) {
 	then := func(found bool, err error) {
 		if err != nil {
 			if !errors.Is(err, commit.ErrClosed) {
-				r.logger.Warn("look for mail failed; the next sweep will find it", "error", err)
+				r.log().Warn("look for mail failed; the next sweep will find it", "error", err)
 			}
 			return
 		}
@@ -283,7 +283,7 @@ func (e *Engine) woken(r *run, ask store.Wake, waited store.Waited, durable chan
 	case errors.Is(err, commit.ErrFenced):
 		e.verifyLocked(r)
 	case err != nil:
-		r.logger.Warn("parked run could not be woken and is left to the sweeps", "error", err)
+		r.log().Warn("parked run could not be woken and is left to the sweeps", "error", err)
 		e.dropLocked(r)
 		e.committer.LetGo(ask.Fence, func(struct{}, error) { e.orphans.give() })
 	case waited.Outcome != store.Parked:
