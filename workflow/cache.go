@@ -7,6 +7,7 @@ import (
 
 	"github.com/romancy-go/romancy/workflow/internal/commit"
 	"github.com/romancy-go/romancy/workflow/internal/deadline"
+	"github.com/romancy-go/romancy/workflow/internal/journal"
 	"github.com/romancy-go/romancy/workflow/internal/slots"
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
@@ -42,9 +43,10 @@ const (
 
 // waiting is what a parked run waits for.
 type waiting struct {
-	wait   store.Wait
-	due    time.Time // its deadline by this process's monotonic clock; zero: it has none
-	nudged bool      // the moment it wakes at is not the deadline of what it waits for
+	position int32        // where the outcome is recorded; 0: a sleep
+	kind     journal.Kind // of that record
+	due      time.Time    // its deadline by this process's monotonic clock; zero: it has none
+	nudged   bool         // the moment it wakes at is not the deadline of what it waits for
 }
 
 // resumption is what a parked run's goroutine is told.
@@ -78,12 +80,15 @@ func (e *Engine) dropLocked(r *run) {
 		e.cache.executing--
 	case parked:
 		e.unparkLocked(r)
-		r.resume <- resumption{exit: true} // never blocks: a parked run is resumed once
+		r.resume <- &resumption{exit: true} // never blocks: a parked run is resumed once
 	}
 	e.unlistenLocked(r)
 	r.phase = gone
 	r.lost.Store(true)
-	r.cancel()
+	if r.stop != nil {
+		r.stop()
+	}
+	r.stopWork()
 	if e.cache.runs[r.id] == r {
 		delete(e.cache.runs, r.id)
 	}
@@ -219,7 +224,9 @@ func (e *Engine) evictLocked() bool {
 // pokeAllLocked has every run that executes here, or waits beside steps that do, look whether it is to go on.
 func (e *Engine) pokeAllLocked() {
 	for _, r := range e.cache.runs {
-		r.poke()
+		if r.phase == executing {
+			r.poke()
+		}
 	}
 }
 
@@ -252,5 +259,5 @@ func (e *Engine) resumeLocked(r *run, token int64, with resumption) {
 	r.stream = &commit.Stream{}
 	e.cache.executing++
 	e.cache.resumed++
-	r.resume <- with // never blocks: a parked run is resumed once
+	r.resume <- &with // never blocks: a parked run is resumed once
 }

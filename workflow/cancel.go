@@ -162,7 +162,7 @@ func (r *run) learnCancelled() {
 		return
 	}
 	past := map[string]*store.Past{}
-	if err := r.engine.do(r.ctx, true, func(b *pgx.Batch) { r.engine.store.LoadHistory(b, []string{r.id}, past) }); err != nil {
+	if err := r.engine.do(r.lifetime(), true, func(b *pgx.Batch) { r.engine.store.LoadHistory(b, []string{r.id}, past) }); err != nil {
 		r.giveUp(err)
 	}
 	r.askToCancel(decodeCancelled(past[r.id].Cancel))

@@ -24,8 +24,9 @@ const (
 )
 
 func (e *Engine) asWakeEvent(r *run, on listening) store.WakeEvent {
-	wait := r.waiting.wait
-	return store.WakeEvent{Fence: wait.Fence, EventWait: *on.event, Position: wait.Position, Nudged: r.waiting.nudged}
+	return store.WakeEvent{
+		Fence: store.Fence{ID: r.id, Token: r.token}, EventWait: *on.event, Position: r.waiting.position, Nudged: r.waiting.nudged,
+	}
 }
 
 // sentEvents is told by the committer which events it has sent: runs in this process need not wait for the echo.

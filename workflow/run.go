@@ -28,10 +28,7 @@ type run struct {
 	definition Definition
 	input      []byte
 
-	// Neither context is the other's parent, which would take twice the memory of a parked run.
-	ctx      context.Context //nolint:containedctx // the run's lifetime, handed to compensations
-	stop     context.CancelFunc
-	work     context.Context //nolint:containedctx // ends also when the run is cancelled: handed to activities
+	work     context.Context //nolint:containedctx // ends with the run's life here, or when it is cancelled: handed to activities
 	stopWork context.CancelFunc
 	lost     atomic.Bool                    // writes of this run are refused, or will be: end
 	mailed   atomic.Bool                    // there may be mail for a goroutine that waits without being parked
@@ -53,11 +50,13 @@ type run struct {
 	compensating  bool
 	exiting       bool // the goroutine is ending by Goexit
 
-	resume chan resumption // to the parked goroutine
-	poked  chan struct{}   // holds a token after something that a goroutine which waits without being parked waits for
-	air    airspace        // steps that execute beside the goroutine
+	resume chan *resumption              // to the parked goroutine
+	poked  atomic.Pointer[chan struct{}] // see pokes
+	air    airspace                      // steps that execute beside the goroutine
 
 	// The cache's, guarded by the engine's mutex.
+	ctx       context.Context //nolint:containedctx // see lifetime
+	stop      context.CancelFunc
 	element   *list.Element
 	waiting   waiting
 	listening []listening // the channels it waits on, parked or not
@@ -80,9 +79,8 @@ func (e *Engine) launchLocked(definition Definition, owned store.Claimed, past *
 	r := &run{
 		engine: e, id: owned.ID, definition: definition, input: owned.Input,
 		journal: remembered, token: owned.Token, stream: &commit.Stream{},
-		resume: make(chan resumption, 1), poked: make(chan struct{}, 1),
+		resume: make(chan *resumption, 1),
 	}
-	r.ctx, r.stop = context.WithCancel(context.Background())
 	r.work, r.stopWork = context.WithCancel(context.Background())
 	if past.Cancel != nil {
 		r.asked.Store(decodeCancelled(past.Cancel))
@@ -103,10 +101,18 @@ func (e *Engine) launchLocked(definition Definition, owned store.Claimed, past *
 	})
 }
 
-// cancel ends all that is done for the run here.
-func (r *run) cancel() {
-	r.stop()
-	r.stopWork()
+// lifetime returns a context that ends when the run is not executed here any more. It outlives work when the run is cancelled,
+// and is handed to compensations. Most parked runs never had one.
+func (r *run) lifetime() context.Context {
+	r.engine.mu.Lock()
+	defer r.engine.mu.Unlock()
+	if r.ctx == nil {
+		r.ctx, r.stop = context.WithCancel(context.Background())
+		if r.phase == gone {
+			r.stop()
+		}
+	}
+	return r.ctx
 }
 
 // log returns the logger for what the engine says of the run.
@@ -134,7 +140,9 @@ func (r *run) call() (output []byte, err error) {
 			r.log().Error("workflow panicked", "panic", value, "stack", string(debug.Stack()))
 		}
 	}()
-	return r.definition.execute(&Context{Context: r.work, run: r}, r.input)
+	input := r.input
+	r.input = nil // it is decoded once
+	return r.definition.execute(&Context{Context: r.work, run: r}, input)
 }
 
 // end records how the workflow ended, undoing its steps first if it failed or is cancelled.
@@ -241,7 +249,7 @@ func (r *run) giveUp(err error) {
 		r.log().Warn("run interrupted, it will be executed again from history", "error", err)
 		select {
 		case <-time.After(time.Second): // the database is in trouble: do not add to it
-		case <-r.ctx.Done():
+		case <-r.lifetime().Done():
 		}
 		r.handOver()
 	}
@@ -370,10 +378,20 @@ func (r *run) record(kind journal.Kind, name string, produce func() ([]byte, err
 	return payload, nil
 }
 
+// pokes holds a token after something that a goroutine which waits without being parked waits for. Few runs ever need it.
+func (r *run) pokes() chan struct{} {
+	if made := r.poked.Load(); made != nil {
+		return *made
+	}
+	made := make(chan struct{}, 1)
+	r.poked.CompareAndSwap(nil, &made)
+	return *r.poked.Load()
+}
+
 // poke has a goroutine that waits without being parked look again. It never blocks.
 func (r *run) poke() {
 	select {
-	case r.poked <- struct{}{}:
+	case r.pokes() <- struct{}{}:
 	default:
 	}
 }
@@ -381,11 +399,11 @@ func (r *run) poke() {
 // idle waits until something may have happened: the run was poked or lost, or after, which it reports.
 func (r *run) idle(after <-chan time.Time) (over bool) {
 	select {
-	case <-r.poked:
+	case <-r.pokes():
 		return false
 	case <-after:
 		return true
-	case <-r.ctx.Done():
+	case <-r.lifetime().Done():
 		r.exit()
 		return false
 	}

@@ -53,7 +53,7 @@ func (r *run) step(s step, body stepBody) ([]byte, error) {
 	}
 	ctx := r.work
 	if r.compensating {
-		ctx = r.ctx
+		ctx = r.lifetime()
 	}
 	failed := newFailures(r.journal.Attempts(position))
 	for {

@@ -124,7 +124,7 @@ func (r *run) takeMore(position int32, channel string, limit int) []byte {
 		Competing: on.competing, Since: r.engine.mail.since(channel),
 	}
 	mail := new(store.Mail)
-	err := r.engine.do(r.ctx, false, func(b *pgx.Batch) { r.engine.store.TakeMore(b, ask, mail) })
+	err := r.engine.do(r.lifetime(), false, func(b *pgx.Batch) { r.engine.store.TakeMore(b, ask, mail) })
 	switch {
 	case err != nil:
 		r.giveUp(err)
@@ -338,8 +338,7 @@ func (r *run) untilNextLook(waited store.Waited, channels []listening) <-chan ti
 
 // stayParked keeps the goroutine until the run, whose row says waiting, is resumed. If it never is, here, the goroutine ends.
 func (r *run) stayParked(ask store.Wait, waited store.Waited, channels []listening) resumption {
-	ask.Fence = store.Fence{ID: r.id, Token: r.token}
-	parked := waiting{wait: ask}
+	parked := waiting{position: ask.Position, kind: ask.Kind}
 	if waited.RemainingMicros != nil {
 		parked.due = r.engine.due(waited)
 	}
@@ -354,7 +353,7 @@ func (r *run) stayParked(ask store.Wait, waited store.Waited, channels []listeni
 		r.engine.look(r)
 	}
 	r.endSegment(segmentParked, nil)
-	resumed := <-r.resume
+	resumed := *<-r.resume
 	if resumed.exit {
 		r.exit()
 	}
@@ -412,7 +411,7 @@ func (r *run) untilFree(operation func() (held bool, err error)) {
 		}
 		select {
 		case <-time.After(wait):
-		case <-r.ctx.Done():
+		case <-r.lifetime().Done():
 		}
 		r.checkpoint()
 	}

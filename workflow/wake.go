@@ -196,9 +196,8 @@ func (e *Engine) lookForAll() {
 }
 
 func (e *Engine) asWake(r *run, on listening) store.Wake {
-	wait := r.waiting.wait
 	return store.Wake{
-		Fence: wait.Fence, Position: wait.Position, Kind: wait.Kind,
+		Fence: store.Fence{ID: r.id, Token: r.token}, Position: r.waiting.position, Kind: r.waiting.kind,
 		Nudged:  r.waiting.nudged || len(r.listening) > 1, // then it looks at all channels before its deadline decides
 		Channel: on.channel, Competing: on.competing, Since: e.mail.since(on.channel),
 	}

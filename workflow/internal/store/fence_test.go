@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/romancy-go/romancy/internal/pgtest"
 	"github.com/romancy-go/romancy/workflow/internal/journal"
@@ -61,55 +62,60 @@ func TestNothingIsWrittenOfARunThatIsJustTakenAway(t *testing.T) {
 			s.FinishRuns(b, []store.Finish{{Fence: fence, Status: "completed", Output: []byte(`1`)}}, func(string) { done() })
 		},
 	} {
-		t.Run(name, func(t *testing.T) {
-			ctx := t.Context()
-			if _, err := pool.Exec(ctx, `truncate romancy.instances, romancy.history, romancy.attempts, romancy.mailbox, romancy.events, romancy.subscriptions;
-				insert into romancy.instances (id, workflow, status, worker, token, ready_at) values
-					('run', 'order', 'running', 1, 1, now()), ('other', 'order', 'running', 1, 1, now());
-				insert into romancy.subscriptions (instance_id, channel, mode) values ('other', 'shared', 'competing')`); err != nil {
-				t.Fatal(err)
-			}
-			taking, err := pool.Begin(ctx)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer func() { _ = taking.Rollback(ctx) }()
-			if _, err := taking.Exec(ctx, "update romancy.instances set status = 'ready', worker = null, token = token + 1 where id = 'run'"); err != nil {
-				t.Fatal(err)
-			}
-			conn, err := pool.Acquire(ctx)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer conn.Release()
-			batch := &pgx.Batch{}
-			write(batch)
-			written := make(chan error, 1)
-			go func() { written <- conn.SendBatch(ctx, batch).Close() }()
-			for waits := false; !waits; {
-				select {
-				case err := <-written:
-					t.Fatalf("it did not wait: %v", err)
-				default:
-				}
-				const asked = "select exists (select from pg_stat_activity where pid = $1 and wait_event_type = 'Lock')"
-				if err := pool.QueryRow(ctx, asked, conn.Conn().PgConn().PID()).Scan(&waits); err != nil {
-					t.Fatal(err)
-				}
-			}
-			if err := taking.Commit(ctx); err != nil {
-				t.Fatal(err)
-			}
-			if err := <-written; err != nil {
-				t.Fatal(err)
-			}
-			var rows int
-			const left = `select (select count(*) from romancy.history) + (select count(*) from romancy.attempts) + (select count(*) from romancy.mailbox)
-				+ (select count(*) from romancy.events) + (select count(*) from romancy.subscriptions where instance_id = 'run')
-				+ (select count(*) from romancy.instances where id = 'run' and (status <> 'ready' or compensating))`
-			if err := pool.QueryRow(ctx, left).Scan(&rows); err != nil || rows != 0 {
-				t.Errorf("%d rows were written, %v", rows, err)
-			}
-		})
+		t.Log(name)
+		takeAwayDuring(t, pool, write)
+	}
+}
+
+// takeAwayDuring has a statement that writes of a run meet a transaction which takes the run away.
+func takeAwayDuring(t *testing.T, pool *pgxpool.Pool, write func(*pgx.Batch)) {
+	t.Helper()
+	ctx := t.Context()
+	if _, err := pool.Exec(ctx, `truncate romancy.instances, romancy.history, romancy.attempts, romancy.mailbox, romancy.events, romancy.subscriptions;
+		insert into romancy.instances (id, workflow, status, worker, token, ready_at) values
+			('run', 'order', 'running', 1, 1, now()), ('other', 'order', 'running', 1, 1, now());
+		insert into romancy.subscriptions (instance_id, channel, mode) values ('other', 'shared', 'competing')`); err != nil {
+		t.Fatal(err)
+	}
+	taking, err := pool.Begin(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = taking.Rollback(ctx) }()
+	if _, err := taking.Exec(ctx, "update romancy.instances set status = 'ready', worker = null, token = token + 1 where id = 'run'"); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := pool.Acquire(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Release()
+	batch := &pgx.Batch{}
+	write(batch)
+	written := make(chan error, 1)
+	go func() { written <- conn.SendBatch(ctx, batch).Close() }()
+	for waits := false; !waits; {
+		select {
+		case err := <-written:
+			t.Fatalf("it did not wait: %v", err)
+		default:
+		}
+		const asked = "select exists (select from pg_stat_activity where pid = $1 and wait_event_type = 'Lock')"
+		if err := pool.QueryRow(ctx, asked, conn.Conn().PgConn().PID()).Scan(&waits); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := taking.Commit(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-written; err != nil {
+		t.Fatal(err)
+	}
+	var rows int
+	const left = `select (select count(*) from romancy.history) + (select count(*) from romancy.attempts) + (select count(*) from romancy.mailbox)
+		+ (select count(*) from romancy.events) + (select count(*) from romancy.subscriptions where instance_id = 'run')
+		+ (select count(*) from romancy.instances where id = 'run' and (status <> 'ready' or compensating))`
+	if err := pool.QueryRow(ctx, left).Scan(&rows); err != nil || rows != 0 {
+		t.Errorf("%d rows were written, %v", rows, err)
 	}
 }
