@@ -156,7 +156,7 @@ func (r *run) askToCancel(why *CancelledError) {
 	r.poke()
 }
 
-// learnCancelled finds out why the run, as the database has just said, is to be cancelled.
+// learnCancelled finds out why the run, as the database has just said, to whichever of its steps, is to be cancelled.
 func (r *run) learnCancelled() {
 	if r.asked.Load() != nil {
 		return
@@ -164,6 +164,9 @@ func (r *run) learnCancelled() {
 	past := map[string]*store.Past{}
 	if err := r.engine.do(r.lifetime(), true, func(b *pgx.Batch) { r.engine.store.LoadHistory(b, []string{r.id}, past) }); err != nil {
 		r.giveUp(err)
+	}
+	if past[r.id].Cancel == nil {
+		r.giveUp(errInterrupted)
 	}
 	r.askToCancel(decodeCancelled(past[r.id].Cancel))
 }

@@ -155,3 +155,52 @@ func TestRunToldByAFutureEndsAsCancelled(t *testing.T) {
 		}
 	}
 }
+
+// The database says it first: a step beside the workflow learns, by the retry it records, that its run is cancelled. The run must
+// not end as if that step did not belong to it.
+func TestRunIsCancelledThoughOnlyAStepBesideItHasLearntOfIt(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	begun, release := make(chan struct{}, 10), make(chan struct{})
+	reserve := workflow.DefineActivity("reserve", func(_ context.Context, n int) (int, error) { return n, nil }).
+		WithCompensation(func(context.Context, int, int) error { return nil })
+	charge := workflow.DefineActivity("charge", func(context.Context, int) (int, error) {
+		begun <- struct{}{}
+		<-release
+		return 0, errors.New("declined")
+	}, workflow.WithRetry(workflow.RetryPolicy{MaxAttempts: 10}))
+	flow := workflow.Define("untold", func(ctx *workflow.Context, waits bool) (int, error) {
+		if _, err := reserve.Execute(ctx, 1); err != nil {
+			return 0, err
+		}
+		charged := charge.Go(ctx, 0)
+		if waits {
+			return charged.Get(ctx)
+		}
+		return 1, nil
+	})
+	startWorker(t, pool, []workflow.Definition{flow}, withoutNotify)
+	elsewhere := startWorker(t, pool, []workflow.Definition{flow}, withoutNotify, configured(func(c *workflow.Config) { c.ClientOnly = true }))
+	ctx := testContext(t)
+	var runs []*workflow.Run[int]
+	for _, waits := range []bool{true, false} {
+		run, err := flow.Start(ctx, elsewhere.Engine, waits)
+		if err != nil {
+			t.Fatal(err)
+		}
+		runs = append(runs, run)
+		<-begun
+		if err := elsewhere.Cancel(ctx, run.ID(), "enough", workflow.Compensate()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(release)
+	for _, run := range runs {
+		if out, err := run.Result(ctx); !errors.Is(err, workflow.ErrCancelled) {
+			t.Errorf("result %d, %v, want it cancelled", out, err)
+		}
+		if n := count(t, pool, "select count(*) from romancy.history where kind = 'compensation' and instance_id = $1", run.ID()); n != 1 {
+			t.Errorf("%d steps were undone, want 1", n)
+		}
+	}
+}

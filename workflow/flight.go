@@ -307,7 +307,7 @@ func (r *run) delayFlight(f *flight, cause error) {
 	r.poke() // the run may be parked now
 }
 
-// errInterrupted: nobody has asked for the end of a step that has left no record.
+// errInterrupted: a step has left no record, and its run is not to be cancelled.
 var errInterrupted = errors.New("a step has ended without a record")
 
 // outcome returns what became of a flight that has landed, or that its run's cancellation has overtaken.
@@ -321,11 +321,9 @@ func (r *run) outcome(f *flight) ([]byte, error) {
 	case record != nil:
 		return f.step.result(*record)
 	case r.cancelled == nil:
+		r.checkpoint() // it may be interrupted instead, which history alone can mend
+		r.learnCancelled()
 		r.cancelled = r.asked.Load() // told by this, as by a command
-	}
-	if r.cancelled == nil {
-		r.checkpoint() // interrupted, which history alone can mend
-		r.giveUp(errInterrupted)
 	}
 	return nil, r.cancelled
 }

@@ -157,6 +157,7 @@ func (r *run) end(output []byte, err error) {
 		}
 		// Steps that nobody has waited for belong to the run all the same.
 		if r.awaitLanding() == store.Cancelled || r.air.overtaken() {
+			r.learnCancelled()
 			r.cancelled = r.asked.Load()
 		}
 	}
