@@ -65,4 +65,5 @@ func (r *run) continueAs(next *continuation) {
 	r.endSegment(string(StatusContinued), nil)
 	r.engine.tellEnded(store.Run{ID: r.id, Workflow: r.definition.Name(), Status: string(StatusContinued), Output: output})
 	r.engine.madeReady([]store.Named{{ID: ask.NextID, Workflow: r.definition.Name()}})
+	r.engine.mailRuns.add(r.id) // what came after the statement had looked, and before its commit, has been announced for this id
 }

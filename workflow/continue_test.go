@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/romancy-go/romancy/internal/pgtest"
 	"github.com/romancy-go/romancy/workflow"
@@ -74,6 +75,56 @@ func TestContinueAsNewCarriesInputAndMail(t *testing.T) {
 	first, err := w.Get(ctx, run.ID())
 	if err != nil || first.Status != workflow.StatusContinued || first.ContinuedAs != info.ContinuedFrom {
 		t.Fatalf("%+v, %v: want it continued as %s", first, err, info.ContinuedFrom)
+	}
+}
+
+// A message of a transaction that was open while its receiver continued as new follows it as well, told of or not.
+func TestMailOfAnOpenTransactionFollowsWhoContinuesAsNew(t *testing.T) {
+	t.Parallel()
+	for name, options := range map[string][]workerOption{"told": nil, "not told": {withoutNotify}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			pool := pgtest.Pool(t)
+			flow := workflow.Define("moving", func(ctx *workflow.Context, moves int) (string, error) {
+				if moves > 0 {
+					if _, err := workflow.Receive[string](ctx, "move"); err != nil {
+						return "", err
+					}
+					return "", workflow.ContinueAsNew(ctx, moves-1)
+				}
+				message, err := workflow.Receive[string](ctx, "letters")
+				return message.Body, err
+			})
+			options = append(options, configured(func(c *workflow.Config) { c.FallbackInterval = time.Second }))
+			w := startWorker(t, pool, []workflow.Definition{flow}, options...)
+			ctx := testContext(t)
+			run, err := flow.Start(ctx, w.Engine, 2, workflow.WithID("traveller"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			tx, err := pool.Begin(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = tx.Rollback(context.Background()) }()
+			if err := w.SendToTx(ctx, tx, run.ID(), "letters", "hello"); err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				if err := w.SendTo(ctx, run.ID(), "move", "on"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			eventually(t, "it has moved twice and waits", func() bool {
+				return count(t, pool, "select count(*) from romancy.instances where status = 'waiting' and 'letters' = any (wake_channels)") == 1
+			})
+			if err := tx.Commit(ctx); err != nil {
+				t.Fatal(err)
+			}
+			if body, err := run.Result(ctx); err != nil || body != "hello" {
+				t.Errorf("got %q, %v", body, err)
+			}
+		})
 	}
 }
 

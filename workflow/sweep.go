@@ -100,9 +100,9 @@ func (e *Engine) sweepMail(ctx context.Context) (total int, err error) {
 	page := &store.Page{Last: after, Full: true}
 	for first := true; page.Full; first = false {
 		next := &store.Page{Last: page.Last}
-		woken := new([]store.Named)
+		found := new(store.Roused)
 		err := e.do(ctx, true, func(b *pgx.Batch) {
-			e.store.SweepMail(b, next, e.config.MaxMessagesPerBatch, hotGrace, woken)
+			e.store.SweepMail(b, next, e.config.MaxMessagesPerBatch, hotGrace, found)
 		})
 		if first {
 			e.mail.end(next, full, time.Since(began), err)
@@ -110,8 +110,8 @@ func (e *Engine) sweepMail(ctx context.Context) (total int, err error) {
 		if err != nil {
 			return total, err
 		}
-		total += len(*woken)
-		e.madeReady(*woken)
+		total += len(found.Runs)
+		e.roused(found)
 		page = next
 	}
 	return total, nil
@@ -209,17 +209,23 @@ func (e *Engine) sweepMailHeardOf(ctx context.Context) error {
 	if len(runs) == 0 && len(channels) == 0 {
 		return nil
 	}
-	woken := new([]store.Named)
+	found := new(store.Roused)
 	ids, names := keys(runs), keys(channels)
 	since := make([]int64, len(names))
 	for i, name := range names {
 		since[i] = e.mail.since(name)
 	}
-	if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.SweepMailFor(b, ids, names, since, woken) }); err != nil {
+	if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.SweepMailFor(b, ids, names, since, found) }); err != nil {
 		return err
 	}
-	e.madeReady(*woken)
+	e.roused(found)
 	return nil
+}
+
+// roused tells of what a look at mail has found.
+func (e *Engine) roused(found *store.Roused) {
+	e.madeReady(found.Runs)
+	e.sent(found.Forwarded)
 }
 
 func keys[V any](byName map[string]V) []string {

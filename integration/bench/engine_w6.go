@@ -52,7 +52,7 @@ func (e *engineBench) fullIdle(ctx context.Context, sites []*site) error {
 		return err
 	}
 	e.cost("w4", perSecond[1].ours/perSecond[0].ours, "statements of an idle worker")
-	return nil
+	return errors.Join(e.writeStatements(ctx, sites[0], "w6_w4_empty"), e.writeStatements(ctx, sites[1], "w6_w4_full"))
 }
 
 func (e *engineBench) fullThroughput(ctx context.Context, sites []*site) error {

@@ -78,13 +78,6 @@ func (s *Store) TakeOver(b *pgx.Batch, limit int, full bool, maxDeaths int, caus
 	b.Queue(s.queries.Get("BuryWorkers"))
 }
 
-func collectNamed(into *[]Named) func(pgx.Rows) error {
-	return func(rows pgx.Rows) error {
-		*into = (*into)[:0]
-		return eachNamed(func(run Named) { *into = append(*into, run) })(rows)
-	}
-}
-
 // Page is where a sweep through the mailbox has come to.
 type Page struct {
 	First int64 // the first message looked at; 0: there was none
@@ -92,33 +85,58 @@ type Page struct {
 	Full  bool  // there may be more
 }
 
+// Roused is what a look at mail has found.
+type Roused struct {
+	Runs      []Named // made ready
+	Forwarded []Sent  // sent to a run while it continued as new, and for its successor now
+}
+
 // SweepMail makes parked runs with mail ready, looking at limit messages after page.Last.
-func (s *Store) SweepMail(b *pgx.Batch, page *Page, limit int, grace time.Duration, into *[]Named) {
+func (s *Store) SweepMail(b *pgx.Batch, page *Page, limit int, grace time.Duration, into *Roused) {
 	b.Queue(s.queries.Get("SweepMail"), page.Last, limit, grace.Microseconds()).Query(func(rows pgx.Rows) error {
-		*into = (*into)[:0]
-		for rows.Next() {
-			var first, last *int64
-			var count int64
-			var id, workflow *string
-			if err := rows.Scan(&first, &last, &count, &id, &workflow); err != nil {
-				return err
-			}
+		*into = Roused{}
+		var first, last *int64
+		var count int64
+		var found rousedRow
+		_, err := pgx.ForEachRow(rows, append([]any{&first, &last, &count}, found.fields()...), func() error {
 			if last != nil {
 				page.First, page.Last = *first, *last
 			}
 			page.Full = count == int64(limit)
-			if id != nil {
-				*into = append(*into, Named{ID: *id, Workflow: *workflow})
-			}
-		}
-		return rows.Err()
+			into.add(found)
+			return nil
+		})
+		return err
 	})
 }
 
 // SweepMailFor does the same for these runs and the subscribers of these channels, those in a listening worker's memory
 // left out. since: where the messages for whoever competes begin, for each channel.
-func (s *Store) SweepMailFor(b *pgx.Batch, runs, channels []string, since []int64, into *[]Named) {
-	b.Queue(s.queries.Get("SweepMailFor"), runs, channels, since).Query(collectNamed(into))
+func (s *Store) SweepMailFor(b *pgx.Batch, runs, channels []string, since []int64, into *Roused) {
+	b.Queue(s.queries.Get("SweepMailFor"), runs, channels, since).Query(func(rows pgx.Rows) error {
+		*into = Roused{}
+		var found rousedRow
+		_, err := pgx.ForEachRow(rows, found.fields(), func() error { into.add(found); return nil })
+		return err
+	})
+}
+
+// rousedRow is a run that was made ready, or a message that was forwarded to a run.
+type rousedRow struct {
+	id, workflow *string
+	message      *int64
+	channel      *string
+}
+
+func (r *rousedRow) fields() []any { return []any{&r.id, &r.workflow, &r.message, &r.channel} }
+
+func (r *Roused) add(row rousedRow) {
+	switch {
+	case row.message != nil:
+		r.Forwarded = append(r.Forwarded, Sent{ID: *row.message, Channel: *row.channel, Receiver: *row.id, Direct: true})
+	case row.id != nil:
+		r.Runs = append(r.Runs, Named{ID: *row.id, Workflow: *row.workflow})
+	}
 }
 
 // Overdue is a run whose deadline a sweep has found.

@@ -1,7 +1,8 @@
 -- name: SweepMail
 -- Parked runs with mail become ready. Driven by the mailbox, page by page after $1; the first page tells where the mailbox
 -- begins. A run that a live, listening worker holds
--- in memory is left to that worker for $3 microseconds: it needs help only if the notification was lost.
+-- in memory is left to that worker for $3 microseconds: it needs help only if the notification was lost. What was sent to a run
+-- while it continued as new follows it: such messages come back with their new receiver, in place of a run and its workflow.
 with page as materialized (
     select m.id, m.channel, m.receiver, m.created_at
     from romancy.mailbox m
@@ -41,13 +42,30 @@ with page as materialized (
     from found f
     where i.id = any (array[f.id])
     returning i.id, i.workflow
+), strayed as materialized (
+    select letter.id, romancy.heir(p.receiver) as heir
+    from page p cross join lateral (
+        select 1 from romancy.instances i where i.id = p.receiver and i.status || '' = 'continued' offset 0
+    ) former cross join lateral (
+        select m.id from romancy.mailbox m
+        where m.id = p.id and m.receiver = p.receiver and m.mode = 'direct'
+        for update skip locked
+    ) letter
+), forwarded as (
+    update romancy.mailbox m set receiver = s.heir from strayed s where m.id = any (array[s.id])
+    returning m.id, m.channel, m.receiver
 )
-select (select min(id) from page), (select max(id) from page), (select count(*) from page), w.id, w.workflow
-from (select 1) as one left join woken w on true;
+select (select min(id) from page), (select max(id) from page), (select count(*) from page), f.id, f.workflow, f.message, f.channel
+from (select 1) as one left join (
+    select w.id, w.workflow, null::bigint as message, null::text as channel from woken w
+    union all
+    select o.receiver, null, o.id, o.channel from forwarded o
+) f on true;
 
 -- name: SweepMailFor
 -- The same for runs ($1) and for the subscribers of channels ($2) that a message was announced for, unless a live, listening
--- worker holds them in memory. Messages for whoever competes count on those channels, from $3 on.
+-- worker holds them in memory. Messages for whoever competes count on those channels, from $3 on. A run may be one that has
+-- continued as new.
 with candidates as materialized (
     select a.id from unnest($1::text[]) as a(id)
     union
@@ -73,12 +91,28 @@ with candidates as materialized (
                limit 1)
         for no key update of i skip locked
     ) i
+), woken as (
+    update romancy.instances i
+    set status = 'ready', ready_at = clock_timestamp(), worker = null
+    from found f
+    where i.id = any (array[f.id])
+    returning i.id, i.workflow
+), strayed as materialized (
+    select letter.id, romancy.heir(a.id) as heir
+    from unnest($1::text[]) as a(id) cross join lateral (
+        select 1 from romancy.instances i where i.id = a.id and i.status || '' = 'continued' offset 0
+    ) former cross join lateral (
+        select m.id from romancy.mailbox m
+        where m.receiver = a.id and m.mode = 'direct'
+        for update skip locked
+    ) letter
+), forwarded as (
+    update romancy.mailbox m set receiver = s.heir from strayed s where m.id = any (array[s.id])
+    returning m.id, m.channel, m.receiver
 )
-update romancy.instances i
-set status = 'ready', ready_at = clock_timestamp(), worker = null
-from found f
-where i.id = any (array[f.id])
-returning i.id, i.workflow;
+select w.id, w.workflow, null::bigint, null::text from woken w
+union all
+select o.receiver, null, o.id, o.channel from forwarded o;
 
 -- name: SweepDeadlines
 -- Parked runs whose deadline has passed become ready: those waiting for messages ($1 true) or for time alone ($1 false). A
