@@ -213,10 +213,9 @@ func (r *run) await(ask *store.Wait, channels []listening, landed func() bool) (
 	var next <-chan time.Time // when a run that is not parked looks again
 	for look, full := true, false; ; {
 		r.checkpoint()
-		if outcome := r.known(ask, landed); outcome != "" {
+		if outcome := r.decideStay(ask, landed); outcome != "" {
 			return outcome, nil
 		}
-		ask.Stay, ask.NudgeMicros = r.air.recallDelayed()
 		if ask.Stay && len(channels) > 0 {
 			unparked = true
 			r.engine.listenUnparked(r, channels) // before it looks: what comes later is told
@@ -247,6 +246,18 @@ func (r *run) await(ask *store.Wait, channels []listening, landed func() bool) (
 			return waited.Outcome, waited.Message
 		}
 	}
+}
+
+// decideStay returns the outcome of a wait if it is known, else whether steps keep the run from being parked, in ask.
+func (r *run) decideStay(ask *store.Wait, landed func() bool) (outcome string) {
+	if outcome = r.known(ask, landed); outcome != "" {
+		return outcome
+	}
+	ask.Stay, ask.NudgeMicros = r.air.recallDelayed()
+	if outcome = r.known(ask, landed); outcome != "" {
+		r.takeOff() // a step has landed in between: nobody would tell the run once it is parked
+	}
+	return outcome
 }
 
 // known returns the outcome of a wait if the database need not be asked for it.
