@@ -48,10 +48,11 @@ func (e *engineBench) idle(ctx context.Context) (err error) {
 
 // measureIdle counts the statements of all sites during the same time: they are told apart by database.
 func (e *engineBench) measureIdle(ctx context.Context, sites []*site) ([]calls, error) {
-	// Whole fallback intervals, or the sweeps at their ends would count by chance.
-	window := 60 * time.Second
+	// Many of the intervals at which a worker does something: there are about a dozen statements in half a minute, and one
+	// more or less at the ends is chance.
+	window := 2 * time.Minute
 	if e.quick {
-		window = 30 * time.Second
+		window = time.Minute
 	}
 	e.progressf("  idle for %s", settling+window)
 	if err := pass(ctx, settling); err != nil {
