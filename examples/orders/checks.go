@@ -111,6 +111,9 @@ func (c *checks) checkEvents(got delivery, want expectation, tables facts) {
 	same(c, "dead letters", tables.outboxDead, 0)
 }
 
+// manyApprovals are so many that some are in their mailboxes, where they stay for a fifth of a second, whenever somebody looks.
+const manyApprovals = 20
+
 // checkWorld checks that what had to be broken was broken, and what the desk has seen.
 func (c *checks) checkWorld(said deskReport, channels []string, f faults, want expectation, notify bool) {
 	c.note(f.killed != "" && f.endedBefore < want.runs, "runs that had ended when a worker was killed", f.endedBefore,
@@ -125,9 +128,11 @@ func (c *checks) checkWorld(said deskReport, channels []string, f faults, want e
 	for _, channel := range channels {
 		if notify {
 			c.atLeast("notifications on "+channel, said.Notified[channel], 1)
-		} else {
-			c.atLeast("messages on "+channel+", by looking", said.CaughtUp[channel], 1)
-			same(c, "notifications on "+channel, said.Notified[channel], 0)
+			continue
 		}
+		if want.approvals >= manyApprovals || !strings.HasSuffix(channel, "_channel_message") {
+			c.atLeast("messages on "+channel+", by looking", said.CaughtUp[channel], 1)
+		}
+		same(c, "notifications on "+channel, said.Notified[channel], 0)
 	}
 }

@@ -52,7 +52,7 @@ with page as materialized (
         for update skip locked
     ) letter
 ), forwarded as (
-    update romancy.mailbox m set receiver = s.heir from strayed s where m.id = any (array[s.id])
+    update romancy.mailbox m set receiver = s.heir from strayed s where m.id = any (array[s.id]) and s.heir is not null
     returning m.id, m.channel, m.receiver
 )
 select (select min(id) from page), (select max(id) from page), (select count(*) from page), f.id, f.workflow, f.message, f.channel
@@ -107,7 +107,7 @@ with candidates as materialized (
         for update skip locked
     ) letter
 ), forwarded as (
-    update romancy.mailbox m set receiver = s.heir from strayed s where m.id = any (array[s.id])
+    update romancy.mailbox m set receiver = s.heir from strayed s where m.id = any (array[s.id]) and s.heir is not null
     returning m.id, m.channel, m.receiver
 )
 select w.id, w.workflow, null::bigint, null::text from woken w
