@@ -169,9 +169,9 @@ func (s *session) wait(ctx context.Context) error {
 	if !s.l.arm(stop) {
 		return nil
 	}
-	waken := s.interruptBy(wait)
+	release := s.interruptBy(wait)
 	err := s.receive(wait)
-	waken()
+	release()
 	s.l.disarm()
 	over := wait.Err() != nil
 	switch {
@@ -187,7 +187,7 @@ func (s *session) wait(ctx context.Context) error {
 
 // interruptBy ends reads at the end of the wait, until the function it returns is called. With a context, pgx would do the
 // same for each notification, which takes longer than to receive it.
-func (s *session) interruptBy(wait context.Context) (stop func()) {
+func (s *session) interruptBy(wait context.Context) (release func()) {
 	conn := s.conn.PgConn().Conn()
 	interrupted := make(chan struct{})
 	remain := context.AfterFunc(wait, func() {

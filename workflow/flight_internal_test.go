@@ -26,7 +26,7 @@ func TestStepThatLandsWhileItsRunParksIsSeen(t *testing.T) {
 			if looks == 2 { // the last before it is decided whether to park
 				close(release)
 				for !over() {
-					time.Sleep(time.Millisecond)
+					ctx.run.idle(nil)
 				}
 			}
 			return seen

@@ -50,16 +50,16 @@ func TestObservingAStepForNobodyAllocatesNothing(t *testing.T) { //nolint:parall
 		t.Fatal(err)
 	}
 	r := &run{
-		engine: &Engine{metrics: metrics, tracer: tracenoop.NewTracerProvider().Tracer(scope)}, id: "run", ctx: t.Context(),
+		engine: &Engine{metrics: metrics, tracer: tracenoop.NewTracerProvider().Tracer(scope)}, id: "run",
 		definition: Define("flow", func(*Context, int) (int, error) { return 0, nil }),
 	}
 	r.beginSegment(false)
 	if r.tracing.segment.Load() != nil {
 		t.Fatal("a run that nobody traces has a segment")
 	}
-	charge := step{kind: journal.Activity, name: "charge"}
+	ctx, charge := t.Context(), step{kind: journal.Activity, name: "charge"}
 	if allocated := testing.AllocsPerRun(100, func() {
-		_, shown := r.show(r.ctx, charge, 1, 1)
+		_, shown := r.show(ctx, charge, 1, 1)
 		shown.end(attemptCompleted, nil)
 		r.beginSend(&store.Deliver{})
 		r.traceTimer(store.Wait{}, 0)

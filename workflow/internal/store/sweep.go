@@ -91,7 +91,8 @@ type Roused struct {
 	Forwarded []Sent  // sent to a run while it continued as new, and for its successor now
 }
 
-// SweepMail makes parked runs with mail ready, looking at limit messages after page.Last.
+// SweepMail makes parked runs with mail ready, and has mail follow runs that continued as new, looking at limit messages after
+// page.Last.
 func (s *Store) SweepMail(b *pgx.Batch, page *Page, limit int, grace time.Duration, into *Roused) {
 	b.Queue(s.queries.Get("SweepMail"), page.Last, limit, grace.Microseconds()).Query(func(rows pgx.Rows) error {
 		*into = Roused{}

@@ -2,7 +2,7 @@
 -- One row an event, whoever waits for it: nothing is handed out here, so a transaction that commits late is found like any
 -- other. What has the source and the id of one that is kept is not sent. position given: sent by a run, whose history
 -- records it. A caller's transaction that sends holds the advisory lock of the event's source and id until it ends (LockEvent);
--- that is asked for here and not waited for.
+-- that is asked for here and not waited for. A sender's row is locked as by AppendHistory.
 -- Rows come back as (what, ord, event, type): 'sent' an event, 'done' an operation carried out, 'held' one whose source and
 -- id another transaction has sent.
 with ask as materialized (

@@ -2,7 +2,8 @@
 -- target given: to that run alone. None: one row for each broadcast subscriber, and one for whoever competes first, if
 -- somebody competes or nobody is subscribed yet. position given: sent by a run, whose history records it. key given: sent
 -- unless something was sent under that key, which is kept for keep_us. A caller's transaction that sends under a key holds
--- its advisory lock until it ends (LockSendKey); that is asked for here and not waited for.
+-- its advisory lock until it ends (LockSendKey); that is asked for here and not waited for. A sender's row is locked as by
+-- AppendHistory, a receiver's never.
 -- Rows come back as (what, ord, message, channel, mode, receiver): 'sent' a message, 'done' an operation carried out, 'held'
 -- one whose key another transaction holds.
 with ask as materialized (
@@ -108,7 +109,8 @@ select pg_advisory_xact_lock(hashtextextended(c.channel, 'romancy.subscriptions'
 from (select distinct a.channel from unnest($1::text[]) as a(channel) order by 1) c;
 
 -- name: SubscribeRuns
--- A channel has one mode at a time, for as long as anybody is subscribed. mode null unsubscribes. LockChannels comes before it.
+-- A channel has one mode at a time, for as long as anybody is subscribed. mode null unsubscribes. LockChannels comes before it. The
+-- run's row is locked as by AppendHistory.
 with ask as materialized (
     select *
     from unnest($1::text[], $2::bigint[], $3::integer[], $4::text[], $5::text[])
