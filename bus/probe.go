@@ -20,6 +20,9 @@ const (
 	probePatience = 250 * time.Millisecond
 	// probeDialTimeout bounds a connection that is made for a probe.
 	probeDialTimeout = 10 * time.Second
+	// echoPatience is how long a probe may be on its way before silence is worth a ping: an echo that comes along with the
+	// answer to a statement proves nothing, so that both would have to be asked again.
+	echoPatience = 250 * time.Millisecond
 	// lastLook is the time for a last look once a probe is overdue: if this process was stopped for a while, the probe may
 	// be there and not read yet.
 	lastLook = 200 * time.Millisecond
@@ -34,6 +37,7 @@ var ErrDeaf = fmt.Errorf("LISTEN succeeded, but what another connection notified
 // probe is a nonce that another connection notifies. It has to be another one: through a pooler that swallows
 // notifications, every test on the listening connection alone passes.
 type probe struct {
+	begun    time.Time
 	channel  string // on which the listening connection, and no other, expects it
 	nonce    string
 	left     atomic.Pointer[time.Time] // when the statement that notifies was sent, the last one if it took two
@@ -45,7 +49,8 @@ type probe struct {
 
 // send begins a probe. It is sent while this goroutine waits.
 func (s *session) send(ctx context.Context) {
-	p := &probe{channel: s.private, nonce: rand.Text(), look: time.Now().Add(probeTimeout)}
+	now := time.Now()
+	p := &probe{begun: now, channel: s.private, nonce: rand.Text(), look: now.Add(probeTimeout)}
 	s.probe = p
 	s.senders.Go(func() {
 		err := s.l.sendProbe(ctx, p)

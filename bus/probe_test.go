@@ -359,6 +359,37 @@ func TestAProbeThatArrivedMakesAPingNeedless(t *testing.T) {
 	}
 }
 
+// Both fall due at the same moment, again and again. A ping would take the worth of the echo that comes with its answer.
+func TestAProbeThatLeavesIsNotRacedByAPing(t *testing.T) {
+	t.Parallel()
+	url := pgtest.URL(t)
+	var trips *pgtest.RoundTrips
+	connect, _ := connector(t, url, func(c *pgx.ConnConfig) { trips = pgtest.CountRoundTrips(&c.Config) })
+	const interval, onItsWay, probes = 20 * time.Millisecond, 40 * time.Millisecond, 10
+	slow := pgtest.Connect(t, url, func(c *pgxpool.Config) {
+		c.PrepareConn = func(context.Context, *pgx.Conn) (bool, error) {
+			time.Sleep(onItsWay)
+			return true, nil
+		}
+	})
+	l := startListener(t, slow, func(c *ListenerConfig) {
+		c.Connect = connect
+		c.SilenceLimit, c.ProbeInterval = interval, interval
+	})
+	before, last, gap := trips.Count(), l.Status().LastProbe, time.Duration(0)
+	arrived := 0
+	eventually(t, "several probes have arrived", func() bool {
+		if probe := l.Status().LastProbe; probe.After(last) {
+			gap, last = max(gap, probe.Sub(last)), probe
+			arrived++
+		}
+		return arrived >= probes
+	})
+	if asked := trips.Count() - before; asked > 0 && gap < echoPatience {
+		t.Errorf("asked %d times although every probe arrived within %s", asked, gap)
+	}
+}
+
 func TestAConnectionWhoseHandlerTakesTheNotificationsIsDeaf(t *testing.T) {
 	t.Parallel()
 	url := pgtest.URL(t)

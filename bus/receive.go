@@ -272,7 +272,7 @@ func (s *session) tend(ctx context.Context) error {
 	if s.probe == nil && time.Since(s.proof) >= s.l.cfg.ProbeInterval {
 		s.send(ctx)
 	}
-	if !s.listensForEcho() && time.Since(s.heard) >= s.l.cfg.SilenceLimit {
+	if !s.listensForEcho() && !time.Now().Before(s.pingDue()) {
 		if err := s.ping(ctx); err != nil {
 			return err
 		}
@@ -310,14 +310,25 @@ func (s *session) establish(ctx context.Context) error {
 
 // nextLook returns until when there is nothing to do but wait, unless something comes.
 func (s *session) nextLook() time.Time {
-	silent := s.heard.Add(s.l.cfg.SilenceLimit)
 	switch {
 	case s.listensForEcho():
 		return s.probe.look
 	case s.probe != nil:
-		return earlier(silent, s.probe.look)
+		return earlier(s.pingDue(), s.probe.look)
 	}
-	return earlier(silent, s.proof.Add(s.l.cfg.ProbeInterval))
+	return earlier(s.pingDue(), s.proof.Add(s.l.cfg.ProbeInterval))
+}
+
+// pingDue returns when the silence is worth a ping, unless a probe is known to be sent.
+func (s *session) pingDue() time.Time {
+	due := s.heard.Add(s.l.cfg.SilenceLimit)
+	if s.probe == nil {
+		return due
+	}
+	if patience := s.probe.begun.Add(echoPatience); patience.After(due) {
+		return patience
+	}
+	return due
 }
 
 func earlier(a, b time.Time) time.Time {

@@ -208,13 +208,17 @@ func TestWorkerWithoutLeaseWritesNothing(t *testing.T) {
 		return <-leave, nil
 	})
 	flow := workflow.Define("contested", func(ctx *workflow.Context, n int) (string, error) { return whose.Execute(ctx, n) })
-	zombie := startWorker(t, pool, []workflow.Definition{flow})
+	// With a lease this long it does not look meanwhile, find it run out and begin a new life.
+	zombie := startWorker(t, pool, []workflow.Definition{flow}, configured(func(c *workflow.Config) { c.Lease = time.Hour }))
 	ctx := testContext(t)
 	run, err := flow.Start(ctx, zombie.Engine, 0, workflow.WithID("contested"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	<-entered
+	eventually(t, "it has told that it listens, and has nothing more to tell", func() bool {
+		return count(t, pool, "select count(*) from romancy.workers where listening") == 1
+	})
 	// As if the worker had been stopped for longer than its lease: its row says so.
 	if _, err := pool.Exec(ctx, "update romancy.workers set lease_until = clock_timestamp() - interval '1 second'"); err != nil {
 		t.Fatal(err)
