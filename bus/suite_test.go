@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"testing"
 	"time"
 
@@ -29,9 +30,13 @@ type wokenSQL struct {
 	wake     WakeConfig
 }
 
-func newWokenSQL(t *testing.T, mod ...func(*pgxpool.Config)) *wokenSQL {
+func newWokenSQL(t *testing.T) *wokenSQL {
 	t.Helper()
-	pool := pgtest.Pool(t, mod...)
+	return wokenSQLOn(t, pgtest.Pool(t))
+}
+
+func wokenSQLOn(t *testing.T, pool *pgxpool.Pool) *wokenSQL {
+	t.Helper()
 	return &wokenSQL{
 		pool:     pool,
 		db:       watermillsql.BeginnerFromPgx(pool),
@@ -94,8 +99,12 @@ func (s *wokenSQL) groupPubSub(t *testing.T, group string) (message.Publisher, m
 // database and one listener, so that channels come and go, and transactions hide each other's messages.
 func TestWokenSubscriberPassesTheUniversalSuite(t *testing.T) {
 	t.Parallel()
-	// Each of the fifty subscribers of a test pins a connection while it waits for its turn.
-	s := newWokenSQL(t, func(c *pgxpool.Config) { c.MaxConns = 150 })
+	// Watermill-sql's subscribers of one group wait for their turn inside a transaction, and a test that has subscribed
+	// half of its fifty needs connections for the others before it reads anything. So there must be enough for all the
+	// tests that run at once: where there are not, they wait for each other until one of them fails.
+	const connections = 600
+	server := pgtest.Private(t, pgtest.Setting("max_connections", strconv.Itoa(connections+20)))
+	s := wokenSQLOn(t, pgtest.Connect(t, server.URL(), func(c *pgxpool.Config) { c.MaxConns = connections }))
 	features := tests.Features{ConsumerGroups: true, ExactlyOnceDelivery: true, GuaranteedOrder: true, Persistent: true}
 
 	t.Run("exactly once", func(t *testing.T) {

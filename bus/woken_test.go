@@ -439,7 +439,7 @@ func TestNewWokenSubscriberReportsAllMistakes(t *testing.T) {
 
 func TestWokenSubscriberHeedsWatermillsIntervals(t *testing.T) {
 	t.Parallel()
-	s := newWokenSQL(t, func(c *pgxpool.Config) { c.MaxConns = 4 })
+	s := wokenSQLOn(t, pgtest.Pool(t, func(c *pgxpool.Config) { c.MaxConns = 4 }))
 	subscriber, err := NewWokenSubscriber(s.db, watermillsql.SubscriberConfig{
 		SchemaAdapter: s.schema, OffsetsAdapter: s.offsets, PollInterval: 3 * time.Second, RetryInterval: 4 * time.Second,
 	}, WokenConfig{Listener: s.listener})

@@ -132,10 +132,17 @@ func TestReadyRunsAreCountedNowAndThen(t *testing.T) {
 	add(maxReady)
 	m.next = time.Time{}
 	want(maxReady, "there are more than are counted")
-	ended, cancel := context.WithCancel(t.Context())
+	given, cancel := context.WithCancel(t.Context())
 	cancel()
 	m.next = time.Time{}
-	if got := m.countReady(ended); got != nil {
-		t.Errorf("got %+v from a database that did not answer", got)
+	if got := m.countReady(given); got != nil || m.failing {
+		t.Errorf("a collection that was given up: got %+v, failing %v", got, m.failing)
+	}
+	want(maxReady, "nobody has counted since")
+	overdue, cancel := context.WithDeadline(t.Context(), time.Now().Add(-time.Second))
+	defer cancel()
+	m.next = time.Time{}
+	if got := m.countReady(overdue); got != nil || !m.failing || !m.next.After(time.Now()) {
+		t.Errorf("got %+v from a database that did not answer, failing %v, next %s", got, m.failing, m.next)
 	}
 }

@@ -88,16 +88,19 @@ func (m *observedMetrics) collect(ctx context.Context, o metric.Observer) error 
 
 // countReady returns the last count, or a new one if that is old. On the pool, not by the committer: thousands of index
 // entries are not worth a step's wait. While the database does not answer there is no count.
-func (m *observedMetrics) countReady(ctx context.Context) []store.Ready {
+func (m *observedMetrics) countReady(collection context.Context) []store.Ready {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	began := time.Now()
 	if began.Before(m.next) {
 		return m.ready
 	}
-	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	ctx, cancel := context.WithTimeout(collection, readyTimeout)
 	defer cancel()
 	ready, err := m.engine.store.CountReady(ctx, m.engine.config.Pool, m.engine.names, maxReady)
+	if err != nil && errors.Is(collection.Err(), context.Canceled) {
+		return nil // nobody wants to know any more, which says nothing of the database
+	}
 	if err != nil && !m.failing {
 		m.engine.logger.WarnContext(ctx, "ready runs cannot be counted for the metrics, will be tried again", "error", err)
 	}
