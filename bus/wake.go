@@ -78,6 +78,7 @@ type Waker struct {
 	shared   bool // it was warned of
 	empty    int  // looks in a row without a message since the last sign of life
 	settled  bool // the look in progress, or the last one, sees all that was committed before
+	asking   bool // what can be seen has been asked since the last sign of life
 	failures int  // in a row
 	reported string
 }
@@ -165,35 +166,53 @@ func (w *Waker) enter(logger watermill.LoggerAdapter) (round context.Context, wa
 	return w.round, wait, w.settled
 }
 
-// settle waits until whatever is committed now can be seen, for at most limit. The look that follows is then sure to
-// find what there is.
+// settle waits until a look may find what the last one did not, for at most limit. Once it finds all that was committed when
+// the question came up, it settles that nothing else is there.
 func (w *Waker) settle(round context.Context, limit time.Duration, logger watermill.LoggerAdapter) error {
 	if err := w.wait(round, 0); err == nil || errors.Is(err, ErrClosed) {
 		return err
 	}
-	w.visibility.forget()
-	began := time.Now()
+	v := w.visibility
+	asked := w.question()
 	for {
-		reached, err := w.visibility.reached(round)
+		if asked {
+			gone := time.Since(v.since)
+			if gone >= limit {
+				v.forget()
+				return nil
+			}
+			if err := w.wait(round, min(max(settleStep, gone/4), w.cfg.UnhealthyInterval, limit-gone)); !errors.Is(err, context.DeadlineExceeded) {
+				return err
+			}
+		}
+		worth, settled, err := v.look(round)
 		switch {
 		case round.Err() != nil:
 			return round.Err()
 		case err != nil: // the look that follows a step later says more
 			logger.Debug("Cannot tell whether messages are hidden", watermill.LogFields{"err": err.Error()})
 			return w.wait(round, min(limit, retryStep))
-		case reached:
+		case settled:
 			w.setSettled()
 			return nil
-		}
-		gone := time.Since(began)
-		if gone >= limit {
+		case worth:
 			return nil
 		}
-		err = w.wait(round, min(max(settleStep, gone/4), w.cfg.UnhealthyInterval, limit-gone))
-		if !errors.Is(err, context.DeadlineExceeded) {
-			return err
-		}
+		asked = true
 	}
+}
+
+// question reports whether what settle is to find out is a question already: nothing has shown a sign of life since it was
+// asked. If not, it is one from now on.
+func (w *Waker) question() (asked bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if asked = w.asking && !w.visibility.since.IsZero(); !asked {
+		w.asking = true
+		w.visibility.forget()
+		w.visibility.since = time.Now()
+	}
+	return asked
 }
 
 // wait waits for a notification, and returns nil if one came; [ErrClosed]; or the error of a context: that of round, or
@@ -224,7 +243,7 @@ func (w *Waker) leave(err error) time.Duration {
 }
 
 // alive notes a sign of life: something may be there that the next empty look does not show. The caller holds mu.
-func (w *Waker) alive() { w.empty, w.settled = 0, false }
+func (w *Waker) alive() { w.empty, w.settled, w.asking = 0, false, false }
 
 func (w *Waker) setSettled() {
 	w.mu.Lock()
