@@ -38,7 +38,7 @@ type activityOption func(*activityOptions)
 func (f activityOption) applyActivity(o *activityOptions) { f(o) }
 
 // WithRetry attempts the activity again when it fails; without it, one failed attempt is final. Zero fields of policy take
-// their defaults.
+// their defaults. A panic is a failed attempt, and so is a body that ends its goroutine (runtime.Goexit) instead of returning.
 func WithRetry(policy RetryPolicy) ActivityOption {
 	return activityOption(func(o *activityOptions) {
 		o.retry = policy.withDefaults()

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
+	"runtime/debug"
 )
 
 var (
@@ -69,7 +71,7 @@ func (e *Error) ErrorDetails() json.RawMessage { return e.Details }
 // Is reports whether target is an *Error of the same type.
 func (e *Error) Is(target error) bool {
 	other, ok := target.(*Error)
-	return ok && other.Type == e.Type
+	return ok && other != nil && other.Type == e.Type
 }
 
 // ActivityError is how an activity's failure reaches the workflow. It is made from what was recorded, so it is the same
@@ -77,7 +79,7 @@ func (e *Error) Is(target error) bool {
 // context.DeadlineExceeded if that was its cause; the Go error itself is not in it.
 type ActivityError struct {
 	Activity string // the activity's name
-	Type     string // see [Error.ErrorType]; the Go type of the error if it names none; "panic" for a panic
+	Type     string // see [Error.ErrorType]; the Go type of the error if it names none; "panic" for a panic; "goexit" if it ended its goroutine
 	Message  string
 	Details  json.RawMessage // see [Error.ErrorDetails]
 	Attempts int
@@ -93,6 +95,8 @@ func (e *ActivityError) ErrorType() string { return e.Type }
 
 // ErrorDetails returns the details of the error that the activity returned.
 func (e *ActivityError) ErrorDetails() json.RawMessage { return e.Details }
+
+func (e *ActivityError) trace() string { return e.Stack }
 
 // Unwrap returns the *Error that the activity's error is recorded as.
 func (e *ActivityError) Unwrap() error { return recordedError(e.Type, e.Message, e.Details) }
@@ -165,21 +169,58 @@ type failure struct {
 }
 
 type panicError struct {
+	where string // empty: the workflow or the activity itself
 	value any
 	stack string
 }
 
-func (e *panicError) Error() string   { return fmt.Sprintf("panic: %v", e.value) }
+// newPanicError is called where value was recovered, so that the stack is that of the panic.
+func newPanicError(where string, value any) *panicError {
+	return &panicError{where: where, value: value, stack: string(debug.Stack())}
+}
+
+func (e *panicError) Error() string   { return fmt.Sprintf("panic%s: %v", e.where, e.value) }
 func (*panicError) ErrorType() string { return "panic" }
+func (e *panicError) trace() string   { return e.stack }
+
+// checked returns err if it can be asked all that the engine asks an error, which is what describe does and whether it is one of
+// targets, and otherwise a *panicError in its place. The methods of an error are code of the user's: those of a nil pointer,
+// returned as an error by mistake, usually panic, and outside the call that returned it nothing would make a failure of that.
+func checked(err error, targets ...error) (safe error) {
+	if err == nil {
+		return nil
+	}
+	defer func() {
+		if value := recover(); value != nil {
+			if terminal, ok := err.(terminalError); ok { //nolint:errorlint // what it wraps cannot be asked
+				err = terminal.err
+			}
+			where := fmt.Sprintf(" in a method of the error that was returned, a %T", err)
+			if pointer := reflect.ValueOf(err); pointer.Kind() == reflect.Pointer && pointer.IsNil() {
+				where += " that is a nil pointer (return a plain nil for success)"
+			}
+			safe = newPanicError(where, value)
+		}
+	}()
+	describe(err)
+	errors.Is(err, context.DeadlineExceeded) // which describe asks of some only
+	for _, target := range targets {
+		errors.Is(err, target)
+	}
+	return err
+}
 
 func describe(err error) failure {
 	described := failure{Message: err.Error()}
-	if panicked := new(panicError); errors.As(err, &panicked) {
-		described.Stack = panicked.stack
+	var panicked interface{ trace() string }
+	if errors.As(err, &panicked) {
+		described.Stack = panicked.trace()
 	}
 	var detailed interface{ ErrorDetails() json.RawMessage }
-	if errors.As(err, &detailed) && json.Valid(detailed.ErrorDetails()) {
-		described.Details = detailed.ErrorDetails()
+	if errors.As(err, &detailed) {
+		if details := detailed.ErrorDetails(); json.Valid(details) {
+			described.Details = details
+		}
 	}
 	var typed interface{ ErrorType() string }
 	switch {

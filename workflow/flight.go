@@ -167,12 +167,16 @@ func (r *run) takeOff() {
 			f.state = aloft
 			r.air.up++
 		}
-		r.engine.goroutines.Add(1)
-		r.engine.runs.Go(func() {
-			defer r.engine.goroutines.Add(-1)
-			r.fly(f, recall)
-		})
+		r.goFly(f, recall)
 	}
+}
+
+func (r *run) goFly(f *flight, recall <-chan struct{}) {
+	r.engine.goroutines.Add(1)
+	r.engine.runs.Go(func() {
+		defer r.engine.goroutines.Add(-1)
+		r.fly(f, recall)
+	})
 }
 
 // fly is the goroutine of a flight.
@@ -180,9 +184,14 @@ func (r *run) fly(f *flight, recall <-chan struct{}) {
 	var record *stepRecord
 	var begin, recalled, returned bool
 	defer func() {
-		if !returned { // the body has ended its goroutine: runtime.Goexit, or a test's FailNow
-			f.failed.count++
-			record = r.recordFlight(f, f.failed.record(errGoexit))
+		if !returned { // the body has ended its goroutine: the attempt has failed, and another goroutine goes on
+			if value := recover(); value != nil {
+				panic(value) // not the body's, see callBody
+			}
+			if record = r.failFlight(f, errGoexit); !r.settledFlight(f, record) {
+				r.goFly(f, recall)
+				return
+			}
 		}
 		if !recalled {
 			r.air.land(f, record)
@@ -193,13 +202,19 @@ func (r *run) fly(f *flight, recall <-chan struct{}) {
 		if begin, recalled = r.awaitTurn(f, recall); !begin {
 			break
 		}
-		if record, recalled = r.flyOnce(f); recalled || record != nil || f.ctx.Err() != nil || r.broken.Load() != nil {
+		if record, recalled = r.flyOnce(f); recalled || r.settledFlight(f, record) {
 			break
 		}
 	}
 	returned = true
 }
 
+// settledFlight reports whether there will be no further attempt after one that has left record.
+func (r *run) settledFlight(f *flight, record *stepRecord) bool {
+	return record != nil || f.ctx.Err() != nil || r.broken.Load() != nil
+}
+
+// errGoexit is the failure of an attempt whose body has called runtime.Goexit, as a test's FailNow does.
 var errGoexit = NewError("goexit", "the activity ended its goroutine instead of returning")
 
 // awaitTurn waits until the next attempt of f may begin. If it may not: either the goroutine is recalled, and another may have taken its place,
@@ -254,19 +269,25 @@ func (r *run) flyOnce(f *flight) (record *stepRecord, recalled bool) {
 		return nil, false
 	case err == nil && done.recorded:
 		return &done.stepRecord, false
+	case err == nil && !r.lost.Load():
+		return r.recordFlight(f, done.stepRecord), false
+	default:
+		return r.failFlight(f, err), false
+	}
+}
+
+// failFlight records a failed attempt, and returns what it has recorded if that was the last.
+func (r *run) failFlight(f *flight, err error) *stepRecord {
+	switch {
 	case r.lost.Load():
 		f.stop()
-		return nil, false
-	case err == nil:
-		return r.recordFlight(f, done.stepRecord), false
-	case f.ctx.Err() != nil:
-		return nil, false // whoever does not want it any more has said so
+	case f.ctx.Err() != nil: // whoever does not want it any more has said so
 	case f.failed.add(f.step.options.retry, err):
-		return r.recordFlight(f, f.failed.record(err)), false
+		return r.recordFlight(f, f.failed.record(err))
 	default:
 		r.delayFlight(f, err)
-		return nil, false
 	}
+	return nil
 }
 
 // recordFlight returns once the result is durable. A step that is not wanted any more is recorded too: it has had its effect.

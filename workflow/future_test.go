@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -272,22 +271,6 @@ func TestFailureEndsOtherFuturesAndUndoesThem(t *testing.T) {
 	<-stopped
 	if got := fmt.Sprint(undone.executions()[0]); got != "[3 2 1]" {
 		t.Errorf("undone %s, want [3 2 1]", got)
-	}
-}
-
-func TestActivityThatEndsItsGoroutineHasFailed(t *testing.T) {
-	t.Parallel()
-	pool := pgtest.Pool(t)
-	leave := workflow.DefineActivity("leave", func(context.Context, int) (int, error) { runtime.Goexit(); return 1, nil })
-	flow := workflow.Define("left", func(ctx *workflow.Context, _ int) (int, error) { return leave.Go(ctx, 0).Get(ctx) })
-	w := startWorker(t, pool, []workflow.Definition{flow})
-	ctx := testContext(t)
-	run, err := flow.Start(ctx, w.Engine, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := run.Result(ctx); !errors.Is(err, workflow.NewError("goexit", "")) {
-		t.Fatalf("got %v", err)
 	}
 }
 

@@ -238,11 +238,20 @@ func TestPanicsAreRecordedFailures(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Pool(t)
 	explode := workflow.DefineActivity("explode", func(context.Context, int) (int, error) { panic("boom") })
+	fragile := workflow.DefineActivity("fragile", func(_ context.Context, n int) (int, error) { return n, nil },
+		workflow.WithRetry(workflow.RetryPolicy{MaxAttempts: 2, InitialInterval: time.Millisecond})).
+		WithCompensation(func(context.Context, int, int) error { panic("crack") })
 	inActivity := workflow.Define("in_activity", func(ctx *workflow.Context, n int) (int, error) { return explode.Execute(ctx, n) })
-	inWorkflow := workflow.Define("in_workflow", func(*workflow.Context, int) (int, error) { panic("bang") })
-	w := startWorker(t, pool, []workflow.Definition{inActivity, inWorkflow})
+	beside := workflow.Define("beside", func(ctx *workflow.Context, n int) (int, error) { return explode.Go(ctx, n).Get(ctx) })
+	inWorkflow := workflow.Define("in_workflow", func(ctx *workflow.Context, n int) (int, error) {
+		if _, err := fragile.Execute(ctx, n); err != nil {
+			return 0, err
+		}
+		panic("bang")
+	})
+	w := startWorker(t, pool, []workflow.Definition{inActivity, beside, inWorkflow})
 	ctx := testContext(t)
-	for _, flow := range []*workflow.Workflow[int, int]{inActivity, inWorkflow} {
+	for _, flow := range []*workflow.Workflow[int, int]{inActivity, beside, inWorkflow} {
 		run, err := flow.Start(ctx, w.Engine, 0)
 		if err != nil {
 			t.Fatal(err)
@@ -251,10 +260,15 @@ func TestPanicsAreRecordedFailures(t *testing.T) {
 		var failed *workflow.RunError
 		if !errors.As(err, &failed) || failed.Type != "panic" || failed.Status != workflow.StatusFailed {
 			t.Errorf("%s: got %v, want a failed run of type panic", flow.Name(), err)
+		} else if !strings.Contains(failed.Stack, "replay_test.go") {
+			t.Errorf("%s: the stack does not say where it panicked: %q", flow.Name(), failed.Stack)
 		}
 	}
-	if n := count(t, pool, "select count(*) from romancy.history where payload->'error'->>'stack' like '%replay_test.go%'"); n != 1 {
-		t.Errorf("the stack of the activity's panic is not in history")
+	for step, want := range map[string]int{"explode": 2, "fragile": 1} {
+		if n := count(t, pool, `select count(*) from romancy.history
+			where name = $1 and payload->'error'->>'stack' like '%replay_test.go%'`, step); n != want {
+			t.Errorf("the stacks of %d panics of %s are in history, want %d", n, step, want)
+		}
 	}
 }
 

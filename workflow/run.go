@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
-	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -120,29 +119,38 @@ func (r *run) log() *slog.Logger { return r.engine.about(r.id, r.definition.Name
 
 // main executes the workflow and ends the run.
 func (r *run) main() {
+	defer func() {
+		if value := recover(); value != nil { // not the workflow's, see call
+			r.stuck(newPanicError(" at the end of the run", value))
+		}
+	}()
 	returned := false
 	defer func() {
-		if !returned && !r.exiting {
-			// The workflow ended its own goroutine (runtime.Goexit). Without this the run would stay owned by nobody.
-			r.giveUp(errors.New("the workflow ended its goroutine instead of returning"))
+		if !returned && !r.exiting { // nothing stops a goroutine that ends, but the run need not stay owned by nobody
+			r.end(nil, errWorkflowGoexit)
 		}
 	}()
 	output, err := r.call()
-	r.end(output, err)
 	returned = true
+	r.end(output, err)
 }
+
+// errWorkflowGoexit is the failure of a workflow that has called runtime.Goexit, as a test's FailNow does.
+var errWorkflowGoexit = NewError("goexit", "the workflow ended its goroutine instead of returning")
 
 // call runs the workflow function and turns a panic into an error.
 func (r *run) call() (output []byte, err error) {
 	defer func() {
 		if value := recover(); value != nil {
-			err = &panicError{value: value, stack: string(debug.Stack())}
-			r.log().Error("workflow panicked", "panic", value, "stack", string(debug.Stack()))
+			panicked := newPanicError("", value)
+			r.log().Error("workflow panicked", "panic", fmt.Sprint(value), "stack", panicked.stack)
+			err = panicked
 		}
 	}()
 	input := r.input
 	r.input = nil // it is decoded once
-	return r.definition.execute(&Context{Context: r.work, run: r}, input)
+	output, err = r.definition.execute(&Context{Context: r.work, run: r}, input)
+	return output, checked(err)
 }
 
 // end records how the workflow ended, undoing its steps first if it failed or is cancelled.

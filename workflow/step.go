@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"runtime/debug"
 	"strconv"
 	"time"
 
@@ -56,10 +55,21 @@ func (r *run) step(s step, body stepBody) ([]byte, error) {
 		ctx = r.lifetime()
 	}
 	failed := newFailures(r.journal.Attempts(position))
+	attempting := false
+	defer func() {
+		if attempting && !r.exiting {
+			if value := recover(); value != nil {
+				panic(value) // not the body's, see callBody
+			}
+			r.leave(s, position, &failed)
+		}
+	}()
 	for {
 		r.settle() // what came before is durable before this has effects
 		r.checkpoint()
+		attempting = true
 		done, err := r.attempt(ctx, s, position, failed.count+1, body)
+		attempting = false
 		var interrupted *interruption
 		switch {
 		case errors.Is(err, errDraining):
@@ -73,16 +83,42 @@ func (r *run) step(s step, body stepBody) ([]byte, error) {
 				r.append(position, s.kind, s.name, done.encode())
 			}
 			return s.result(done.stepRecord)
-		case r.asked.Load() != nil && !r.compensating:
-			return nil, r.recordCancelled(position)
-		case failed.add(s.options.retry, err):
-			final := failed.record(err)
-			r.append(position, s.kind, s.name, final.encode())
-			return s.result(final)
-		case r.retry(s, position, failed.count, err):
-			return nil, r.recordCancelled(position)
+		default:
+			if err := r.fail(s, position, &failed, err); err != nil {
+				return nil, err
+			}
 		}
 	}
+}
+
+// fail records a failed attempt. It returns what the workflow is to be told if that was the last, and otherwise nil when the
+// next is due.
+func (r *run) fail(s step, position int32, failed *failures, err error) error {
+	switch {
+	case r.asked.Load() != nil && !r.compensating:
+		return r.recordCancelled(position)
+	case failed.add(s.options.retry, err):
+		final := failed.record(err)
+		r.append(position, s.kind, s.name, final.encode())
+		_, err := s.result(final)
+		return err
+	case r.retry(s, position, failed.count, err):
+		return r.recordCancelled(position)
+	}
+	return nil
+}
+
+// leave is called while the goroutine ends because the body of a step has ended it, which nothing can stop. The attempt has
+// failed, and is recorded; then the run is executed again from history.
+func (r *run) leave(s step, position int32, failed *failures) {
+	if !r.lost.Load() {
+		_ = r.fail(s, position, failed, errGoexit) // the next execution tells the workflow
+		r.settle()
+		r.stopWork()
+		r.awaitSilence() // what executes beside it is not to be executed by two at a time
+		r.handOver()
+	}
+	r.exit()
 }
 
 func (r *run) decodeStep(position int32, record journal.Record) stepRecord {
@@ -161,19 +197,21 @@ func (r *run) try(ctx context.Context, s step, position int32, attempt int, body
 	if s.options.transaction {
 		return r.attemptInTransaction(ctx, s, position, done, body)
 	}
-	output, err := callBody(ctx, body)
+	output, err := callBody(ctx, s, body)
 	done.Output = output
 	return done, err
 }
 
-// callBody turns a panic of the activity into its failure.
-func callBody(ctx context.Context, body stepBody) (output []byte, err error) {
+// callBody turns a panic of the activity into its failure. If the activity ends its goroutine it does not return: whoever the
+// goroutine belongs to notices.
+func callBody(ctx context.Context, s step, body stepBody) (output []byte, err error) {
 	defer func() {
 		if value := recover(); value != nil {
-			err = &panicError{value: value, stack: string(debug.Stack())}
+			err = newPanicError("", value)
 		}
 	}()
-	return body(ctx)
+	output, err = body(ctx)
+	return output, checked(err, s.options.retry.NonRetryable...)
 }
 
 // attemptInTransaction executes body and records its result in one transaction of the pool's.
@@ -191,7 +229,7 @@ func (r *run) attemptInTransaction(ctx context.Context, s step, position int32, 
 			rollback(tx)
 		}
 	}()
-	output, err := callBody(context.WithValue(ctx, txKey{}, tx), body)
+	output, err := callBody(context.WithValue(ctx, txKey{}, tx), s, body)
 	if err != nil {
 		return done, err
 	}

@@ -197,7 +197,7 @@ func (r *run) attempt(ctx context.Context, s step, position int32, attempt int, 
 	}
 	defer leave()
 	ctx, shown := r.show(ctx, s, position, attempt)
-	defer shown.end(attemptAbandoned, errAbandoned) // the body has ended the goroutine
+	defer shown.end(attemptFailed, errGoexit) // unless the body has returned
 	done, err := r.try(ctx, s, position, attempt, body)
 	switch {
 	case err == nil:
@@ -222,8 +222,6 @@ func (r *run) show(ctx context.Context, s step, position int32, attempt int) (co
 	}
 	return ctx, shown
 }
-
-var errAbandoned = errors.New("the activity ended its goroutine instead of returning")
 
 func (a *shownAttempt) end(outcome string, err error) {
 	if a.over {
