@@ -57,10 +57,10 @@ func (p RetryPolicy) validate() error {
 	if p.InitialInterval < 0 || p.MaxInterval < p.InitialInterval {
 		errs = append(errs, fmt.Errorf("RetryPolicy: InitialInterval %s must be positive and at most MaxInterval %s", p.InitialInterval, p.MaxInterval))
 	}
-	if p.Multiplier < 1 && p.MaxAttempts > 1 {
+	if !(p.Multiplier >= 1) && p.MaxAttempts > 1 { // NaN included
 		errs = append(errs, fmt.Errorf("RetryPolicy.Multiplier is %g: use at least 1", p.Multiplier))
 	}
-	if p.Jitter < 0 || p.Jitter > 1 {
+	if !(p.Jitter >= 0 && p.Jitter <= 1) {
 		errs = append(errs, fmt.Errorf("RetryPolicy.Jitter is %g: use 0 to 1", p.Jitter))
 	}
 	if p.MaxElapsed < 0 {
