@@ -307,3 +307,53 @@ func TestRetriesAreCountedAcrossWorkers(t *testing.T) {
 		t.Errorf("%d failed attempts stored, want 3", n)
 	}
 }
+
+// How long a step has been failing is counted across workers, too, by when its attempts failed: the first that fails after MaxElapsed is the last.
+func TestElapsedTimeIsCountedAcrossWorkers(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	flaky := workflow.DefineActivity("flaky", func(context.Context, int) (int, error) { return 0, errors.New("still broken") },
+		workflow.WithRetry(workflow.RetryPolicy{
+			MaxAttempts: 1000, InitialInterval: 24 * time.Hour, MaxInterval: 24 * time.Hour, Multiplier: 1, MaxElapsed: 2 * time.Hour,
+		}))
+	flow := workflow.Define("flaky", func(ctx *workflow.Context, _ int) (int, error) {
+		_, err := flaky.Execute(ctx, 0)
+		failed := new(workflow.ActivityError)
+		if !errors.As(err, &failed) {
+			return 0, err
+		}
+		return failed.Attempts, nil
+	})
+	one := startWorker(t, pool, []workflow.Definition{flow})
+	ctx := testContext(t)
+	runs := map[string]*workflow.Run[int]{}
+	for _, id := range []string{"old", "young"} {
+		run, err := flow.Start(ctx, one.Engine, 0, workflow.WithID(id))
+		if err != nil {
+			t.Fatal(err)
+		}
+		runs[id] = run
+	}
+	const parked = "select count(*) from romancy.instances where status = 'waiting' and wake_at > now()"
+	eventually(t, "an attempt of each has failed", func() bool { return count(t, pool, parked) == len(runs) })
+	one.shutdown(t)
+	// As if it had failed so long ago, and the next attempt were due.
+	for id, ago := range map[string]string{"old": "3 hours", "young": "1 hour"} {
+		if _, err := pool.Exec(ctx, "update romancy.attempts set failed_at = failed_at - $2::interval, next_at = now() where instance_id = $1", id, ago); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := pool.Exec(ctx, "update romancy.instances set wake_at = now()"); err != nil {
+		t.Fatal(err)
+	}
+	two := startWorker(t, pool, []workflow.Definition{flow})
+	if _, err := two.SweepTimers(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := flow.Run(two.Engine, "old").Result(ctx); err != nil || got != 2 {
+		t.Errorf("after three hours: %d attempts, %v; want the second to be the last", got, err)
+	}
+	eventually(t, "after one hour the second attempt is not the last", func() bool {
+		return count(t, pool, "select count(*) from romancy.attempts where instance_id = 'young'") == 2 && count(t, pool, parked) == 1
+	})
+}
