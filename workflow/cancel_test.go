@@ -359,3 +359,39 @@ func TestCancelSeesWhatWasRecordedWhileItWaited(t *testing.T) {
 		t.Errorf("%d steps done, %d undone", done, n)
 	}
 }
+
+// A cancelled run leaves no message that nobody will read, and no deadline that nobody waits for, whether it undoes its steps or not.
+func TestCancelLeavesNeitherMailNorDeadline(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	flow := workflow.Define("sleeper", func(ctx *workflow.Context, _ int) (int, error) { return 0, workflow.Sleep(ctx, time.Hour) })
+	w := startWorker(t, pool, []workflow.Definition{flow})
+	ctx := testContext(t)
+	for id, options := range map[string][]workflow.CancelOption{"at once": nil, "undoing": {workflow.Compensate()}} {
+		run, err := flow.Start(ctx, w.Engine, 0, workflow.WithID(id))
+		if err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the run sleeps", func() bool {
+			return count(t, pool, "select count(*) from romancy.instances where id = $1 and status = 'waiting' and wake_at is not null", id) == 1
+		})
+		if err := w.SendTo(ctx, id, "unread", 1); err != nil {
+			t.Fatal(err)
+		}
+		if n := count(t, pool, "select count(*) from romancy.mailbox where receiver = $1", id); n != 1 {
+			t.Fatalf("%s: %d messages wait for the run, want 1", id, n)
+		}
+		if err := w.Cancel(ctx, id, "not wanted any more", options...); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := run.Result(ctx); !errors.Is(err, workflow.ErrCancelled) {
+			t.Fatalf("%s: got %v", id, err)
+		}
+		if n := count(t, pool, "select count(*) from romancy.mailbox where receiver = $1", id); n != 0 {
+			t.Errorf("%s: %d messages are left", id, n)
+		}
+		if n := count(t, pool, "select count(*) from romancy.instances where id = $1 and wake_at is null", id); n != 1 {
+			t.Errorf("%s: the run has kept its deadline", id)
+		}
+	}
+}
