@@ -2,6 +2,7 @@ package workflow_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"testing"
 
@@ -74,4 +75,42 @@ func TestTransactionalActivitiesWorkOnAPoolOfOne(t *testing.T) {
 		t.Fatal(err)
 	}
 	awaitAll(t, runs)
+}
+
+// A transactional activity whose context ends while no query is running costs the pool no connection: its transaction is rolled back within a
+// time of its own.
+func TestTransactionWhoseContextHasEndedKeepsItsConnection(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t, func(c *pgxpool.Config) { c.MaxConns = 1 })
+	inside := make(chan int64, 1)
+	wait := workflow.DefineActivity("wait", func(ctx context.Context, _ int) (int, error) {
+		if _, err := workflow.Tx(ctx).Exec(ctx, "select 1"); err != nil {
+			return 0, err
+		}
+		inside <- pool.Stat().NewConnsCount()
+		<-ctx.Done()
+		return 0, ctx.Err()
+	}, workflow.WithTransaction())
+	flow := workflow.Define("waiting", func(ctx *workflow.Context, _ int) (int, error) { return wait.Execute(ctx, 0) })
+	w := startWorker(t, pool, []workflow.Definition{flow}, withoutNotify) // a listener probes by the pool, with short limits
+	ctx := testContext(t)
+	for range 3 {
+		run, err := flow.Start(ctx, w.Engine, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := <-inside
+		if err := w.Cancel(ctx, run.ID(), "not wanted any more", workflow.Compensate()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := run.Result(ctx); !errors.Is(err, workflow.ErrCancelled) {
+			t.Fatalf("got %v", err)
+		}
+		if n := count(t, pool, "select 1"); n != 1 {
+			t.Fatal("the pool does not answer")
+		}
+		if after := pool.Stat().NewConnsCount(); after != before {
+			t.Errorf("the pool has made %d connections, %d before the context ended", after, before)
+		}
+	}
 }
