@@ -75,16 +75,16 @@ func TestFailedRunCompensatesInReverse(t *testing.T) {
 		_, err := workflow.Tx(ctx).Exec(ctx, "insert into log (what) values ($1)", what)
 		return err
 	}
-	reserve := workflow.DefineActivity("reserve", func(ctx context.Context, _ int) (int, error) {
-		return 7, note(ctx, "reserve")
+	reserve := workflow.DefineActivity("reserve", func(ctx context.Context, n int) (int, error) {
+		return 10 * n, note(ctx, fmt.Sprint("reserve ", n))
 	}, workflow.WithTransaction()).WithCompensation(func(ctx context.Context, _, out int) error {
 		return note(ctx, fmt.Sprint("unreserve ", out))
 	})
 	refused := workflow.NewError("refused", "the carrier refuses")
 	ship := workflow.DefineActivity("ship", func(context.Context, int) (int, error) { return 0, refused })
 	flow := workflow.Define("order", func(ctx *workflow.Context, n int) (int, error) {
-		for range 2 {
-			if _, err := reserve.Execute(ctx, n); err != nil {
+		for i := range 3 {
+			if _, err := reserve.Execute(ctx, n+i); err != nil {
 				return 0, err
 			}
 		}
@@ -101,8 +101,12 @@ func TestFailedRunCompensatesInReverse(t *testing.T) {
 	if !errors.As(err, &failed) || failed.Status != workflow.StatusFailed || !errors.Is(err, refused) {
 		t.Fatalf("got %v; want a RunError of type refused", err)
 	}
-	if n := count(t, pool, "select count(*) from log where what = 'unreserve 7'"); n != 2 {
-		t.Fatalf("%d compensations, want 2", n)
+	var log string
+	if err := pool.QueryRow(ctx, "select string_agg(what, ', ' order by id) from log").Scan(&log); err != nil {
+		t.Fatal(err)
+	}
+	if want := "reserve 1, reserve 2, reserve 3, unreserve 30, unreserve 20, unreserve 10"; log != want {
+		t.Fatalf("done: %s; want %s", log, want)
 	}
 }
 
