@@ -24,7 +24,7 @@ func (e *Engine) Publish(ctx context.Context, channel string, value any, options
 }
 
 // SendTo sends value, encoded as JSON, to one run, which need not be waiting for it yet. It returns ErrUndeliverable if the
-// run does not exist or has ended, and ErrOutcomeUnknown if the connection was lost on the way.
+// run does not exist (then the error is ErrNotFound, too) or has ended, and ErrOutcomeUnknown if the connection was lost on the way.
 func (e *Engine) SendTo(ctx context.Context, instanceID, channel string, value any, options ...SendOption) error {
 	if err := checkName("instance id", instanceID); err != nil {
 		return err
@@ -52,9 +52,17 @@ func (e *Engine) deliver(ctx context.Context, ask store.Deliver) error {
 	case err != nil:
 		return fmt.Errorf("send to channel %q: %w", ask.Channel, err)
 	case ask.Target != "" && delivered.Receivers == 0:
-		return fmt.Errorf("send to run %q: %w", ask.Target, ErrUndeliverable)
+		return undeliverable(ask.Target, delivered)
 	}
 	return nil
+}
+
+// undeliverable says why a message has no receiver.
+func undeliverable(target string, delivered store.Delivered) error {
+	if delivered.Status == "" {
+		return fmt.Errorf("send to run %q: %w: %w", target, ErrUndeliverable, ErrNotFound)
+	}
+	return fmt.Errorf("send to run %q: %w: its status is %s", target, ErrUndeliverable, delivered.Status)
 }
 
 // deliverWhenFree waits for another transaction that has sent under the same key.
@@ -108,7 +116,7 @@ func (e *Engine) sendTx(ctx context.Context, tx pgx.Tx, target, channel string, 
 	case err != nil:
 		return fmt.Errorf("send to channel %q: %w", channel, err)
 	case target != "" && delivered.Receivers == 0:
-		return fmt.Errorf("send to run %q: %w", target, ErrUndeliverable)
+		return undeliverable(target, delivered)
 	}
 	return e.config.Notifier.NotifyTxMany(ctx, tx, notifications)
 }

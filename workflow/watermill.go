@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -47,7 +48,8 @@ func WithTarget(target func(msg *message.Message) string) HandlerOption {
 // A message that can never start one (a payload that is not the JSON of the input, an id that cannot be stored or belongs to
 // a run with another input) is rejected: logged as an error and acknowledged, because it would otherwise come back for ever
 // and hold up those behind it. Any other error is returned, so that the router's middleware retries or the message is
-// delivered again.
+// delivered again: also what the database refuses whatever the message says, such as a missing grant or a schema that is
+// being migrated.
 func (e *Engine) StartHandler(definition Definition, options ...HandlerOption) message.NoPublishHandlerFunc {
 	chosen := newHandlerOptions(options)
 	return func(msg *message.Message) error {
@@ -71,7 +73,8 @@ func (e *Engine) StartHandler(definition Definition, options ...HandlerOption) m
 // by the broker within Config.SendKeyRetention, it is sent once.
 //
 // A message that can never be sent (no JSON, no UUID, a receiver that does not exist or has ended) is rejected, see
-// [Engine.StartHandler]; any other error is returned.
+// [Engine.StartHandler]; any other error is returned. The cause of a receiver that does not exist is also [ErrNotFound]: where
+// the run may be started later, have WithRejected return it, and the message comes again.
 func (e *Engine) SendHandler(channel string, options ...HandlerOption) message.NoPublishHandlerFunc {
 	chosen := newHandlerOptions(options)
 	mistake := checkChannel(channel)
@@ -122,15 +125,23 @@ func (e *Engine) rejectUnlessClosed(msg *message.Message, chosen handlerOptions,
 	return e.reject(msg, chosen, err)
 }
 
-// rejectIfPermanent: the database may have refused what the message says.
+// rejectIfPermanent: the receiver or the database may have refused what the message says.
 func (e *Engine) rejectIfPermanent(msg *message.Message, chosen handlerOptions, err error) error {
 	refused := new(pgconn.PgError)
 	switch {
-	case errors.Is(err, ErrIDConflict), errors.Is(err, ErrUndeliverable), errors.As(err, &refused) && unstorable(refused):
+	case errors.Is(err, ErrIDConflict), errors.Is(err, ErrUndeliverable), errors.As(err, &refused) && refusesData(refused):
 		return e.reject(msg, chosen, err)
 	default:
 		return err
 	}
+}
+
+// refusesData reports whether PostgreSQL has refused the data of a statement and not the statement: classes 22 (data exception)
+// and 54 (program limit exceeded) of appendix A of its manual. Classes 23 (integrity constraint) and 42 (access rule, undefined
+// object) are no message's fault here: what the tables' own constraints ask for is checked before, so they come of missing
+// grants, of a schema that is being migrated, or of constraints that somebody has added.
+func refusesData(err *pgconn.PgError) bool {
+	return strings.HasPrefix(err.Code, "22") || strings.HasPrefix(err.Code, "54")
 }
 
 func (e *Engine) reject(msg *message.Message, chosen handlerOptions, cause error) error {

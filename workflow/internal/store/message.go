@@ -21,8 +21,9 @@ type Deliver struct {
 
 // Delivered is what became of a message.
 type Delivered struct {
-	Receivers int  // 0: its target does not exist or has ended
-	Held      bool // nothing yet: another transaction is sending under its key
+	Receivers int    // 0: its target does not exist or has ended
+	Status    string // of a target that has ended; empty: it does not exist, or there are receivers
+	Held      bool   // nothing yet: another transaction is sending under its key
 }
 
 // Sent is a message in a mailbox.
@@ -81,7 +82,7 @@ func scanDelivered(rows pgx.Rows, done func(ord int, result Delivered), sent fun
 		}
 		switch what {
 		case "done":
-			done(int(*ord)-1, Delivered{Receivers: int(*number)})
+			done(int(*ord)-1, Delivered{Receivers: int(*number), Status: orZero(mode)})
 			continue
 		case "held":
 			done(int(*ord)-1, Delivered{Held: true})

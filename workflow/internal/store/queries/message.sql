@@ -4,8 +4,9 @@
 -- unless something was sent under that key, which is kept for keep_us. A caller's transaction that sends under a key holds
 -- its advisory lock until it ends (LockSendKey); that is asked for here and not waited for. A sender's row is locked as by
 -- AppendHistory, a receiver's never.
--- Rows come back as (what, ord, message, channel, mode, receiver): 'sent' a message, 'done' an operation carried out, 'held'
--- one whose key another transaction holds.
+-- Rows come back as (what, ord, message, channel, mode, receiver): 'sent' a message, 'done' an operation carried out (with 0
+-- for the message and the target's status, if there is such a run, for the mode: it has no receiver), 'held' one whose key
+-- another transaction holds.
 with ask as materialized (
     select a.*,
            case when a.position is not null
@@ -79,8 +80,10 @@ with ask as materialized (
 )
 select 'sent', null::bigint, id, channel, mode, receiver from sent
 union all
-select 'done', a.ord, case when a.target is not null and a.receiver is null and a.known is not true then 0 else 1 end, null, null, null
-from resolved a where a.allowed and a.free
+select 'done', a.ord, case when a.lost then 0 else 1 end, null,
+       case when a.lost then (select i.status from romancy.instances i where i.id = a.target limit 1) end, null
+from (select r.ord, r.target, r.target is not null and r.receiver is null and r.known is not true as lost
+      from resolved r where r.allowed and r.free) a
 union all
 select 'held', a.ord, null, null, null, null from ask a where a.allowed and not a.free;
 
