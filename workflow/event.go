@@ -30,7 +30,7 @@ type OutgoingEvent struct {
 	Type string
 	// Source says where it has happened. Default, for an event that a run sends: the name of its workflow.
 	Source string
-	// ID makes sending idempotent: an event with the source and the id of one that is still kept is ignored. Default: a new UUID.
+	// ID makes sending idempotent: an event with the source and the id of one that has not expired is ignored. Default: a new UUID.
 	ID string
 	// Attributes are what runs can choose events by: up to 32, of 800 bytes in all. Names are not empty.
 	Attributes map[string]string

@@ -27,7 +27,7 @@ type SentEvent struct {
 	Type string
 }
 
-// SendEvents keeps events, unless one of the same source and id is kept. done is called for every operation whose sender, if
+// SendEvents keeps events, unless one of the same source and id is kept and has not expired. done is called for every operation whose sender, if
 // it is a run, is still owned: with held if another transaction has sent that event and is open; sent for every event.
 func (s *Store) SendEvents(b *pgx.Batch, rows []SendEvent, done func(ord int, held bool), sent func(SentEvent)) {
 	b.Queue(s.queries.Get("SendEvents"), eventArguments(rows)...).Query(func(found pgx.Rows) error {

@@ -1,6 +1,8 @@
 -- name: SendEvents
 -- One row an event, whoever waits for it: nothing is handed out here, so a transaction that commits late is found like any
--- other. What has the source and the id of one that is kept is not sent. position given: sent by a run, whose history
+-- other. What has the source and the id of one that is kept is not sent; one that has expired and was not removed yet, which
+-- nobody sees any more, gives up its row: under an id of its own, so that whoever has had or passed the old one sees the
+-- new one. position given: sent by a run, whose history
 -- records it. A caller's transaction that sends holds the advisory lock of the event's source and id until it ends (LockEvent);
 -- that is asked for here and not waited for. A sender's row is locked as by AppendHistory.
 -- Rows come back as (what, ord, event, type): 'sent' an event, 'done' an operation carried out, 'held' one whose source and
@@ -23,14 +25,18 @@ with ask as materialized (
     where a.position is not null and a.allowed and a.free
     order by a.ord
 ), sent as (
-    insert into romancy.events (type, source, event_id, match, data, expires_at)
+    insert into romancy.events as e (type, source, event_id, match, data, expires_at)
     select a.type, a.source, a.event_id, a.attributes::jsonb || jsonb_build_object('', a.type), a.data::json,
            clock_timestamp() + a.keep_us * interval '1 microsecond'
-    from ask a
-    where a.allowed and a.free
+    from (select a.*, row_number() over (partition by a.source, a.event_id order by a.ord) as copy
+          from ask a where a.allowed and a.free) a
+    where a.copy = 1
     order by a.source, a.event_id -- so that two flushes do not wait for each other
-    on conflict (source, event_id) do nothing
-    returning id, type
+    on conflict (source, event_id) do update
+    set id = default, type = excluded.type, match = excluded.match, data = excluded.data,
+        created_at = clock_timestamp(), expires_at = excluded.expires_at
+    where e.expires_at <= clock_timestamp()
+    returning e.id, e.type
 )
 select 'sent', null::bigint, id, type from sent
 union all
