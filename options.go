@@ -212,7 +212,8 @@ func WithMaxDeaths(n int) Option {
 }
 
 // WithRetention sets how long runs that have ended are kept, with their history. Default: 0, for ever. They are removed in
-// small batches by the periodic job romancy_retention.
+// small batches by the periodic job romancy_retention. A run that continued as new is kept, without its history, for as long as
+// the run that it continued as.
 func WithRetention(age time.Duration) Option {
 	return optionFunc(func(o *options) { o.retention = age })
 }

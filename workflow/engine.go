@@ -74,7 +74,8 @@ type Config struct {
 	// listener is not healthy it looks for ready runs every second.
 	FallbackInterval time.Duration
 	// Retention is how long ended runs are kept, with their history. Default 0: for ever. Whoever calls SweepRetention
-	// removes them: riverjobs does, once a minute or so.
+	// removes them: riverjobs does, once a minute or so. A run that continued as new is kept, without its history, for as long
+	// as the run that it continued as.
 	Retention time.Duration
 	// SendKeyRetention is how long the keys of WithSendKey are kept at least. Default 24 h. SweepRetention removes them later.
 	SendKeyRetention time.Duration
@@ -226,6 +227,7 @@ type Engine struct {
 	glances             glances
 	mail                mailMarks
 	events              eventMarks
+	retained            retainedMark
 	clock               *dueClock
 
 	mu    sync.Mutex // guards state and cache

@@ -120,14 +120,73 @@ select t.status, exists (select 1 from undone), (select min(channel) from taken)
 from target t;
 
 -- name: DeleteEnded
--- Runs that ended more than $1 microseconds ago, with all they have left.
-with found as materialized (
-    select i.id
+-- Runs that ended more than $1 microseconds ago, with all they have left: the first $2 from $3 on, in the order of their ends, without
+-- the runs $4, which ended at $3 and have been looked at. To begin after a pair of moment and id instead, and to order by it, all that
+-- have ended would be sorted.
+-- A run that continued as one which is there is kept, because it leads to that one; only its history goes. A former run of
+-- one that is deleted is before it, where no look may come soon again: it is returned, for DeleteFormer.
+-- Also returned, whether there are rows or not: how many were deleted, how many were looked at, how many of them are kept, when the
+-- last of them ended, and which ended then.
+with aged as materialized (
+    select i.id, i.ended_at, i.status, i.output
     from romancy.instances i
-    where i.ended_at < statement_timestamp() - $1::bigint * interval '1 microsecond'
+    where i.ended_at >= coalesce($3::timestamptz, '-infinity') and i.ended_at < statement_timestamp() - $1::bigint * interval '1 microsecond'
     order by i.ended_at
+    limit $2::bigint + cardinality($4::text[])
+), page as materialized (
+    select a.id, a.ended_at,
+           case when a.status = 'continued'
+                then (select true from romancy.instances h where h.id = a.output ->> 'continued_as' limit 1) end is true as kept
+    from aged a
+    where a.id <> all ($4::text[])
     limit $2::bigint
-    for update skip locked
+), found as materialized (
+    -- A failed run may just have been taken up again.
+    select i.id, i.continued_from, p.kept
+    from page p cross join lateral (
+        select i.id, i.continued_from from romancy.instances i
+        where i.id = p.id and i.ended_at < statement_timestamp() - $1::bigint * interval '1 microsecond'
+          and (not p.kept or (select true from romancy.history h where h.instance_id = p.id limit 1))
+        for update skip locked
+    ) i
+), history as (
+    delete from romancy.history h using found f where h.instance_id = any (array[f.id])
+), attempts as (
+    delete from romancy.attempts a using found f where a.instance_id = any (array[f.id])
+), gone as (
+    delete from romancy.instances i using found f where i.id = any (array[f.id]) and not f.kept
+    returning i.id
+)
+select (select count(*) from gone), (select count(*) from page), (select count(*) from page where kept), last.ended_at,
+       array(select p.id from page p where p.ended_at = last.ended_at),
+       array(select f.continued_from from found f where not f.kept and f.continued_from is not null)
+from (select max(p.ended_at) as ended_at from page p) as last;
+
+-- name: DeleteFormer
+-- The runs $1, which continued as ones that are deleted, and those before them, the last first, up to $2. Whoever deletes a run of
+-- a line has the lock of its end, so no two work on one line. Returned: how many were deleted, and what comes next.
+with recursive ends as materialized (
+    select i.id, i.continued_from
+    from unnest($1::text[]) as a(id) cross join lateral (
+        select i.id, i.continued_from from romancy.instances i
+        where i.id = a.id and i.status || '' = 'continued'
+          and (select true from romancy.instances h where h.id = i.output ->> 'continued_as' limit 1) is null
+        for update skip locked
+    ) i
+), line (id, continued_from) as (
+    select e.id, e.continued_from from ends e
+    union all
+    select i.id, i.continued_from
+    from line l cross join lateral (
+        select i.id, i.continued_from from romancy.instances i where i.id = l.continued_from and i.status || '' = 'continued' offset 0
+    ) i
+), former as materialized (
+    select l.id, l.continued_from from line l limit $2::bigint
+), found as materialized (
+    select i.id
+    from former f cross join lateral (
+        select i.id from romancy.instances i where i.id = f.id for update skip locked
+    ) i
 ), history as (
     delete from romancy.history h using found f where h.instance_id = any (array[f.id])
 ), attempts as (
@@ -136,7 +195,8 @@ with found as materialized (
     delete from romancy.instances i using found f where i.id = any (array[f.id])
     returning i.id
 )
-select count(*) from gone;
+select (select count(*) from gone),
+       array(select f.continued_from from former f where f.continued_from is not null and f.continued_from not in (select id from former));
 
 -- name: CancelRun
 -- Ends a run that has nothing to undo or is not to ($3 false), else asks it to: whoever executes it learns of that, and a
