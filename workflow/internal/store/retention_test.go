@@ -1,0 +1,59 @@
+package store_test
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/romancy-go/romancy/internal/pgtest"
+	"github.com/romancy-go/romancy/workflow/internal/store"
+)
+
+// Ended runs are deleted a batch at a time, those that ended first first, however many ended at the same moment; what lives
+// and what ended lately stays.
+func TestDeleteEndedTakesABatchAtATime(t *testing.T) {
+	t.Parallel()
+	for name, ended := range map[string]string{
+		"one after the other": "now() - interval '2 hours' + n * interval '1 second'",
+		"all at once":         "now() - interval '2 hours' + 0 * n * interval '1 second'",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			pool := pgtest.Pool(t)
+			s, err := store.New("romancy")
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx := t.Context()
+			if _, err := pool.Exec(ctx, `insert into romancy.instances (id, workflow, status, token, ready_at, ended_at)
+					select 'old-' || n, 'order', 'completed', 1, now(), `+ended+` from generate_series(1, 10) n
+					union all select 'young', 'order', 'failed', 1, now(), now()
+					union all select 'live', 'order', 'waiting', 1, now(), null`); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := pool.Exec(ctx, `insert into romancy.history (instance_id, position, token, kind, name)
+					select id, 1, 1, 'activity', 'charge' from romancy.instances`); err != nil {
+				t.Fatal(err)
+			}
+			var deleted, left []int
+			page := &store.EndedPage{Full: true}
+			for page.Full {
+				batch := &pgx.Batch{}
+				s.DeleteEnded(batch, time.Hour, 3, page)
+				if err := pool.SendBatch(ctx, batch).Close(); err != nil {
+					t.Fatal(err)
+				}
+				var rows, histories int
+				if err := pool.QueryRow(ctx, "select (select count(*) from romancy.instances), (select count(*) from romancy.history)").Scan(&rows, &histories); err != nil || rows != histories {
+					t.Fatalf("%d runs and %d rows of history, %v; want one each", rows, histories, err)
+				}
+				deleted, left = append(deleted, page.Deleted), append(left, rows)
+			}
+			if !slices.Equal(deleted, []int{3, 3, 3, 1}) || !slices.Equal(left, []int{9, 6, 3, 2}) {
+				t.Errorf("deleted %v, which left %v; want 3 at a time and 2 left", deleted, left)
+			}
+		})
+	}
+}
