@@ -15,7 +15,9 @@ import (
 //
 // It returns ErrNotFound if there is no such run, ErrNotRetryable if it is neither stuck nor failed, or was compensated,
 // ErrModeConflict if a channel that it was subscribed to is in use in another mode by now, ErrNotStarted and ErrClosed.
-// Messages that came for a failed run after its end are lost.
+//
+// What was sent to a failed run and not received when it failed is kept for it until Config.Retention ends, and received after
+// Retry. SendTo returns ErrUndeliverable between the two. What was published to its subscriptions and not received is lost.
 func (e *Engine) Retry(ctx context.Context, id string) error {
 	if err := e.check(); err != nil {
 		return err

@@ -121,9 +121,12 @@ func TestNothingRevivesAnEndedRun(t *testing.T) {
 	if n := executed.of("after"); n != 0 {
 		t.Errorf("a step was executed %d times", n)
 	}
-	// Mail that reached an ended run is removed by the sweep for that.
-	if n := count(t, pool, "select count(*) from romancy.mailbox where receiver = any ($1)", ids); n != 0 {
+	// Mail that reached an ended run is removed by the sweep for that, unless the run may be retried.
+	if n := count(t, pool, "select count(*) from romancy.mailbox where receiver = any ($1) and receiver <> 'failed'", ids); n != 0 {
 		t.Errorf("%d messages for ended runs left", n)
+	}
+	if n := count(t, pool, "select count(*) from romancy.mailbox where receiver = 'failed'"); n != 1 {
+		t.Errorf("%d messages for the failed run are left, want 1", n)
 	}
 }
 

@@ -12,9 +12,9 @@ import (
 )
 
 // SweepRetention removes, in small batches, mail that reached a run while it ended, keys of WithSendKey and events that have
-// expired, and runs that ended longer ago than Config.Retention with their history. It returns how many rows and runs that were. Live
-// runs and their mail are never touched. Of a run that continued as new only the history is removed while the run that it
-// continued as is there.
+// expired, and runs that ended longer ago than Config.Retention with their history and, of failed ones, the mail that is kept for
+// Retry. It returns how many rows and runs that were, without what goes with the runs. Live runs and their mail are never touched.
+// Of a run that continued as new only the history is removed while the run that it continued as is there.
 func (e *Engine) SweepRetention(ctx context.Context) (int, error) {
 	if err := e.check(); err != nil {
 		return 0, err

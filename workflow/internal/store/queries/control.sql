@@ -153,6 +153,10 @@ with aged as materialized (
     delete from romancy.history h using found f where h.instance_id = any (array[f.id])
 ), attempts as (
     delete from romancy.attempts a using found f where a.instance_id = any (array[f.id])
+), mail as (
+    delete from romancy.mailbox m
+    using found f cross join lateral (select l.id from romancy.mailbox l where l.receiver = f.id offset 0) letter
+    where m.id = any (array[letter.id]) and not f.kept -- what is on its way to a run that is kept follows it
 ), gone as (
     delete from romancy.instances i using found f where i.id = any (array[f.id]) and not f.kept
     returning i.id

@@ -172,7 +172,9 @@ where i.id = any (array[a.id]) and i.token = a.token and i.status || '' = 'runni
 returning i.id, i.workflow;
 
 -- name: FinishRuns
--- A terminal state takes the run's subscriptions and mail with it. A stuck run keeps both: it will be resumed.
+-- A terminal state takes the run's subscriptions and mail with it. A stuck run keeps both: it will be resumed. One that has failed
+-- keeps what was sent to it alone, which its senders were told had arrived: it may be retried. One that has undone its steps
+-- receives nothing any more.
 with ask as materialized (
     select * from unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::text[]) as a(id, token, status, output, error)
 ), ended as (
@@ -182,13 +184,13 @@ with ask as materialized (
         ended_at = case when a.status <> 'stuck' then clock_timestamp() end
     from ask a
     where i.id = any (array[a.id]) and i.token = a.token and i.status || '' = 'running'
-    returning i.id, i.status
+    returning i.id, i.status, i.status = 'failed' and not i.compensating as retryable
 ), unsubscribed as (
     delete from romancy.subscriptions s using ended e where s.instance_id = any (array[e.id]) and e.status <> 'stuck'
 ), discarded as (
     delete from romancy.mailbox m
-    using ended e cross join lateral (select l.id from romancy.mailbox l where l.receiver = e.id offset 0) letter
-    where m.id = any (array[letter.id]) and e.status <> 'stuck'
+    using ended e cross join lateral (select l.id, l.mode from romancy.mailbox l where l.receiver = e.id offset 0) letter
+    where m.id = any (array[letter.id]) and e.status <> 'stuck' and not (e.retryable and letter.mode = 'direct')
 ), unasked as (
     delete from romancy.event_waits w using ended e where w.instance_id = any (array[e.id])
 )
