@@ -6,6 +6,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/romancy-go/romancy/workflow/internal/journal"
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
 
@@ -22,21 +23,99 @@ func (e *Engine) Retry(ctx context.Context, id string) error {
 	if err := e.check(); err != nil {
 		return err
 	}
-	found := new(store.Retried)
-	if err := e.do(ctx, false, func(b *pgx.Batch) { e.store.RetryRun(b, id, found) }); err != nil {
-		return fmt.Errorf("retry run %q: %w", id, outward(err))
+	for {
+		if retried, err := e.retryOnce(ctx, id); err != nil {
+			return fmt.Errorf("retry run %q: %w", id, err)
+		} else if retried {
+			return nil
+		}
+	}
+}
+
+// retryOnce decides by what the database says of the run. It reports false if that has changed before it was carried out.
+func (e *Engine) retryOnce(ctx context.Context, id string) (retried bool, err error) {
+	found, past := new([]store.Run), map[string]*store.Past{}
+	if err := e.do(ctx, true, func(b *pgx.Batch) {
+		e.store.QueueFindRuns(b, []string{id}, found)
+		e.store.LoadHistory(b, []string{id}, past)
+	}); err != nil {
+		return false, outward(err)
+	}
+	if len(*found) == 0 {
+		return false, ErrNotFound
+	}
+	ask, err := planRetry((*found)[0], past[id])
+	if err != nil {
+		return false, err
+	}
+	did := new(store.Revived)
+	if err := e.do(ctx, false, func(b *pgx.Batch) { e.store.RetryRun(b, ask, did) }); err != nil {
+		return false, outward(err)
 	}
 	switch {
-	case found.Status == "":
-		return fmt.Errorf("retry run %q: %w", id, ErrNotFound)
-	case found.Workflow != "":
-		e.madeReady([]store.Named{{ID: id, Workflow: found.Workflow}})
-		return nil
-	case found.Status != string(StatusFailed):
-		return fmt.Errorf("retry run %q: %w: it is %s", id, ErrNotRetryable, found.Status)
-	case found.Compensated:
-		return fmt.Errorf("retry run %q: %w: what it had done was compensated, so start a new run", id, ErrNotRetryable)
-	default:
-		return fmt.Errorf("retry run %q: channel %q: %w", id, found.Taken, ErrModeConflict)
+	case did.Taken != "":
+		return false, fmt.Errorf("channel %q: %w", did.Taken, ErrModeConflict)
+	case did.Workflow == "":
+		return false, nil
 	}
+	e.madeReady([]store.Named{{ID: id, Workflow: did.Workflow}})
+	return true, nil
+}
+
+// planRetry decides how a run can go on, or why it cannot.
+func planRetry(run store.Run, past *store.Past) (store.Revive, error) {
+	ask := store.Revive{Fence: store.Fence{ID: run.ID, Token: run.Token}}
+	switch Status(run.Status) {
+	case StatusStuck:
+		var last int32
+		for _, record := range past.Records {
+			last = max(last, record.Position)
+		}
+		ask.Forget = attemptsAfter(last, past)
+		return ask, nil
+	case StatusFailed:
+		return planStepsAgain(ask, past)
+	default:
+		return ask, fmt.Errorf("%w: it is %s", ErrNotRetryable, run.Status)
+	}
+}
+
+// planStepsAgain forgets the steps that failed after everything else.
+func planStepsAgain(ask store.Revive, past *store.Past) (store.Revive, error) {
+	var failed []int32
+	var last int32 // of the records that stay
+	for _, record := range past.Records {
+		switch record.Kind {
+		case journal.Failing, journal.Compensation:
+			return ask, fmt.Errorf("%w: what it had done was compensated, so start a new run", ErrNotRetryable)
+		case journal.Activity:
+			done, err := decodeStepRecord(record.Position, record.Payload)
+			if err != nil {
+				return ask, err
+			}
+			if done.Error != nil {
+				failed = append(failed, record.Position)
+				continue
+			}
+		}
+		last = max(last, record.Position)
+	}
+	ask.Resubscribe = true
+	ask.Forget = attemptsAfter(last, past)
+	for _, position := range failed {
+		if position > last {
+			ask.Forget = append(ask.Forget, position)
+		}
+	}
+	return ask, nil
+}
+
+// attemptsAfter returns the positions beyond last of steps that have failed attempts: their policies begin anew.
+func attemptsAfter(last int32, past *store.Past) (positions []int32) {
+	for position := range past.Attempts {
+		if position > last {
+			positions = append(positions, position)
+		}
+	}
+	return positions
 }

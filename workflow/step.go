@@ -122,11 +122,18 @@ func (r *run) leave(s step, position int32, failed *failures) {
 }
 
 func (r *run) decodeStep(position int32, record journal.Record) stepRecord {
-	var done stepRecord
-	if err := json.Unmarshal(record.Payload, &done); err != nil {
-		r.stuck(fmt.Errorf("history is damaged: position %d: %w", position, err))
+	done, err := decodeStepRecord(position, record.Payload)
+	if err != nil {
+		r.stuck(err)
 	}
 	return done
+}
+
+func decodeStepRecord(position int32, payload []byte) (done stepRecord, err error) {
+	if err := json.Unmarshal(payload, &done); err != nil {
+		return done, fmt.Errorf("history is damaged: position %d: %w", position, err)
+	}
+	return done, nil
 }
 
 // failures counts the failed attempts of a step.

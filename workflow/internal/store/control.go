@@ -183,21 +183,26 @@ func scanLater(rows pgx.Rows, created func(id string, when StartedLater)) error 
 	return err
 }
 
-// Retried is what RetryRun found.
-type Retried struct {
-	Status      string // before; empty: there is no such run
-	Compensated bool
-	Taken       string // a channel that is in use in another mode by now
-	Workflow    string // of the run, if it goes on; else empty
+// Revive is a run that has stopped and is to go on.
+type Revive struct {
+	Fence               // as it stopped
+	Forget      []int32 // the positions whose records and failed attempts are deleted
+	Resubscribe bool    // it gets the subscriptions back that its history has
 }
 
-// RetryRun makes a stuck or failed run ready again.
-func (s *Store) RetryRun(b *pgx.Batch, id string, into *Retried) {
-	b.Queue(s.queries.Get("LockRun"), id)
-	b.Queue(s.queries.Get("RetryRun"), id).Query(func(rows pgx.Rows) error {
-		*into = Retried{}
+// Revived is what RetryRun did: nothing if both are empty, because the run is not in that state any more.
+type Revived struct {
+	Taken    string // nothing, because this channel is in use in another mode
+	Workflow string // of the run, which goes on
+}
+
+// RetryRun makes a run ready again that has stopped.
+func (s *Store) RetryRun(b *pgx.Batch, ask Revive, into *Revived) {
+	b.Queue(s.queries.Get("LockRun"), ask.ID)
+	b.Queue(s.queries.Get("RetryRun"), ask.ID, ask.Token, ask.Forget, ask.Resubscribe).Query(func(rows pgx.Rows) error {
+		*into = Revived{}
 		var taken, workflow *string
-		_, err := pgx.ForEachRow(rows, []any{&into.Status, &into.Compensated, &taken, &workflow}, func() error {
+		_, err := pgx.ForEachRow(rows, []any{&taken, &workflow}, func() error {
 			into.Taken, into.Workflow = orZero(taken), orZero(workflow)
 			return nil
 		})

@@ -109,7 +109,7 @@ func statements() map[string]statement {
 		"AdoptTrace":          {arguments: "'run-1', 1, '{}'"},
 		"CountReady":          {arguments: "array['order', 'unknown'], 10000", bare: true},
 		"LockRun":             {arguments: "'run-1'"},
-		"RetryRun":            {arguments: "'run-1'"},
+		"RetryRun":            {arguments: "'run-1', 1, array[2, 3], true"},
 		"DeleteEnded":         {arguments: "0, 100, now() - interval '1 day', array['run-5']"},
 		"DeleteFormer":        {arguments: "array['run-100000'], 100"},
 	}

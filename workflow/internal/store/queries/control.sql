@@ -69,55 +69,47 @@ returning id, (extract(epoch from wake_at) * 1000000)::bigint, (extract(epoch fr
 select i.id from romancy.instances i where i.id = $1::text for no key update;
 
 -- name: RetryRun
--- A stuck run goes on with its history as it is. A failed one forgets the failed steps at the end of its history and gets its
--- subscriptions back, unless it has been compensated. Says what it found: the status, whether there were compensations, and
--- which channel is in use in another mode by now (nothing is changed then). LockRun comes before it.
+-- Has a run go on that has stopped, if it still is in the state that this was decided from: $2 is the token it stopped with. The
+-- records and the failed attempts at the positions $3 are forgotten. $4: it gets its subscriptions back. Says which channel is
+-- in use in another mode by now (nothing is changed then), and the workflow of the run if it goes on. LockRun comes before it. The case
+-- keeps payloads out of which json could take nothing, for \u0000 in them, from being looked into.
 with target as materialized (
     select i.id, i.status
-    from romancy.instances i where i.id = $1::text
+    from romancy.instances i
+    where i.id = $1::text and i.token = $2::bigint and i.status || '' in ('stuck', 'failed', 'cancelled')
     for no key update
-), undone as materialized (
-    select t.id from target t
-    where (select true from romancy.history h where h.instance_id = t.id and h.kind in ('compensation', 'failing') limit 1)
-), kept as materialized (
-    -- The last position that stays.
-    select t.id, coalesce(max(h.position) filter (where t.status = 'stuck' or h.kind <> 'activity' or h.payload -> 'error' is null), 0) as position
-    from target t left join lateral (
-        select h.position, h.kind, h.payload from romancy.history h where h.instance_id = t.id offset 0
-    ) h on true
-    group by t.id
 ), subscribed as materialized (
-    select k.id, h.channel, h.mode
-    from kept k cross join lateral (
-        select distinct on (h.name) h.name as channel, h.kind, h.payload ->> 'mode' as mode
+    select t.id, h.channel, h.mode
+    from target t cross join lateral (
+        select distinct on (h.name) h.name as channel, h.kind, case when h.kind = 'subscribe' then h.payload ->> 'mode' end as mode
         from romancy.history h
-        where h.instance_id = k.id and h.position <= k.position
-          and (h.kind = 'unsubscribe' or h.kind = 'subscribe' and h.payload ->> 'taken' is null)
+        where h.instance_id = t.id and h.kind in ('subscribe', 'unsubscribe')
+          and case when h.kind = 'subscribe' then h.payload ->> 'taken' end is null
         order by h.name, h.position desc
     ) h
-    where h.kind = 'subscribe'
+    where h.kind = 'subscribe' and $4::boolean
 ), taken as materialized (
     select s.channel from subscribed s
     where (select true from romancy.subscriptions o
            where o.channel = s.channel and o.mode <> s.mode and o.instance_id <> s.id limit 1)
 ), revived as (
+    -- A cancellation that a run has failed before it noticed is over with that failure.
     update romancy.instances i
     set status = 'ready', ready_at = clock_timestamp(), worker = null, token = i.token + 1, error = null, output = null, ended_at = null,
-        deaths = 0, died_at = null
+        deaths = 0, died_at = null, cancel = case when t.status <> 'failed' then i.cancel end
     from target t
-    where i.id = any (array[t.id]) and (t.status = 'stuck' or t.status = 'failed' and not exists (select 1 from undone) and not exists (select 1 from taken))
+    where i.id = any (array[t.id]) and not exists (select 1 from taken)
     returning i.id, i.workflow
 ), forgotten as (
-    delete from romancy.history h using revived r, kept k where h.instance_id = any (array[r.id]) and h.position > k.position
+    delete from romancy.history h using revived r where h.instance_id = any (array[r.id]) and h.position = any ($3::integer[])
 ), attempts as (
-    delete from romancy.attempts a using revived r, kept k where a.instance_id = any (array[r.id]) and a.position > k.position
+    delete from romancy.attempts a using revived r where a.instance_id = any (array[r.id]) and a.position = any ($3::integer[])
 ), resubscribed as (
     insert into romancy.subscriptions (instance_id, channel, mode)
     select s.id, s.channel, s.mode from subscribed s join revived r on r.id = s.id
     on conflict (instance_id, channel) do nothing
 )
-select t.status, exists (select 1 from undone), (select min(channel) from taken), (select workflow from revived)
-from target t;
+select (select min(channel) from taken), (select workflow from revived) from target t;
 
 -- name: DeleteEnded
 -- Runs that ended more than $1 microseconds ago, with all they have left: the first $2 from $3 on, in the order of their ends, without
