@@ -12,9 +12,15 @@ import (
 
 // Retry lets a run go on that is stuck or has failed. A stuck run is executed again with its history as it is, so after the
 // right code was deployed it continues where it stopped. A failed run attempts the steps again whose failures are the last
-// things in its history, with their retry policies from the start; what came before stays recorded.
+// things in its history, with their retry policies from the start; what came before stays recorded. One that failed without any
+// failed step, by an error or a panic of the workflow itself, is executed again from the end of its history, for the code may be
+// another by now.
 //
-// It returns ErrNotFound if there is no such run, ErrNotRetryable if it is neither stuck nor failed, or was compensated,
+// A failed step that other records follow is not attempted again, since they may be there because of the failure: a message that tells
+// of it, say, or the result of a step that was begun after it by Go. If that leaves nothing to attempt, and the workflow did not
+// panic, Retry returns ErrNotRetryable and says which step it was.
+//
+// It returns ErrNotFound if there is no such run, ErrNotRetryable also if it is neither stuck nor failed, or was compensated,
 // ErrModeConflict if a channel that it was subscribed to is in use in another mode by now, ErrNotStarted and ErrClosed.
 //
 // What was sent to a failed run and not received when it failed is kept for it until Config.Retention ends, and received after
@@ -74,15 +80,23 @@ func planRetry(run store.Run, past *store.Past) (store.Revive, error) {
 		ask.Forget = attemptsAfter(last, past)
 		return ask, nil
 	case StatusFailed:
-		return planStepsAgain(ask, past)
+		return planStepsAgain(ask, decodeFailure(run.Error), past)
 	default:
 		return ask, fmt.Errorf("%w: it is %s", ErrNotRetryable, run.Status)
 	}
 }
 
-// planStepsAgain forgets the steps that failed after everything else.
-func planStepsAgain(ask store.Revive, past *store.Past) (store.Revive, error) {
-	var failed []int32
+// failedStep is a step that was recorded as failed for good.
+type failedStep struct {
+	position      int32
+	name, message string
+}
+
+// planStepsAgain forgets the steps that failed after everything else. A failure that other records follow stays: whether they
+// follow from it, as a message that tells of it does, history does not say, and what follows from a failure diverges when the step
+// succeeds.
+func planStepsAgain(ask store.Revive, failure failure, past *store.Past) (store.Revive, error) {
+	var failed []failedStep
 	var last int32 // of the records that stay
 	for _, record := range past.Records {
 		switch record.Kind {
@@ -94,7 +108,7 @@ func planStepsAgain(ask store.Revive, past *store.Past) (store.Revive, error) {
 				return ask, err
 			}
 			if done.Error != nil {
-				failed = append(failed, record.Position)
+				failed = append(failed, failedStep{record.Position, record.Name, done.Error.Message})
 				continue
 			}
 		}
@@ -102,10 +116,18 @@ func planStepsAgain(ask store.Revive, past *store.Past) (store.Revive, error) {
 	}
 	ask.Resubscribe = true
 	ask.Forget = attemptsAfter(last, past)
-	for _, position := range failed {
-		if position > last {
-			ask.Forget = append(ask.Forget, position)
+	again := false
+	for _, step := range failed {
+		if step.position > last {
+			ask.Forget = append(ask.Forget, step.position)
+			again = true
 		}
+	}
+	// A workflow that panicked has failed by its own code, which may have been replaced.
+	if len(failed) > 0 && !again && failure.Stack == "" {
+		step := failed[len(failed)-1]
+		return ask, fmt.Errorf("%w: activity %q at position %d has failed (%.200s), and history goes on after it to position %d, "+
+			"so its failure stays recorded and nothing would be attempted again: start a new run", ErrNotRetryable, step.name, step.position, step.message, last)
 	}
 	return ask, nil
 }

@@ -3,6 +3,7 @@ package workflow_test
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -87,5 +88,98 @@ func TestRetryForgetsACancellationThatCameTooLate(t *testing.T) {
 	}
 	if _, err := run.Result(ctx); err != nil {
 		t.Errorf("the retried run: %v", err)
+	}
+}
+
+// What a workflow has recorded after a failure may follow from it, so the failure stays: a Retry that would attempt nothing
+// says which step is in the way, instead of having the run fail again.
+func TestRetryRefusesAFailureThatHistoryGoesOnAfter(t *testing.T) {
+	t.Parallel()
+	charge := workflow.DefineActivity("charge", func(context.Context, int) (int, error) { return 0, errors.New("the bank is closed") })
+	reserve := workflow.DefineActivity("reserve", func(context.Context, int) (int, error) { return 1, nil })
+	for name, test := range map[string]struct {
+		said string
+		do   func(ctx *workflow.Context) error
+	}{
+		"published": {said: `activity "charge" at position 2 has failed (the bank is closed), and history goes on after it to position 3`, do: func(ctx *workflow.Context) error {
+			if _, err := reserve.Execute(ctx, 1); err != nil {
+				return err
+			}
+			_, err := charge.Execute(ctx, 1)
+			return errors.Join(workflow.Publish(ctx, "payment.failed", "order-1"), err)
+		}},
+		"beside another": {said: `activity "charge" at position 1 has failed (the bank is closed), and history goes on after it to position 2`, do: func(ctx *workflow.Context) error {
+			return workflow.All(ctx, charge.Go(ctx, 1), reserve.Go(ctx, 1))
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			flow := workflow.Define("order", func(ctx *workflow.Context, _ int) (int, error) { return 0, test.do(ctx) })
+			w := startWorker(t, pgtest.Pool(t), []workflow.Definition{flow})
+			ctx := testContext(t)
+			run, err := flow.Start(ctx, w.Engine, 1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := run.Result(ctx); err == nil {
+				t.Fatal("the run completed")
+			}
+			err = w.Retry(ctx, run.ID())
+			if !errors.Is(err, workflow.ErrNotRetryable) || !strings.Contains(err.Error(), test.said) || !strings.Contains(err.Error(), "start a new run") {
+				t.Errorf("got %v, want it to say %s", err, test.said)
+			}
+			if info, err := w.Get(ctx, run.ID()); err != nil || info.Status != workflow.StatusFailed {
+				t.Errorf("the run is %+v, %v; want it failed as before", info, err)
+			}
+		})
+	}
+}
+
+// Of steps beside each other those that failed last are attempted again, and so is the workflow's own code if that has panicked, whatever
+// failures it had lived with.
+func TestRetryTakesUpWhatHistoryDoesNotDecide(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"failed last", "panicked"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var up atomic.Bool
+			var executed tally
+			reserve := workflow.DefineActivity("reserve", func(context.Context, int) (int, error) { return executed.add("reserve"), nil })
+			charge := workflow.DefineActivity("charge", func(context.Context, int) (int, error) {
+				if executed.add("charge"); !up.Load() {
+					return 0, errors.New("the bank is closed")
+				}
+				return 1, nil
+			})
+			flow := workflow.Define("order", func(ctx *workflow.Context, n int) (int, error) {
+				if name == "failed last" {
+					return n, workflow.All(ctx, reserve.Go(ctx, 1), charge.Go(ctx, 1))
+				}
+				_, failed := charge.Execute(ctx, 1) // and pays later
+				if _, err := reserve.Execute(ctx, 1); err != nil || failed == nil {
+					return 0, err
+				}
+				if !up.Load() {
+					panic("no debtor")
+				}
+				return n, nil
+			})
+			w := startWorker(t, pgtest.Pool(t), []workflow.Definition{flow})
+			ctx := testContext(t)
+			run, err := flow.Start(ctx, w.Engine, 7)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := run.Result(ctx); err == nil {
+				t.Fatal("the run completed")
+			}
+			up.Store(true)
+			if err := w.Retry(ctx, run.ID()); err != nil {
+				t.Fatal(err)
+			}
+			if out, err := run.Result(ctx); err != nil || out != 7 || executed.of("reserve") != 1 {
+				t.Errorf("result %d, %v; reserved %d times", out, err, executed.of("reserve"))
+			}
+		})
 	}
 }
