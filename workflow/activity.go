@@ -24,6 +24,7 @@ type Activity[In, Out any] struct {
 
 type activityOptions struct {
 	retry       RetryPolicy
+	undoing     RetryPolicy // of the compensation
 	timeout     time.Duration
 	transaction bool
 	limit       *activityLimit // nil: none
@@ -37,11 +38,13 @@ type activityOption func(*activityOptions)
 
 func (f activityOption) applyActivity(o *activityOptions) { f(o) }
 
-// WithRetry attempts the activity again when it fails; without it, one failed attempt is final. Zero fields of policy take
-// their defaults. A panic is a failed attempt, and so is a body that ends its goroutine (runtime.Goexit) instead of returning.
+// WithRetry attempts the activity, and its compensation, again when it fails; without it, one failed attempt of the activity is
+// final, and the tenth of the compensation. Zero fields of policy take their defaults. A panic is a failed attempt, and so is a
+// body that ends its goroutine (runtime.Goexit) instead of returning.
 func WithRetry(policy RetryPolicy) ActivityOption {
 	return activityOption(func(o *activityOptions) {
 		o.retry = policy.withDefaults()
+		o.undoing = o.retry
 		o.err = errors.Join(o.err, o.retry.validate())
 	})
 }
@@ -69,7 +72,7 @@ func WithTransaction() ActivityOption {
 
 // DefineActivity makes an activity of fn. name is stored in history and must stay the same across deploys.
 func DefineActivity[In, Out any](name string, fn func(ctx context.Context, in In) (Out, error), options ...ActivityOption) *Activity[In, Out] {
-	activity := &Activity[In, Out]{name: name, fn: fn, options: activityOptions{retry: once}}
+	activity := &Activity[In, Out]{name: name, fn: fn, options: activityOptions{retry: once, undoing: compensationRetry}}
 	for _, option := range options {
 		option.applyActivity(&activity.options)
 	}

@@ -3,6 +3,7 @@ package workflow
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 
@@ -10,18 +11,22 @@ import (
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
 
-// Retry lets a run go on that is stuck or has failed. A stuck run is executed again with its history as it is, so after the
-// right code was deployed it continues where it stopped. A failed run attempts the steps again whose failures are the last
-// things in its history, with their retry policies from the start; what came before stays recorded. One that failed without any
-// failed step, by an error or a panic of the workflow itself, is executed again from the end of its history, for the code may be
-// another by now.
+// Retry lets a run go on that is stuck or has failed, or that could not undo all of its steps. A stuck run is executed again
+// with its history as it is, so after the right code was deployed it continues where it stopped. A failed run attempts the
+// steps again whose failures are the last things in its history, with their retry policies from the start; what came before
+// stays recorded. One that failed without any failed step, by an error or a panic of the workflow itself, is executed again
+// from the end of its history, for the code may be another by now.
 //
 // A failed step that other records follow is not attempted again, since they may be there because of the failure: a message that tells
 // of it, say, or the result of a step that was begun after it by Go. If that leaves nothing to attempt, and the workflow did not
 // panic, Retry returns ErrNotRetryable and says which step it was.
 //
-// It returns ErrNotFound if there is no such run, ErrNotRetryable also if it is neither stuck nor failed, or was compensated,
-// ErrModeConflict if a channel that it was subscribed to is in use in another mode by now, ErrNotStarted and ErrClosed.
+// Of a run that has undone its steps, failed or cancelled, the compensations that failed for good are attempted again, with their
+// policies from the start; the others are not repeated. It is compensating meanwhile and then ends as it had, with the same error and
+// the compensations that have failed once more.
+//
+// It returns ErrNotFound if there is no such run, ErrNotRetryable also if it is neither stuck nor failed, or if all that it had done
+// was compensated, ErrModeConflict if a channel that it was subscribed to is in use in another mode by now, ErrNotStarted and ErrClosed.
 //
 // What was sent to a failed run and not received when it failed is kept for it until Config.Retention ends, and received after
 // Retry. SendTo returns ErrUndeliverable between the two. What was published to its subscriptions and not received is lost.
@@ -71,18 +76,22 @@ func (e *Engine) retryOnce(ctx context.Context, id string) (retried bool, err er
 // planRetry decides how a run can go on, or why it cannot.
 func planRetry(run store.Run, past *store.Past) (store.Revive, error) {
 	ask := store.Revive{Fence: store.Fence{ID: run.ID, Token: run.Token}}
-	switch Status(run.Status) {
-	case StatusStuck:
+	status := Status(run.Status)
+	undone := slices.ContainsFunc(past.Records, func(r journal.Record) bool { return r.Kind == journal.Failing })
+	switch {
+	case status == StatusStuck:
 		var last int32
 		for _, record := range past.Records {
 			last = max(last, record.Position)
 		}
 		ask.Forget = attemptsAfter(last, past)
 		return ask, nil
-	case StatusFailed:
+	case undone && (status == StatusFailed || status == StatusCancelled):
+		return planUndoingAgain(ask, past)
+	case status == StatusFailed:
 		return planStepsAgain(ask, decodeFailure(run.Error), past)
 	default:
-		return ask, fmt.Errorf("%w: it is %s", ErrNotRetryable, run.Status)
+		return ask, fmt.Errorf("%w: it is %s", ErrNotRetryable, status)
 	}
 }
 
@@ -99,10 +108,7 @@ func planStepsAgain(ask store.Revive, failure failure, past *store.Past) (store.
 	var failed []failedStep
 	var last int32 // of the records that stay
 	for _, record := range past.Records {
-		switch record.Kind {
-		case journal.Failing, journal.Compensation:
-			return ask, fmt.Errorf("%w: what it had done was compensated, so start a new run", ErrNotRetryable)
-		case journal.Activity:
+		if record.Kind == journal.Activity {
 			done, err := decodeStepRecord(record.Position, record.Payload)
 			if err != nil {
 				return ask, err
@@ -128,6 +134,26 @@ func planStepsAgain(ask store.Revive, failure failure, past *store.Past) (store.
 		step := failed[len(failed)-1]
 		return ask, fmt.Errorf("%w: activity %q at position %d has failed (%.200s), and history goes on after it to position %d, "+
 			"so its failure stays recorded and nothing would be attempted again: start a new run", ErrNotRetryable, step.name, step.position, step.message, last)
+	}
+	return ask, nil
+}
+
+// planUndoingAgain forgets the compensations that failed. Those that follow stay: they did not depend on them.
+func planUndoingAgain(ask store.Revive, past *store.Past) (store.Revive, error) {
+	for _, record := range past.Records {
+		if record.Kind != journal.Compensation {
+			continue
+		}
+		done, err := decodeStepRecord(record.Position, record.Payload)
+		if err != nil {
+			return ask, err
+		}
+		if done.Error != nil {
+			ask.Forget = append(ask.Forget, record.Position)
+		}
+	}
+	if len(ask.Forget) == 0 {
+		return ask, fmt.Errorf("%w: all that it had done was compensated, so start a new run", ErrNotRetryable)
 	}
 	return ask, nil
 }

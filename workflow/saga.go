@@ -35,9 +35,7 @@ func (r *run) compensate(cause error) failure {
 	failed = r.recordFailing(failed)
 	for _, done := range undo {
 		options := done.options
-		if options.retry.MaxAttempts == 1 {
-			options.retry = compensationRetry
-		}
+		options.retry = options.undoing
 		_, err := r.step(step{kind: journal.Compensation, name: done.name, options: options}, func(ctx context.Context) ([]byte, error) {
 			return nil, done.undo(ctx)
 		})

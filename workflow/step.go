@@ -43,7 +43,11 @@ func (s stepRecord) encode() []byte {
 
 // step executes a step until it is recorded as done or failed, and returns what is recorded.
 func (r *run) step(s step, body stepBody) ([]byte, error) {
-	position, record, recorded, err := r.issue(s.kind, s.name)
+	next := r.journal.Issue
+	if s.kind == journal.Compensation {
+		next = r.journal.Launch // Retry forgets one that failed, whatever was undone after it
+	}
+	position, record, recorded, err := r.take(next, s.kind, s.name)
 	if err != nil {
 		return nil, err
 	}

@@ -56,7 +56,7 @@ func (e *DivergenceError) Error() string {
 
 // Journal is used by one goroutine at a time.
 type Journal struct {
-	records  []Record // by position - 1; those of position 0 are missing: steps that had not ended
+	records  []Record // by position - 1; those of position 0 are missing: see Launch
 	issued   int32
 	attempts map[int32]Attempts
 }
@@ -107,7 +107,8 @@ func (j *Journal) Issue(kind Kind, name string) (position int32, record Record, 
 	return position, record, recorded, err
 }
 
-// Launch is Issue for a step that executes beside the workflow: history may go on without it.
+// Launch is Issue for what history may go on without: a step that executes beside the workflow, or one that undoes another and
+// is to be attempted again although later ones have succeeded.
 func (j *Journal) Launch(kind Kind, name string) (position int32, record Record, recorded bool, err error) {
 	position = j.issued + 1
 	if int(position) <= len(j.records) {

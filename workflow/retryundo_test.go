@@ -1,0 +1,199 @@
+package workflow_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/romancy-go/romancy/internal/pgtest"
+	"github.com/romancy-go/romancy/workflow"
+)
+
+// stubbornTrip books three times and then fails, or waits to be cancelled. The second booking cannot be cancelled until up is set.
+func stubbornTrip(executed *tally, up *atomic.Bool, wait bool) *workflow.Workflow[int, int] {
+	book := workflow.DefineActivity("book", func(_ context.Context, what string) (string, error) { return what, nil },
+		workflow.WithRetry(workflow.RetryPolicy{MaxAttempts: 2, InitialInterval: time.Millisecond})).
+		WithCompensation(func(_ context.Context, what, _ string) error {
+			executed.add("cancel " + what)
+			if what == "second" && !up.Load() {
+				return errors.New("the second is stubborn")
+			}
+			return nil
+		})
+	return workflow.Define("trip", func(ctx *workflow.Context, _ int) (int, error) {
+		for _, what := range []string{"first", "second", "third"} {
+			if _, err := book.Execute(ctx, what); err != nil {
+				return 0, err
+			}
+		}
+		if wait {
+			return 0, workflow.Sleep(ctx, time.Hour)
+		}
+		return 0, errors.New("changed my mind")
+	})
+}
+
+// A compensation that has used up its attempts is no dead end: Retry attempts it again, and repeats none of the others. The run ends
+// as it had.
+func TestRetryGoesOnUndoingWhatCouldNotBeUndone(t *testing.T) {
+	t.Parallel()
+	for _, status := range []workflow.Status{workflow.StatusFailed, workflow.StatusCancelled} {
+		t.Run(string(status), func(t *testing.T) {
+			t.Parallel()
+			retryUndoing(t, status)
+		})
+	}
+}
+
+func retryUndoing(t *testing.T, status workflow.Status) {
+	t.Helper()
+	pool := pgtest.Pool(t)
+	var executed tally
+	var up atomic.Bool
+	flow := stubbornTrip(&executed, &up, status == workflow.StatusCancelled)
+	w := startWorker(t, pool, []workflow.Definition{flow})
+	ctx := testContext(t)
+	run, err := flow.Start(ctx, w.Engine, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if status == workflow.StatusCancelled {
+		eventually(t, "all is booked", func() bool { return count(t, pool, "select count(*) from romancy.history where kind = 'timer'") == 1 })
+		if err := w.Cancel(ctx, run.ID(), "changed my mind", workflow.Compensate()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	end := func(compensationErrors int) {
+		t.Helper()
+		_, err := run.Result(ctx)
+		failed := new(workflow.RunError)
+		if !errors.As(err, &failed) || failed.Status != status || failed.Message != "changed my mind" || len(failed.CompensationErrors) != compensationErrors {
+			t.Fatalf("got %v, want the run to be %s with %d failed compensations", err, status, compensationErrors)
+		}
+	}
+	end(1)
+	if err := w.Retry(ctx, run.ID()); err != nil {
+		t.Fatal(err)
+	}
+	end(1)
+	up.Store(true)
+	if err := w.Retry(ctx, run.ID()); err != nil {
+		t.Fatal(err)
+	}
+	end(0)
+	for what, want := range map[string]int{"third": 1, "second": 5, "first": 1} {
+		if n := executed.of("cancel " + what); n != want {
+			t.Errorf("the compensation of the %s booking was attempted %d times, want %d", what, n, want)
+		}
+	}
+	if err := w.Retry(ctx, run.ID()); !errors.Is(err, workflow.ErrNotRetryable) || !strings.Contains(err.Error(), "all that it had done was compensated") {
+		t.Errorf("retry of a run that is undone: %v", err)
+	}
+	if n := count(t, pool, "select count(*) from romancy.history where kind = 'compensation' and payload ->> 'error' is null"); n != 3 {
+		t.Errorf("history has %d compensations that succeeded, want 3", n)
+	}
+}
+
+// While a run undoes again what it could not it is compensating, and cannot be cancelled in another way. A worker that dies over
+// it leaves it to the next, which finds the gap in its history and goes on there.
+func TestRunThatIsUndoneAgainGoesOnElsewhere(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	var undone tally
+	there, release := make(chan struct{}, 1), make(chan struct{})
+	book := workflow.DefineActivity("book", func(_ context.Context, what string) (string, error) { return what, nil },
+		workflow.WithRetry(workflow.RetryPolicy{MaxAttempts: 1})).
+		WithCompensation(func(ctx context.Context, what, _ string) error {
+			attempt := undone.add(what)
+			switch {
+			case what == "first" || attempt == 3:
+				return nil
+			case attempt == 1:
+				return errors.New("not now")
+			}
+			there <- struct{}{}
+			select {
+			case <-release:
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		})
+	flow := workflow.Define("trip", func(ctx *workflow.Context, _ int) (int, error) {
+		for _, what := range []string{"first", "second"} {
+			if _, err := book.Execute(ctx, what); err != nil {
+				return 0, err
+			}
+		}
+		return 0, errors.New("changed my mind")
+	})
+	one := startWorker(t, pool, []workflow.Definition{flow})
+	ctx := testContext(t)
+	run, err := flow.Start(ctx, one.Engine, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	failed := new(workflow.RunError)
+	if _, err := run.Result(ctx); !errors.As(err, &failed) || len(failed.CompensationErrors) != 1 {
+		t.Fatalf("got %v, want one compensation that failed", err)
+	}
+	if err := one.Retry(ctx, run.ID()); err != nil {
+		t.Fatal(err)
+	}
+	<-there
+	if info, err := one.Get(ctx, run.ID()); err != nil || info.Status != workflow.StatusCompensating {
+		t.Errorf("%+v, %v: want it to be compensating", info, err)
+	}
+	if err := one.Retry(ctx, run.ID()); !errors.Is(err, workflow.ErrNotRetryable) {
+		t.Errorf("retried while it undoes its steps: %v", err)
+	}
+	if err := one.Cancel(ctx, run.ID(), "at once"); !errors.Is(err, workflow.ErrEnded) {
+		t.Errorf("cancelled while it undoes its steps: %v", err)
+	}
+	over, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := one.Shutdown(over); err == nil {
+		t.Fatal("shut down within no time although a compensation was executing")
+	}
+	two := startWorker(t, pool, []workflow.Definition{flow})
+	failed = new(workflow.RunError)
+	_, err = flow.Run(two.Engine, run.ID()).Result(ctx)
+	close(release)
+	if !errors.As(err, &failed) || failed.Status != workflow.StatusFailed || failed.Message != "changed my mind" || failed.CompensationErrors != nil {
+		t.Errorf("got %v, want the failure that it was undone for", err)
+	}
+	if undone.of("first") != 1 || undone.of("second") != 3 {
+		t.Errorf("the first was undone %d times and the second %d; want 1 and, for the attempt that was lost, 3", undone.of("first"), undone.of("second"))
+	}
+}
+
+// An explicit policy is the compensation's too, also one that allows a single attempt.
+func TestExplicitPolicyOfOneAttemptIsRespectedWhenUndoing(t *testing.T) {
+	t.Parallel()
+	var attempts atomic.Int32
+	reserve := workflow.DefineActivity("reserve", func(context.Context, int) (int, error) { return 1, nil },
+		workflow.WithRetry(workflow.RetryPolicy{MaxAttempts: 1})).
+		WithCompensation(func(context.Context, int, int) error { attempts.Add(1); return errors.New("not possible") })
+	flow := workflow.Define("order", func(ctx *workflow.Context, n int) (int, error) {
+		if _, err := reserve.Execute(ctx, n); err != nil {
+			return 0, err
+		}
+		return 0, errors.New("changed my mind")
+	})
+	w := startWorker(t, pgtest.Pool(t), []workflow.Definition{flow})
+	ctx := testContext(t)
+	run, err := flow.Start(ctx, w.Engine, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	failed := new(workflow.RunError)
+	if _, err := run.Result(ctx); !errors.As(err, &failed) || len(failed.CompensationErrors) != 1 {
+		t.Errorf("got %v, want one compensation that failed", err)
+	}
+	if n := attempts.Load(); n != 1 {
+		t.Errorf("the compensation was attempted %d times, its policy allows 1", n)
+	}
+}
