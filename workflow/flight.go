@@ -394,7 +394,7 @@ func (r *run) awaitLanding() (outcome string) {
 // have not begun again since a crash never do.
 func (r *run) ground() {
 	for _, f := range r.air.flights {
-		f.stop()
+		r.drop(f)
 	}
 	r.awaitSilence()
 	r.checkpoint() // history knows more than this process of a step that was interrupted
@@ -409,7 +409,7 @@ func (r *run) ground() {
 	}
 }
 
-// drop ends a flight that a Select has not chosen.
+// drop ends a flight that is not wanted any more, and keeps it from beginning.
 func (r *run) drop(f *flight) {
 	f.dropped = true
 	f.stop()

@@ -197,3 +197,49 @@ func TestExplicitPolicyOfOneAttemptIsRespectedWhenUndoing(t *testing.T) {
 		t.Errorf("the compensation was attempted %d times, its policy allows 1", n)
 	}
 }
+
+// A step beside the workflow that was given up when its run failed does not begin again when a later execution goes on undoing.
+func TestNoStepBeginsBesideARunThatIsUndone(t *testing.T) {
+	t.Parallel()
+	var executed tally
+	watch := workflow.DefineActivity("watch", func(ctx context.Context, _ int) (int, error) {
+		executed.add("watch")
+		<-ctx.Done()
+		return 0, ctx.Err()
+	})
+	reserve := workflow.DefineActivity("reserve", func(context.Context, int) (int, error) { return 1, nil },
+		workflow.WithRetry(workflow.RetryPolicy{MaxAttempts: 1})).
+		WithCompensation(func(context.Context, int, int) error {
+			if executed.add("undo") == 1 {
+				return errors.New("not now")
+			}
+			return nil
+		})
+	flow := workflow.Define("order", func(ctx *workflow.Context, n int) (int, error) {
+		watch.Go(ctx, n)
+		if _, err := reserve.Execute(ctx, n); err != nil {
+			return 0, err
+		}
+		return 0, errors.New("changed my mind")
+	})
+	w := startWorker(t, pgtest.Pool(t), []workflow.Definition{flow})
+	ctx := testContext(t)
+	run, err := flow.Start(ctx, w.Engine, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if _, err := run.Result(ctx); err == nil {
+			t.Fatal("the run completed")
+		}
+		if executed.of("undo") == 1 {
+			if err := w.Retry(ctx, run.ID()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	w.shutdown(t) // what had begun has ended
+	if executed.of("undo") != 2 || executed.of("watch") > 1 {
+		t.Errorf("undone in %d attempts, and %d times begun beside it; want 2 and once", executed.of("undo"), executed.of("watch"))
+	}
+}
