@@ -23,8 +23,9 @@ type cache struct {
 	slots     *slots.Slots[*run]       // the room for executing runs, those about to execute included
 	parked    *list.List               // of *run, least recently parked first
 	receiving map[string]map[*run]bool // runs by the channels they wait on, parked or beside steps that execute
-	deadlines deadline.Heap            // of parked runs, evicted ones included
-	cold      map[string]int64         // tokens of evicted runs that have a deadline
+	deadlines deadline.Heap            // of parked runs, and of those in cold
+	cold      map[string]int64         // tokens of runs not in memory here whose deadline comes soon
+	relook    time.Time                // when to look for more of those; zero: the looks from time to time will do
 
 	resumed, replayed, evicted int64
 }
@@ -176,25 +177,27 @@ func (e *Engine) park(r *run, w waiting, channels []listening) bool {
 func (r *run) timed() bool { return !r.waiting.due.IsZero() }
 
 // armLocked has timerLoop look at r at a time by this process's monotonic clock.
-func (e *Engine) armLocked(r *run, at time.Time) {
-	// Runs that went on earlier left their deadlines behind. They are cleared out when they are the majority.
+func (e *Engine) armLocked(r *run, at time.Time) { e.pushDeadlineLocked(r.id, r.token, at) }
+
+func (e *Engine) pushDeadlineLocked(id string, token int64, at time.Time) {
+	// Runs that went on earlier, or were evicted long before they are due, left their deadlines behind. They are cleared out
+	// when they are the majority.
 	if e.cache.deadlines.Len() > 2*(e.cache.parked.Len()+len(e.cache.cold))+minDeadlines {
 		e.cache.deadlines.Keep(func(entry deadline.Entry) bool {
+			if entry.ID == relook {
+				return entry.At.Equal(e.cache.relook)
+			}
 			held := e.cache.runs[entry.ID]
 			return held != nil && held.phase == parked && held.token == entry.Token || e.cache.cold[entry.ID] == entry.Token
 		})
 	}
-	e.pushDeadlineLocked(r.id, r.token, at)
-}
-
-func (e *Engine) pushDeadlineLocked(id string, token int64, at time.Time) {
 	if e.cache.deadlines.Push(deadline.Entry{At: at, ID: id, Token: token}) {
 		e.timers.give()
 	}
 }
 
-// evictLocked drops the run that has been parked longest, those just waking excepted, and reports whether there was one. Its
-// deadline stays in the heap: it is claimed when due.
+// evictLocked drops the run that has been parked longest, those just waking excepted, and reports whether there was one. A
+// deadline that comes soon is kept, and the run claimed when it is due.
 func (e *Engine) evictLocked() bool {
 	front := e.cache.parked.Front()
 	for front != nil && front.Value.(*run).waking { //nolint:forcetypeassert // the list holds nothing else
@@ -205,8 +208,8 @@ func (e *Engine) evictLocked() bool {
 	}
 	r := front.Value.(*run) //nolint:forcetypeassert // the list holds nothing else
 	fence := store.Fence{ID: r.id, Token: r.token}
-	if r.timed() {
-		e.cache.cold[r.id] = r.token
+	if r.timed() && e.soon(r.waiting.due) {
+		e.cache.cold[r.id] = r.token // with the deadline that is in the heap since it was parked
 	}
 	if r.due {
 		e.dueElsewhereLocked(r)

@@ -68,11 +68,7 @@ func (e *Engine) takenOver(ctx context.Context, runs []store.TakenOver, cause []
 
 // armLater has a run claimed here when its wait is over, if this process knows its workflow. The sweeps do it for others.
 func (e *Engine) armLater(run store.TakenOver) {
-	if _, known := e.definitions[run.Workflow]; !known || !e.executes() {
-		return
+	if _, known := e.definitions[run.Workflow]; known {
+		e.armCold(run.ID, run.Token, *run.Until)
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.cache.cold[run.ID] = run.Token
-	e.pushDeadlineLocked(run.ID, run.Token, time.Now().Add(*run.Until))
 }

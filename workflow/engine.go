@@ -62,7 +62,8 @@ type Config struct {
 	// database, cannot be told from one that died and counts as well; one that shut down does not. Engine.Retry begins
 	// counting anew. The setting of the worker that finds the dead one decides. Default 5.
 	MaxDeaths int
-	// CacheSize bounds the parked runs kept in memory; those beyond it are resumed by replaying their history. Default 10000.
+	// CacheSize bounds the parked runs kept in memory; those beyond it are resumed by replaying their history. Of these, and of
+	// runs that begin later, only deadlines within two FallbackIntervals are kept. Default 10000.
 	CacheSize int
 	// MaxWorkflowsPerBatch bounds the ready runs claimed by one statement. Default 100.
 	MaxWorkflowsPerBatch int

@@ -70,7 +70,7 @@ func (e *Engine) serve(fair bool) {
 
 // dueElsewhereLocked has others look for a run that waits for a slot here and is dropped from memory.
 func (e *Engine) dueElsewhereLocked(r *run) {
-	if r.timed() {
+	if r.timed() && !r.waiting.due.After(time.Now()) {
 		e.pushDeadlineLocked(r.id, r.token, time.Now())
 	}
 	if len(r.listening) > 0 {

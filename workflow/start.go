@@ -269,7 +269,8 @@ func (e *Engine) started(ask store.Start, started commit.Started, err error) {
 	}
 }
 
-// queueLater creates a run that begins later. This worker arms its beginning; if it dies, those who take over its deadlines do.
+// queueLater creates a run that begins later. This worker arms its beginning if that is soon; else, or if this worker dies,
+// whoever looks shortly before does.
 func (e *Engine) queueLater(lane *commit.Committer, ask store.Later, then func(commit.Started, error)) {
 	var created *store.StartedLater
 	var found []store.Run
@@ -294,12 +295,7 @@ func (e *Engine) queueLater(lane *commit.Committer, ask store.Later, then func(c
 
 // armBeginning has the run claimed when it is to begin, and tells the others.
 func (e *Engine) armBeginning(run store.Start, when store.StartedLater) {
-	if e.executes() {
-		e.mu.Lock()
-		e.cache.cold[run.ID] = 1
-		e.pushDeadlineLocked(run.ID, 1, time.Now().Add(micros(when.RemainingMicros)))
-		e.mu.Unlock()
-	}
+	e.armCold(run.ID, 1, micros(when.RemainingMicros))
 	e.tellTimer(run.ID, 0, when.AtMicros)
 }
 

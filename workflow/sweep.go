@@ -158,27 +158,6 @@ func (e *Engine) takeoverLoop(ctx context.Context) {
 	}
 }
 
-// armCold takes over the deadlines that come before the next look of parked runs that no live worker holds in memory. Their
-// worker is dead or has shut down, and River's leader, which sweeps them too, may have been that worker.
-func (e *Engine) armCold(ctx context.Context) (int, error) {
-	deadlines := new([]store.Deadline)
-	mark := e.deadlineMark()
-	if err := e.do(ctx, true, func(b *pgx.Batch) {
-		e.store.ColdDeadlines(b, e.names, e.config.FallbackInterval, maxTally, mark, deadlines)
-	}); err != nil {
-		return 0, err
-	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	for _, due := range *deadlines {
-		if e.cache.runs[due.ID] == nil && e.cache.cold[due.ID] != due.Token {
-			e.cache.cold[due.ID] = due.Token
-			e.pushDeadlineLocked(due.ID, due.Token, time.Now().Add(due.Until))
-		}
-	}
-	return len(*deadlines), nil
-}
-
 // mailSweepLoop looks, a little later, for the receivers of messages that are not in memory here.
 func (e *Engine) mailSweepLoop(ctx context.Context) {
 	for {
@@ -279,8 +258,8 @@ func (e *Engine) sweepAll(ctx context.Context, what string, seen store.Glance) {
 			sweeps = append(sweeps, func(ctx context.Context) (int, error) { return e.sweepDeadlines(ctx, receiving) })
 		}
 	}
-	if seen.Within(e.config.FallbackInterval) {
-		sweeps = append(sweeps, e.armCold)
+	if seen.Within(e.ahead()) {
+		sweeps = append(sweeps, e.lookAhead)
 	}
 	e.sweepUntilDone(ctx, what, sweeps...)
 }

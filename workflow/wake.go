@@ -337,7 +337,7 @@ func (e *Engine) verifyLocked(r *run) {
 	})
 }
 
-// timerLoop wakes parked runs when they are due, the evicted ones included.
+// timerLoop wakes parked runs when they are due, and has those claimed that are not in memory.
 func (e *Engine) timerLoop(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -365,6 +365,8 @@ func (e *Engine) wakeDue() (next time.Time, ok bool) {
 	for _, entry := range e.cache.deadlines.PopDue(time.Now(), e.config.MaxTimersPerBatch) {
 		r := e.cache.runs[entry.ID]
 		switch {
+		case entry.ID == relook:
+			e.relookLocked(entry.At)
 		case r == nil && e.cache.cold[entry.ID] == entry.Token:
 			delete(e.cache.cold, entry.ID)
 			cold = append(cold, entry.ID)
