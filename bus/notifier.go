@@ -18,6 +18,8 @@ import (
 const (
 	// closeGrace is how long Close waits for callers' transactions to end.
 	closeGrace = 500 * time.Millisecond
+	// closeFlush is how much longer than its context Close goes on sending: who hands over in a hurry has something to say.
+	closeFlush = time.Second
 	// closeStep is how often it looks meanwhile.
 	closeStep = 5 * time.Millisecond
 	// reconnectCeiling is the longest wait between attempts to connect, short because wake-ups wait for it.
@@ -163,8 +165,9 @@ func (n *Notifier) Start(ctx context.Context) error {
 }
 
 // Close sends what is pending, waits up to half a second for callers' transactions that are about to end, and ends the
-// goroutine. What cannot be sent at the first attempt, or before ctx ends, is dropped and reported as an error: the
-// sweeps find what it would have announced. It may be called more than once.
+// goroutine. It goes on for up to a second after the end of ctx, which may have ended before: what is pending then is often
+// that runs were just handed over. What cannot be sent at the first attempt, or within that time, is dropped and reported as
+// an error: the sweeps find what it would have announced. It may be called more than once.
 func (n *Notifier) Close(ctx context.Context) error {
 	if n == nil || n.cfg.Disabled {
 		return nil
@@ -182,14 +185,26 @@ func (n *Notifier) Close(ctx context.Context) error {
 	select {
 	case <-n.done:
 	case <-ctx.Done():
-		if stop != nil {
-			stop()
-		}
-		<-n.done // soon: nothing that it does outlasts its context by more than the bounds of hangUp
+		n.finishOrStop(stop)
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.unsent
+}
+
+// finishOrStop gives a closing notifier closeFlush to end by itself, and then makes it.
+func (n *Notifier) finishOrStop(stop context.CancelFunc) {
+	flush := time.NewTimer(closeFlush)
+	defer flush.Stop()
+	select {
+	case <-n.done:
+		return
+	case <-flush.C:
+	}
+	if stop != nil {
+		stop()
+	}
+	<-n.done // soon: nothing that it does outlasts its context by more than the bounds of hangUp
 }
 
 // Notify sends payload to channel, soon. It never blocks. Call it after the commit that the notification speaks of. A

@@ -194,6 +194,7 @@ type Engine struct {
 	names       []string // of the workflows executed here
 	endedOn     string   // the channel on which the end of runs is told
 	cancelledOn string   // the channel on which the workers of cancelled runs are told
+	leftOn      string   // the channel on which workers that shut down say so
 
 	committer *commit.Committer // for what belongs to runs of this worker
 	side      *commit.Committer // for starts with a caller's id, which another transaction may hold
@@ -247,7 +248,7 @@ func NewEngine(config Config) (*Engine, error) {
 	e := &Engine{
 		config: config, store: statements, metrics: metrics, tracer: config.TracerProvider.Tracer(scope), unobserve: func() {}, unheed: func() {},
 		definitions: map[string]Definition{},
-		endedOn:     config.Schema + "_workflow_ended", cancelledOn: config.Schema + "_workflow_cancelled",
+		endedOn:     config.Schema + "_workflow_ended", cancelledOn: config.Schema + "_workflow_cancelled", leftOn: config.Schema + "_worker_left",
 		claims: newSignal(), timers: newSignal(), takeovers: newSignal(), orphans: newSignal(), held: newSignal(),
 		published: newTally(), mailRuns: newTally(), mailChannels: newTally(), cold: newTally(),
 		admission: newAdmission(config), intake: make(intake, maxIntake),
@@ -321,7 +322,7 @@ func (e *Engine) startLoops(ctx context.Context) error {
 	if e.config.Listener != nil {
 		channels := []string{e.endedOn}
 		if e.executes() {
-			channels = append(channels, e.config.Channels.WorkflowResumable, e.config.Channels.ChannelMessage, e.cancelledOn)
+			channels = append(channels, e.config.Channels.WorkflowResumable, e.config.Channels.ChannelMessage, e.cancelledOn, e.leftOn)
 		}
 		var err error
 		if subscription, err = e.config.Listener.Subscribe(0, channels...); err != nil {
@@ -398,9 +399,7 @@ func (e *Engine) Shutdown(ctx context.Context) error {
 	writeCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	e.giveBackRest(writeCtx)
-	if err := e.lease.Deregister(writeCtx); err != nil {
-		e.logger.WarnContext(ctx, "worker could not deregister; its lease will run out instead", "error", err)
-	}
+	e.leave(writeCtx)
 	e.committer.Close(writeCtx)
 	e.side.Close(writeCtx)
 	e.mu.Lock()
@@ -408,6 +407,19 @@ func (e *Engine) Shutdown(ctx context.Context) error {
 	e.mu.Unlock()
 	e.watch.close()
 	return overrun
+}
+
+// leave gives this worker's id up and has the others look: what it held parked has nobody now who knows its deadlines or whom
+// it was to be told of mail.
+func (e *Engine) leave(ctx context.Context) {
+	if !e.executes() {
+		return
+	}
+	if err := e.lease.Deregister(ctx); err != nil {
+		e.logger.WarnContext(ctx, "worker could not deregister; its lease will run out instead", "error", err)
+		return
+	}
+	e.config.Notifier.Notify(e.leftOn, "") // no payload: look for yourselves
 }
 
 // drain waits for the runs executing here to hand themselves over, and at the end of ctx takes the rest from them.

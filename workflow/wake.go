@@ -33,6 +33,8 @@ func (e *Engine) listen(ctx context.Context, subscription *bus.Subscription) {
 			e.heardEnded(notification)
 		case e.cancelledOn:
 			e.heardCancelled(notification)
+		case e.leftOn:
+			e.takeovers.give()
 		}
 	}
 }
