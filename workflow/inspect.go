@@ -33,7 +33,6 @@ type RunInfo struct {
 	Output        json.RawMessage // of a completed run
 	Err           *RunError       // of a failed, cancelled or stuck run; else nil
 	Worker        string          // the label of the worker that executes it, or keeps it in memory; empty: none
-	Parent        string          // the run that started it as a child; empty: none
 	ContinuedFrom string          // the run that it continues; empty: none
 	ContinuedAs   string          // the run that it goes on as, if it has continued as new
 	CreatedAt     time.Time
@@ -123,7 +122,7 @@ func newHistory(entries []store.Entry, attempts []store.Attempt) []HistoryEntry 
 func newRunInfo(found *store.Instance) *RunInfo {
 	info := &RunInfo{
 		ID: found.ID, Workflow: found.Workflow, Status: Status(found.Status), Input: found.Input, Output: found.Output,
-		Worker: found.WorkerLabel, Parent: found.Parent, ContinuedFrom: found.ContinuedFrom,
+		Worker: found.WorkerLabel, ContinuedFrom: found.ContinuedFrom,
 		CreatedAt: found.CreatedAt, EndedAt: orZero(found.EndedAt), Priority: int(found.Priority), Deaths: found.Deaths,
 	}
 	if info.Status == StatusWaiting {

@@ -12,7 +12,6 @@ import (
 type Instance struct {
 	Run
 	WorkerLabel   string // empty: no worker, or one that is gone
-	Parent        string
 	ContinuedFrom string
 	CreatedAt     time.Time
 	EndedAt       *time.Time
@@ -47,15 +46,15 @@ func (s *Store) GetRun(b *pgx.Batch, id string, into **Instance) {
 		for rows.Next() {
 			var found Instance
 			var worker *int64
-			var label, input, output, failure, parent, continued *string
+			var label, input, output, failure, continued *string
 			if err := rows.Scan(&found.ID, &found.Workflow, &found.Status, &worker, &label, &input, &output, &failure,
-				&parent, &continued, &found.CreatedAt, &found.EndedAt, &found.WakeAt, &found.WakeChannels,
+				&continued, &found.CreatedAt, &found.EndedAt, &found.WakeAt, &found.WakeChannels,
 				&found.Priority, &found.Deaths); err != nil {
 				return err
 			}
 			found.Input, found.Output, found.Error = bytes(input), bytes(output), bytes(failure)
 			found.Worker, found.WorkerLabel = orZero(worker), orZero(label)
-			found.Parent, found.ContinuedFrom = orZero(parent), orZero(continued)
+			found.ContinuedFrom = orZero(continued)
 			*into = &found
 		}
 		return rows.Err()

@@ -1,7 +1,7 @@
 -- name: GetRun
 select i.id, i.workflow, case when i.compensating and i.status in ('ready', 'running', 'waiting') then 'compensating' else i.status end,
        i.worker, w.label, i.input::text, i.output::text, i.error::text,
-       i.parent, i.continued_from, i.created_at, i.ended_at, i.wake_at, i.wake_channels,
+       i.continued_from, i.created_at, i.ended_at, i.wake_at, i.wake_channels,
        i.priority, i.deaths
 from romancy.instances i left join romancy.workers w on w.id = i.worker
 where i.id = $1::text;
