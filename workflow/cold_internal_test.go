@@ -82,7 +82,7 @@ func TestDeadlinesFarAwayAreNotKeptInMemory(t *testing.T) {
 }
 
 // startLater has runs begin in three hours, which is not soon, and then has their moments come: in a second, in two, and so on.
-func startLater(t *testing.T, ctx context.Context, pool *pgxpool.Pool, engine *Engine, flow *Workflow[int, int], runs int) (started []*Run[int]) {
+func startLater(ctx context.Context, t *testing.T, pool *pgxpool.Pool, engine *Engine, flow *Workflow[int, int], runs int) (started []*Run[int]) {
 	t.Helper()
 	for i := range runs {
 		run, err := flow.Start(ctx, engine, i, WithID(fmt.Sprint("run-", i)), WithDelay(3*time.Hour))
@@ -113,7 +113,7 @@ func TestDeadlinesComeFromTheDatabaseInTime(t *testing.T) {
 			engine := startAlone(t, Config{Pool: pool, Workflows: []Definition{flow}, FallbackInterval: time.Hour})
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
-			started := startLater(t, ctx, pool, engine, flow, 3)
+			started := startLater(ctx, t, pool, engine, flow, 3)
 			if _, err := engine.armNext(ctx, limit); err != nil {
 				t.Fatal(err)
 			}
