@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"reflect"
 	"runtime/debug"
+
+	"github.com/romancy-go/romancy/workflow/internal/journal"
 )
 
 var (
@@ -245,6 +247,30 @@ func (f failure) encode() []byte {
 		panic(err) // strings only
 	}
 	return text
+}
+
+// attemptFailure is how a failed attempt is recorded. Its step has no record yet, so it says which one that is.
+type attemptFailure struct {
+	failure
+
+	Kind journal.Kind `json:"kind,omitempty"`
+	Step string       `json:"step,omitempty"`
+}
+
+func (f attemptFailure) encode() []byte {
+	text, err := json.Marshal(f)
+	if err != nil {
+		panic(err) // strings only
+	}
+	return text
+}
+
+func decodeAttempt(text []byte) attemptFailure {
+	var described attemptFailure
+	if err := json.Unmarshal(text, &described); err != nil {
+		return attemptFailure{failure: decodeFailure(text)}
+	}
+	return described
 }
 
 func decodeFailure(text []byte) failure {

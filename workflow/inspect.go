@@ -78,7 +78,7 @@ func (e *Engine) Get(ctx context.Context, id string) (*RunInfo, error) {
 }
 
 // History returns what the run with this id has recorded so far, in the order of its commands. A step that is still being
-// retried comes last, without a record. It returns ErrNotFound if there is no such run, ErrNotStarted and ErrClosed.
+// retried comes last, without a payload. It returns ErrNotFound if there is no such run, ErrNotStarted and ErrClosed.
 func (e *Engine) History(ctx context.Context, id string) ([]HistoryEntry, error) {
 	var found *store.Instance
 	var entries []store.Entry
@@ -105,13 +105,13 @@ func newHistory(entries []store.Entry, attempts []store.Attempt) []HistoryEntry 
 		})
 	}
 	for _, attempt := range attempts {
-		at, recorded := place[attempt.Position]
-		if !recorded {
+		failed := decodeAttempt(attempt.Error)
+		at, known := place[attempt.Position]
+		if !known {
 			at = len(history)
 			place[attempt.Position] = at
-			history = append(history, HistoryEntry{Position: int(attempt.Position)})
+			history = append(history, HistoryEntry{Position: int(attempt.Position), Kind: string(failed.Kind), Name: failed.Step})
 		}
-		failed := decodeFailure(attempt.Error)
 		history[at].Attempts = append(history[at].Attempts, FailedAttempt{
 			Number: attempt.Number, Type: failed.Type, Message: failed.Message, FailedAt: attempt.FailedAt, NextAt: orZero(attempt.NextAt),
 		})

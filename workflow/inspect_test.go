@@ -172,3 +172,37 @@ func TestListNamesEveryMistake(t *testing.T) {
 		t.Errorf("a mistaken path: %v", err)
 	}
 }
+
+// What is tried again has no record yet, and is what an operator looks for.
+func TestHistoryNamesTheStepThatIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	flaky := workflow.DefineActivity("charge", func(context.Context, int) (int, error) {
+		return 0, workflow.NewError("busy", "come back later")
+	}, workflow.WithRetry(workflow.RetryPolicy{InitialInterval: time.Hour, MaxInterval: time.Hour}))
+	flow := workflow.Define("patient", func(ctx *workflow.Context, beside bool) (int, error) {
+		if beside {
+			return flaky.Go(ctx, 1).Get(ctx)
+		}
+		return flaky.Execute(ctx, 1)
+	})
+	w := startWorker(t, pool, []workflow.Definition{flow})
+	ctx := testContext(t)
+	for id, beside := range map[string]bool{"execute": false, "go": true} {
+		if _, err := flow.Start(ctx, w.Engine, beside, workflow.WithID(id)); err != nil {
+			t.Fatal(err)
+		}
+		var history []workflow.HistoryEntry
+		eventually(t, "an attempt has failed", func() bool {
+			var err error
+			if history, err = w.History(ctx, id); err != nil {
+				t.Fatal(err)
+			}
+			return len(history) > 0
+		})
+		if step := history[0]; step.Kind != "activity" || step.Name != "charge" || step.Position != 1 || !step.RecordedAt.IsZero() ||
+			len(step.Attempts) != 1 || step.Attempts[0].Type != "busy" || step.Attempts[0].NextAt.IsZero() {
+			t.Errorf("%s: the step is described as %+v", id, step)
+		}
+	}
+}

@@ -313,6 +313,7 @@ func (r *run) newRetry(s step, position int32, attempt int, cause error) store.R
 	r.log().Info("attempt failed, will be retried", "step", s.name, "position", position, "attempt", attempt, "delay", delay, "error", cause)
 	return store.Retry{
 		Fence: store.Fence{ID: r.id, Token: r.token}, Position: position, Attempt: attempt,
-		Error: describe(cause).encode(), DelayMicros: delay.Microseconds(), Heeds: !r.compensating,
+		Error:       attemptFailure{failure: describe(cause), Kind: s.kind, Step: s.name}.encode(),
+		DelayMicros: delay.Microseconds(), Heeds: !r.compensating,
 	}
 }
