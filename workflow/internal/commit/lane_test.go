@@ -165,7 +165,12 @@ func TestOperationsOfARunKeepTheirOrderOnTwoLanes(t *testing.T) {
 				proxy.Cut()
 			}
 			id := fmt.Sprint("run-", i)
-			start(t, c, id)
+			// Created by an attempt whose answer was lost is created, too.
+			if started, err := commit.Await(within(t), func(then func(commit.Started, error)) {
+				c.Start(store.Start{ID: id, Workflow: "flow", Input: []byte("1"), Worker: 1}, then)
+			}); err != nil || !started.Created && started.Run.Token != 1 {
+				t.Errorf("start %s: %+v, %v", id, started, err)
+			}
 			stream := &commit.Stream{}
 			for position := range int32(steps) {
 				c.Append(stream, step(id, position+1, "{}"), func(_ struct{}, err error) {
