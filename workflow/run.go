@@ -229,7 +229,6 @@ func (r *run) checkpoint() {
 // handOver makes the run ready for others, if it is still ours.
 func (r *run) handOver() {
 	if !r.lost.Swap(true) {
-		r.engine.committer.Hurry(r.stream)
 		r.engine.release(store.Fence{ID: r.id, Token: r.token}, r.definition.Name())
 	}
 }
@@ -285,7 +284,6 @@ func (r *run) stuck(err error) {
 	r.log().Error("run is stuck", "error", err)
 	r.endSegment(string(StatusStuck), err)
 	if !r.lost.Swap(true) {
-		r.engine.committer.Hurry(r.stream)
 		r.engine.finishStuck(store.Claimed{ID: r.id, Workflow: r.definition.Name(), Token: r.token}, err)
 	}
 	r.exit()
@@ -351,12 +349,11 @@ func (r *run) recordCancelled(position int32) error {
 	return r.cancelled
 }
 
-// append records a step without waiting: the next side effect, or the end, will. What the workflow does next is written with
-// it, if it comes at once.
+// append records a step without waiting: the next side effect, or the end, will.
 func (r *run) append(position int32, kind journal.Kind, name string, payload []byte) {
 	outcome := make(chan error, 1)
 	r.pending = outcome
-	r.engine.committer.AppendWithNext(r.stream, store.Append{
+	r.engine.committer.Append(r.stream, store.Append{
 		Fence: store.Fence{ID: r.id, Token: r.token}, Position: position, Kind: kind, Name: name, Payload: payload,
 	}, func(_ struct{}, err error) { outcome <- err })
 }
@@ -366,7 +363,6 @@ func (r *run) settle() {
 	if r.pending == nil {
 		return
 	}
-	r.engine.committer.Hurry(r.stream)
 	err := <-r.pending // the committer answers every operation
 	r.pending = nil
 	if err != nil {

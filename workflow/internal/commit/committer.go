@@ -92,9 +92,8 @@ type Config struct {
 
 // Committer works from Open to Close.
 type Committer struct {
-	config    Config
-	lanes     []*lane
-	holdLimit time.Duration
+	config Config
+	lanes  []*lane
 
 	mu            sync.Mutex
 	queue         []*operation
@@ -116,7 +115,7 @@ type Committer struct {
 func New(config Config) *Committer {
 	config.LockTimeout = cmp.Or(config.LockTimeout, time.Second)
 	config.FlushTimeout = cmp.Or(config.FlushTimeout, 10*time.Second)
-	c := &Committer{config: config, holdLimit: defaultHoldLimit, busy: map[string]struct{}{}, others: class{least: worthALane}}
+	c := &Committer{config: config, busy: map[string]struct{}{}, others: class{least: worthALane}}
 	for i := range max(config.Lanes, 1) {
 		c.lanes = append(c.lanes, &lane{committer: c, extra: i > 0, wake: make(chan struct{}, 1)})
 	}
@@ -181,10 +180,6 @@ func (c *Committer) Stats() (flushes, operations int64) {
 // Stream ties the operations of one run together: when one has failed, later ones are not attempted.
 type Stream struct {
 	failed error // belongs to the lane that has taken operations of the run
-
-	// Guarded by the committer's mutex.
-	held  *operation // waits for what follows it; nil: none
-	limit *time.Timer
 }
 
 // operation is one queued request. answer is called once, from a lane's goroutine, and must not block.
@@ -206,17 +201,12 @@ type operation struct {
 }
 
 func (c *Committer) submit(op *operation) {
+	if ask, ok := op.ask.(interface{ Run() string }); ok {
+		op.run = ask.Run()
+	}
+	op.queued = time.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if op.stream != nil {
-		c.letGo(op.stream)
-	}
-	c.enqueue(op)
-}
-
-// enqueue puts op into the queue. The caller holds the mutex.
-func (c *Committer) enqueue(op *operation) {
-	op.queued = time.Now()
 	if c.closed {
 		// Not from here: the caller may hold a lock that the answer needs.
 		c.refusals.Go(func() { op.answer(nil, ErrClosed) })

@@ -86,18 +86,11 @@ func (c *Committer) Do(repeat bool, statements func(*pgx.Batch), then func(struc
 }
 
 func submit[T any](c *Committer, op *operation, then func(T, error)) {
-	c.submit(prepare(op, then))
-}
-
-func prepare[T any](op *operation, then func(T, error)) *operation {
-	if ask, ok := op.ask.(interface{ Run() string }); ok {
-		op.run = ask.Run()
-	}
 	op.answer = func(result any, err error) {
 		value, _ := result.(T) // nil for an operation that failed, or has no result
 		then(value, err)
 	}
-	return op
+	c.submit(op)
 }
 
 // Await queues an operation and waits for its outcome, or for ctx: then the operation may still be carried out.
