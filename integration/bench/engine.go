@@ -155,6 +155,12 @@ func (s *site) startSender(ctx context.Context) (err error) {
 	return err
 }
 
+func (s *site) stopSender(ctx context.Context) error {
+	sender := s.sender
+	s.sender = nil
+	return sender.stop(ctx)
+}
+
 // close kills the processes and drops the database: nothing in it is needed any more.
 func (s *site) close(ctx context.Context) error {
 	s.worker.kill()
