@@ -43,7 +43,7 @@ type ListenerConfig struct {
 	ProbeInterval time.Duration
 
 	// SilenceLimit is how long nothing at all may come before the server is asked whether it is still there. It has 2 s
-	// to answer, so a connection that died without a word is found in SilenceLimit and at most 5 s. Default 5 s.
+	// to answer, so a connection that died without a word is found at most 5 s after that. Default 5 s.
 	SilenceLimit time.Duration
 
 	// FallbackInterval is how often those who listen look for themselves even though all is well. The listener only

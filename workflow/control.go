@@ -97,8 +97,9 @@ func planRetry(run store.Run, past *store.Past) (store.Revive, error) {
 
 // failedStep is a step that was recorded as failed for good.
 type failedStep struct {
-	position      int32
-	name, message string
+	position int32
+	name     string
+	failure  *failure
 }
 
 // planStepsAgain forgets the steps that failed after everything else. A failure that other records follow stays: whether they
@@ -114,7 +115,7 @@ func planStepsAgain(ask store.Revive, failure failure, past *store.Past) (store.
 				return ask, err
 			}
 			if done.Error != nil {
-				failed = append(failed, failedStep{record.Position, record.Name, done.Error.Message})
+				failed = append(failed, failedStep{record.Position, record.Name, done.Error})
 				continue
 			}
 		}
@@ -122,18 +123,20 @@ func planStepsAgain(ask store.Revive, failure failure, past *store.Past) (store.
 	}
 	ask.Resubscribe = true
 	ask.Forget = attemptsAfter(last, past)
-	again := false
+	// A workflow that panicked has failed by its own code, which may have been replaced. The stack is that of an activity if the
+	// workflow returned what that had failed with.
+	again, panicked := false, failure.Stack != ""
 	for _, step := range failed {
 		if step.position > last {
 			ask.Forget = append(ask.Forget, step.position)
 			again = true
 		}
+		panicked = panicked && step.failure.Stack != failure.Stack
 	}
-	// A workflow that panicked has failed by its own code, which may have been replaced.
-	if len(failed) > 0 && !again && failure.Stack == "" {
+	if len(failed) > 0 && !again && !panicked {
 		step := failed[len(failed)-1]
 		return ask, fmt.Errorf("%w: activity %q at position %d has failed (%.200s), and history goes on after it to position %d, "+
-			"so its failure stays recorded and nothing would be attempted again: start a new run", ErrNotRetryable, step.name, step.position, step.message, last)
+			"so its failure stays recorded and nothing would be attempted again: start a new run", ErrNotRetryable, step.name, step.position, step.failure.Message, last)
 	}
 	return ask, nil
 }

@@ -241,13 +241,16 @@ func describe(err error) failure {
 	return described
 }
 
-func (f failure) encode() []byte {
-	text, err := json.Marshal(f)
+// mustEncode encodes what always can be: strings, and JSON that was checked.
+func mustEncode(record any) []byte {
+	text, err := json.Marshal(record)
 	if err != nil {
-		panic(err) // strings only
+		panic(err)
 	}
 	return text
 }
+
+func (f failure) encode() []byte { return mustEncode(f) }
 
 // attemptFailure is how a failed attempt is recorded. Its step has no record yet, so it says which one that is.
 type attemptFailure struct {
@@ -257,13 +260,7 @@ type attemptFailure struct {
 	Step string       `json:"step,omitempty"`
 }
 
-func (f attemptFailure) encode() []byte {
-	text, err := json.Marshal(f)
-	if err != nil {
-		panic(err) // strings only
-	}
-	return text
-}
+func (f attemptFailure) encode() []byte { return mustEncode(f) }
 
 func decodeAttempt(text []byte) attemptFailure {
 	var described attemptFailure

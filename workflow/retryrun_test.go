@@ -96,6 +96,7 @@ func TestRetryForgetsACancellationThatCameTooLate(t *testing.T) {
 func TestRetryRefusesAFailureThatHistoryGoesOnAfter(t *testing.T) {
 	t.Parallel()
 	charge := workflow.DefineActivity("charge", func(context.Context, int) (int, error) { return 0, errors.New("the bank is closed") })
+	crash := workflow.DefineActivity("crash", func(context.Context, int) (int, error) { panic("no bank") })
 	reserve := workflow.DefineActivity("reserve", func(context.Context, int) (int, error) { return 1, nil })
 	for name, test := range map[string]struct {
 		said string
@@ -106,6 +107,10 @@ func TestRetryRefusesAFailureThatHistoryGoesOnAfter(t *testing.T) {
 				return err
 			}
 			_, err := charge.Execute(ctx, 1)
+			return errors.Join(workflow.Publish(ctx, "payment.failed", "order-1"), err)
+		}},
+		"published after a panic": {said: `activity "crash" at position 1 has failed (panic: no bank), and history goes on after it to position 2`, do: func(ctx *workflow.Context) error {
+			_, err := crash.Execute(ctx, 1)
 			return errors.Join(workflow.Publish(ctx, "payment.failed", "order-1"), err)
 		}},
 		"beside another": {said: `activity "charge" at position 1 has failed (the bank is closed), and history goes on after it to position 2`, do: func(ctx *workflow.Context) error {

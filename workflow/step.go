@@ -33,13 +33,7 @@ type stepRecord struct {
 	Attempts int             `json:"attempts,omitempty"` // when more than one, or failed
 }
 
-func (s stepRecord) encode() []byte {
-	text, err := json.Marshal(s)
-	if err != nil {
-		panic(err) // Output is JSON that Marshal has made
-	}
-	return text
-}
+func (s stepRecord) encode() []byte { return mustEncode(s) }
 
 // step executes a step until it is recorded as done or failed, and returns what is recorded.
 func (r *run) step(s step, body stepBody) ([]byte, error) {
