@@ -2,7 +2,6 @@ package workflow
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -117,11 +116,8 @@ func (a *Activity[In, Out]) body(in In) stepBody {
 		if err != nil {
 			return nil, err
 		}
-		text, err := json.Marshal(result)
-		if err != nil {
-			return nil, Terminal(fmt.Errorf("encode the result of activity %q (%T): %w", a.name, result, err))
-		}
-		return text, nil
+		text, err := encodeJSON("the result of activity", a.name, result)
+		return text, Terminal(err)
 	}
 }
 

@@ -161,14 +161,14 @@ func (r *run) learnCancelled() {
 	if r.asked.Load() != nil {
 		return
 	}
-	past := map[string]*store.Past{}
-	if err := r.engine.do(r.lifetime(), true, func(b *pgx.Batch) { r.engine.store.LoadHistory(b, []string{r.id}, past) }); err != nil {
+	why := new([]byte)
+	if err := r.engine.do(r.lifetime(), true, func(b *pgx.Batch) { r.engine.store.LoadCancel(b, r.id, why) }); err != nil {
 		r.giveUp(err)
 	}
-	if past[r.id].Cancel == nil {
+	if *why == nil {
 		r.giveUp(errInterrupted)
 	}
-	r.askToCancel(decodeCancelled(past[r.id].Cancel))
+	r.askToCancel(decodeCancelled(*why))
 }
 
 func (e *Engine) heardCancelled(notification bus.Notification) {

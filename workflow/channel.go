@@ -94,7 +94,7 @@ func Receive[T any](ctx *Context, channel string, options ...ReceiveOption) (Mes
 const MaxReceived = 1000
 
 // ReceiveMany waits for a message of channel as Receive does, and takes those that are there besides, at most limit in all, at
-// most [MaxReceived]. They are recorded together.
+// most [MaxReceived], and none that come after [MaxPayload] bytes of others. They are recorded together.
 func ReceiveMany[T any](ctx *Context, channel string, limit int, options ...ReceiveOption) ([]Message[T], error) {
 	if err := checkChannel(channel); err != nil {
 		return nil, err
@@ -208,11 +208,11 @@ func newDelivery(target, channel string, value any, options []SendOption) (store
 		ask.Key = fmt.Sprintf("%d:%s%d:%s%s", len(target), target, len(channel), channel, chosen.key)
 	}
 	var err error
-	if ask.Payload, err = encodeJSON("the message for channel "+channel, value); err != nil {
+	if ask.Payload, err = encodeJSON("the message for channel", channel, value); err != nil {
 		return ask, err
 	}
 	if len(chosen.metadata) > 0 {
-		ask.Metadata, err = encodeJSON("the metadata for channel "+channel, chosen.metadata)
+		ask.Metadata, err = encodeJSON("the metadata for channel", channel, chosen.metadata)
 	}
 	return ask, err
 }

@@ -26,6 +26,30 @@ func (e *Engine) do(ctx context.Context, repeat bool, statements func(*pgx.Batch
 	return err
 }
 
+// claimSize bounds what one claim takes, whose answer brings the inputs of all the runs: after one that was lost it is a quarter, and
+// grows again with those that come. It belongs to one loop.
+type claimSize struct{ lowered int } // 0: it is not
+
+// of returns how many runs the next claim may take, at most most.
+func (c *claimSize) of(most int) int {
+	if c.lowered == 0 {
+		return most
+	}
+	return min(most, c.lowered)
+}
+
+// learn follows a claim that was allowed to take n.
+func (c *claimSize) learn(n int, err error) {
+	switch {
+	case err != nil:
+		c.lowered = max(n/4, 1)
+	case c.lowered > maxTally:
+		c.lowered = 0
+	default:
+		c.lowered *= 2
+	}
+}
+
 // claimLoop takes ready runs while there is room.
 func (e *Engine) claimLoop(ctx context.Context) {
 	for {
@@ -56,7 +80,7 @@ func (e *Engine) claim(ctx context.Context, round *slots.Round) bool {
 	}
 	e.serve(true)
 	e.mu.Lock()
-	room, ok := e.cache.slots.Offer(round, e.config.MaxWorkflowsPerBatch)
+	room, ok := e.cache.slots.Offer(round, e.readySize.of(e.config.MaxWorkflowsPerBatch))
 	e.mu.Unlock()
 	if !ok {
 		return false
@@ -72,6 +96,7 @@ func (e *Engine) claim(ctx context.Context, round *slots.Round) bool {
 		}
 	})
 	e.ready.end(look, full, offer, err)
+	e.readySize.learn(room.Limit, err)
 	e.mu.Lock()
 	if err != nil {
 		e.cache.slots.Withdraw(room)
@@ -157,15 +182,34 @@ func (e *Engine) loadPasts(ctx context.Context, owned []store.Claimed) (map[stri
 			ids = append(ids, run.ID)
 		}
 	}
-	if len(ids) == 0 {
-		return pasts, nil
+	return pasts, e.addPasts(ctx, ids, pasts)
+}
+
+// historyPage is about how many bytes of history are loaded at a time, as they are stored: compressed, they may be ten times as many.
+const historyPage = 1 << 20
+
+// addPasts loads what the database knows of runs that nobody else is busy with.
+func (e *Engine) addPasts(ctx context.Context, ids []string, into map[string]*store.Past) error {
+	page := &store.PastPage{IDs: ids}
+	for first := true; page != nil && len(page.IDs) > 0; first = false {
+		if err := e.do(ctx, true, func(b *pgx.Batch) {
+			e.store.LoadHistory(b, page, historyPage)
+			if first {
+				e.store.LoadState(b, page)
+			}
+		}); err != nil {
+			return err
+		}
+		if first {
+			maps.Copy(into, page.Pasts)
+		} else {
+			for id, past := range page.Pasts {
+				into[id].Records = append(into[id].Records, past.Records...)
+			}
+		}
+		page = page.Next
 	}
-	loaded := map[string]*store.Past{}
-	if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.LoadHistory(b, ids, loaded) }); err != nil {
-		return nil, err
-	}
-	maps.Copy(pasts, loaded)
-	return pasts, nil
+	return nil
 }
 
 // release makes an owned run ready for any worker.
@@ -202,6 +246,10 @@ func (e *Engine) coldLoop(ctx context.Context) {
 		if len(ids) == 0 || worker == 0 {
 			continue
 		}
+		if most := e.coldSize.of(len(ids)); most < len(ids) {
+			e.cold.add(ids[most:]...)
+			ids = ids[:most]
+		}
 		e.mu.Lock()
 		room, ok := e.cache.slots.Blind(len(ids))
 		e.mu.Unlock()
@@ -218,6 +266,7 @@ func (e *Engine) coldLoop(ctx context.Context) {
 			e.cache.slots.SettleBlind(room, counted(*owned))
 		}
 		e.mu.Unlock()
+		e.coldSize.learn(len(ids), err)
 		if err != nil {
 			e.claimFailed(ctx, err)
 			continue

@@ -18,7 +18,7 @@ import (
 //
 // An input that cannot be encoded, or that is not one of this workflow's, gives another error: returned, it fails the run.
 func ContinueAsNew[In any](ctx *Context, in In) error {
-	input, err := encodeJSON("the input", in)
+	input, err := encodeJSON("the input of workflow", ctx.WorkflowName(), in)
 	if err == nil {
 		err = ctx.run.definition.checkInput(input)
 	}

@@ -46,10 +46,10 @@ func (e *Engine) Retry(ctx context.Context, id string) error {
 // retryOnce decides by what the database says of the run. It reports false if that has changed before it was carried out.
 func (e *Engine) retryOnce(ctx context.Context, id string) (retried bool, err error) {
 	found, past := new([]store.Run), map[string]*store.Past{}
-	if err := e.do(ctx, true, func(b *pgx.Batch) {
-		e.store.QueueFindRuns(b, []string{id}, found)
-		e.store.LoadHistory(b, []string{id}, past)
-	}); err != nil {
+	if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.QueueFindRuns(b, []string{id}, found) }); err != nil {
+		return false, outward(err)
+	}
+	if err := e.addPasts(ctx, []string{id}, past); err != nil {
 		return false, outward(err)
 	}
 	if len(*found) == 0 {

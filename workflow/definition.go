@@ -102,11 +102,7 @@ func (w *Workflow[In, Out]) execute(ctx *Context, input []byte) ([]byte, error) 
 	if err != nil {
 		return nil, err
 	}
-	output, err := json.Marshal(out)
-	if err != nil {
-		return nil, fmt.Errorf("encode the output of workflow %q (%T): %w", w.name, out, err)
-	}
-	return output, nil
+	return encodeJSON("the output of workflow", w.name, out)
 }
 
 // checkInput reports why input, which comes from outside, is not one of this workflow.

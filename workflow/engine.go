@@ -223,6 +223,7 @@ type Engine struct {
 
 	// Where looks begin.
 	ready               *readyMarks
+	readySize, coldSize claimSize
 	priorities          priorities
 	sleeping, receiving deadlineMark
 	owners              pace.Pace

@@ -36,6 +36,8 @@ var (
 	ErrNotChosen = errors.New("another case of the Select was chosen")
 	// ErrEnded is returned by Cancel for a run that has ended in another way, or is undoing its steps already.
 	ErrEnded = errors.New("the run has ended, or is ending")
+	// ErrTooLarge says that a value is larger than MaxPayload. An activity whose result is has failed, for good.
+	ErrTooLarge = errors.New("too large to be stored")
 	// ErrOutcomeUnknown says that the connection was lost before the database confirmed: it may have been carried out or not.
 	ErrOutcomeUnknown = errors.New("outcome unknown: the connection was lost before the database confirmed")
 )
@@ -79,7 +81,7 @@ func (e *Error) Is(target error) bool {
 
 // ActivityError is how an activity's failure reaches the workflow. It is made from what was recorded, so it is the same
 // live and replayed. Of the error that the activity returned its chain has an *Error with type, message and details, and
-// context.DeadlineExceeded if that was its cause; the Go error itself is not in it.
+// context.DeadlineExceeded or ErrTooLarge if that was its cause; the Go error itself is not in it.
 type ActivityError struct {
 	Activity string // the activity's name
 	Type     string // see [Error.ErrorType]; the Go type of the error if it names none; "panic" for a panic; "goexit" if it ended its goroutine
@@ -104,13 +106,19 @@ func (e *ActivityError) trace() string { return e.Stack }
 // Unwrap returns the *Error that the activity's error is recorded as.
 func (e *ActivityError) Unwrap() error { return recordedError(e.Type, e.Message, e.Details) }
 
-// typeDeadline is recorded for an error that comes from a context's deadline, such as WithTimeout sets.
-const typeDeadline = "deadline_exceeded"
+const (
+	// typeDeadline is recorded for an error that comes from a context's deadline, such as WithTimeout sets.
+	typeDeadline = "deadline_exceeded"
+	typeTooLarge = "too_large" // of ErrTooLarge
+)
 
 func recordedError(errorType, message string, details json.RawMessage) error {
 	recorded := &Error{Type: errorType, Message: message, Details: details}
-	if errorType == typeDeadline {
+	switch errorType {
+	case typeDeadline:
 		return errors.Join(recorded, context.DeadlineExceeded)
+	case typeTooLarge:
+		return errors.Join(recorded, ErrTooLarge)
 	}
 	return recorded
 }
@@ -206,7 +214,8 @@ func checked(err error, targets ...error) (safe error) {
 		}
 	}()
 	describe(err)
-	errors.Is(err, context.DeadlineExceeded) // which describe asks of some only
+	errors.Is(err, ErrTooLarge) // these two describe asks of some only
+	errors.Is(err, context.DeadlineExceeded)
 	for _, target := range targets {
 		errors.Is(err, target)
 	}
@@ -214,21 +223,27 @@ func checked(err error, targets ...error) (safe error) {
 }
 
 func describe(err error) failure {
-	described := failure{Message: err.Error()}
+	described := failure{Message: clipped(err.Error())}
 	var panicked interface{ trace() string }
 	if errors.As(err, &panicked) {
-		described.Stack = panicked.trace()
+		described.Stack = clipped(panicked.trace())
 	}
 	var detailed interface{ ErrorDetails() json.RawMessage }
 	if errors.As(err, &detailed) {
-		if details := detailed.ErrorDetails(); json.Valid(details) {
+		switch details := detailed.ErrorDetails(); {
+		case len(details) > maxErrorDetails:
+			described.Message += fmt.Sprintf(" (its details are left out: they have %d bytes, and %d is the most)", len(details), maxErrorDetails)
+		case json.Valid(details):
 			described.Details = details
 		}
 	}
 	var typed interface{ ErrorType() string }
 	switch {
 	case errors.As(err, &typed):
-		described.Type = typed.ErrorType()
+		described.Type = clipped(typed.ErrorType())
+		return described
+	case errors.Is(err, ErrTooLarge):
+		described.Type = typeTooLarge
 		return described
 	case errors.Is(err, context.DeadlineExceeded):
 		described.Type = typeDeadline

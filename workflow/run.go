@@ -3,7 +3,6 @@ package workflow
 import (
 	"container/list"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -416,12 +415,4 @@ func (r *run) idle(after <-chan time.Time) (over bool) {
 		r.exit()
 		return false
 	}
-}
-
-func encodeJSON(what string, value any) ([]byte, error) {
-	text, err := json.Marshal(value)
-	if err != nil {
-		return nil, fmt.Errorf("encode %s (%T): %w", what, value, err)
-	}
-	return text, nil
 }

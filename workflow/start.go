@@ -146,7 +146,7 @@ func (e *Engine) newStart(workflow string, in any, options []StartOption) (newSt
 	if err := errors.Join(checkName("id", chosen.id), chosen.mistake); err != nil {
 		return ask, err
 	}
-	input, err := encodeJSON("the input", in)
+	input, err := encodeJSON("the input of workflow", workflow, in)
 	if err != nil {
 		return ask, err
 	}
@@ -274,7 +274,7 @@ func (e *Engine) started(ask store.Start, started commit.Started, err error) {
 func (e *Engine) queueLater(lane *commit.Committer, ask store.Later, then func(commit.Started, error)) {
 	var created *store.StartedLater
 	var found []store.Run
-	lane.Do(true, func(b *pgx.Batch) {
+	lane.DoSized(ask.Size(), true, func(b *pgx.Batch) {
 		created, found = nil, nil
 		e.store.StartLater(b, []store.Later{ask}, func(_ string, when store.StartedLater) { created = &when })
 		e.store.QueueFindRuns(b, []string{ask.ID}, &found)

@@ -1,7 +1,6 @@
 package workflow
 
 import (
-	"encoding/json"
 	"fmt"
 	"time"
 
@@ -46,7 +45,7 @@ func SideEffect[T any](ctx *Context, name string, fn func() (T, error)) (T, erro
 		if err != nil {
 			return nil, err
 		}
-		return json.Marshal(made)
+		return encodeJSON("the value of side effect", name, made)
 	})
 	if err != nil {
 		return value, err

@@ -120,7 +120,7 @@ func (r *run) takeMore(position int32, channel string, limit int) []byte {
 	r.settle()
 	on := r.listenTo(channel)
 	ask := store.More{
-		Fence: store.Fence{ID: r.id, Token: r.token}, Position: position, Channel: channel, Limit: limit,
+		Fence: store.Fence{ID: r.id, Token: r.token}, Position: position, Channel: channel, Limit: limit, Bytes: MaxPayload,
 		Competing: on.competing, Since: r.engine.mail.since(channel),
 	}
 	mail := new(store.Mail)

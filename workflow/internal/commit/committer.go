@@ -61,6 +61,9 @@ func (c *Committer) classOf(op *operation) *class {
 // maxBatch bounds a flush, so that the first operation of a burst does not wait for all of it.
 const maxBatch = 2000
 
+// maxFlushBytes bounds what the operations of a flush bring, unless it is a single one, so that the database has it in time.
+const maxFlushBytes = 8 << 20
+
 // maxLosses is with how many connections an operation may go down before it is given up as the likely cause.
 const maxLosses = 5
 
@@ -117,7 +120,7 @@ func New(config Config) *Committer {
 	config.FlushTimeout = cmp.Or(config.FlushTimeout, 10*time.Second)
 	c := &Committer{config: config, busy: map[string]struct{}{}, others: class{least: worthALane}}
 	for i := range max(config.Lanes, 1) {
-		c.lanes = append(c.lanes, &lane{committer: c, extra: i > 0, wake: make(chan struct{}, 1)})
+		c.lanes = append(c.lanes, &lane{committer: c, extra: i > 0, most: maxBatch, wake: make(chan struct{}, 1)})
 	}
 	return c
 }
@@ -192,6 +195,7 @@ type operation struct {
 	repeat    bool // may be repeated although a first attempt may have been committed
 	answer    func(result any, err error)
 	committed func(error) // nil: nobody goes on before the commit
+	bytes     int         // what it brings
 	queued    time.Time
 	result    any
 	err       error
@@ -203,6 +207,9 @@ type operation struct {
 func (c *Committer) submit(op *operation) {
 	if ask, ok := op.ask.(interface{ Run() string }); ok {
 		op.run = ask.Run()
+	}
+	if ask, ok := op.ask.(interface{ Size() int }); ok {
+		op.bytes = ask.Size()
 	}
 	op.queued = time.Now()
 	c.mu.Lock()

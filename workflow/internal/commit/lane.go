@@ -24,6 +24,7 @@ type lane struct {
 	conn   *pgx.Conn
 	direct bool         // the connection keeps its settings
 	taken  []*operation // those of the flush under way
+	most   int          // operations of the next flush
 
 	idle bool          // waits for wake; guarded by the committer's mutex
 	wake chan struct{} // holds a token once it is not idle any more
@@ -55,6 +56,8 @@ func (l *lane) needed() bool {
 	switch {
 	case c.stopped, c.closed && len(c.queue) == 0:
 		return true
+	case c.closed && l.extra && l.conn == nil:
+		return false // it would not connect any more
 	case c.wakes.flying+c.others.flying > 0:
 		return c.wakes.worth() || c.others.worth()
 	case l.extra:
@@ -90,12 +93,14 @@ func (l *lane) next() (ops []*operation, goOn bool) {
 // take removes from the queue what the next flush writes. The caller holds the mutex.
 func (l *lane) take() []*operation {
 	c := l.committer
-	ops := make([]*operation, 0, min(len(c.queue), maxBatch))
+	ops := make([]*operation, 0, min(len(c.queue), l.most))
 	rest := c.queue[:0]
 	wakes, others := c.wakes.worth(), c.others.worth()
+	bytes := 0
 	for i, op := range c.queue {
 		// What has lost connections before may be what ends them, and goes alone.
-		if full := len(ops) == maxBatch || len(ops) > 0 && (op.losses > 1 || ops[0].losses > 1); full {
+		alone := op.losses > 1 || len(ops) > 0 && ops[0].losses > 1
+		if full := len(ops) == l.most || len(ops) > 0 && (alone || bytes+op.bytes > maxFlushBytes); full {
 			rest = append(rest, c.queue[i:]...)
 			break
 		}
@@ -104,6 +109,7 @@ func (l *lane) take() []*operation {
 			continue
 		}
 		ops = append(ops, op)
+		bytes += op.bytes
 	}
 	clear(c.queue[len(rest):])
 	c.queue = rest
@@ -135,6 +141,9 @@ func (l *lane) done(unfinished []*operation) {
 	for _, op := range l.taken {
 		delete(c.busy, op.run)
 		c.classOf(op).flying--
+	}
+	if l.conn != nil {
+		l.most = min(2*l.most, maxBatch)
 	}
 	l.taken = nil
 	if len(unfinished) > 0 {
@@ -173,7 +182,7 @@ func (l *lane) connect(ctx context.Context) {
 		if err == nil {
 			return
 		}
-		if l.extra {
+		if l.extra && ctx.Err() == nil {
 			l.committer.config.Logger.WarnContext(ctx, "no second connection for the committer: it writes more slowly", "error", err)
 			wait = time.Second
 		}
@@ -285,6 +294,9 @@ func (l *lane) lose(ctx context.Context, ops []*operation, cause error) (again [
 	unsent := pgconn.SafeToRetry(cause)
 	l.committer.config.Logger.WarnContext(ctx, "committer connection lost, reconnecting", "error", cause)
 	l.hangUp()
+	if errors.Is(cause, context.DeadlineExceeded) {
+		l.most = max(len(ops)/4, 1) // more than gets through in time, perhaps: answers may be long
+	}
 	for _, op := range ops {
 		op.losses++
 		if (unsent || op.repeat) && op.losses <= maxLosses {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -194,5 +195,66 @@ func TestOperationsOfARunKeepTheirOrderOnTwoLanes(t *testing.T) {
 	if err := direct.QueryRow(within(t), `select count(*) from (select from romancy.history group by instance_id
 		having count(*) = $1 and max(position) = $1) as run`, steps).Scan(&complete); err != nil || complete != runs {
 		t.Errorf("%d runs have all their steps, %v; want %d", complete, err, runs)
+	}
+}
+
+// While a committer closes, with much to write still, a second lane that has no connection yet does not try for one again and again.
+func TestALaneWithoutAConnectionLeavesTheRestToTheFirst(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	statements, err := store.New("romancy")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var attempts atomic.Int32
+	c := commit.New(commit.Config{
+		Store: statements,
+		Connect: func(ctx context.Context) (*pgx.Conn, error) {
+			if attempts.Add(1) > 1 {
+				<-ctx.Done() // a database that does not answer
+				return nil, ctx.Err()
+			}
+			return dial.Beside(ctx, pool, " engine", nil)
+		},
+		Lanes:       2,
+		LockTimeout: patience,
+		Logger:      slog.New(slog.DiscardHandler),
+	})
+	if err := c.Open(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	start(t, c, "slow")
+	tx := holdSlow(t, pool)
+	var wg sync.WaitGroup
+	wg.Add(1)
+	c.Release(store.Fence{ID: "slow", Token: 1}, func(_ store.Named, err error) {
+		if err != nil {
+			t.Errorf("release: %v", err)
+		}
+		wg.Done()
+	})
+	awaitBlocked(t, pool)
+	for i := range 200 {
+		wg.Add(1)
+		c.Start(store.Start{ID: fmt.Sprint("run-", i), Workflow: "flow", Input: []byte("1")}, func(_ commit.Started, err error) {
+			if err != nil {
+				t.Errorf("start %d: %v", i, err)
+			}
+			wg.Done()
+		})
+	}
+	for attempts.Load() < 2 {
+		time.Sleep(time.Millisecond)
+	}
+	closed := make(chan struct{})
+	go func() { c.Close(context.Background()); close(closed) }()
+	time.Sleep(50 * time.Millisecond) // in which it tried thousands of times
+	if err := tx.Rollback(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	wg.Wait()
+	<-closed
+	if got := attempts.Load(); got != 2 {
+		t.Errorf("%d attempts to connect, want 2", got)
 	}
 }

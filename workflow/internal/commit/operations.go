@@ -82,7 +82,12 @@ func (c *Committer) LetGo(ask store.Fence, then func(struct{}, error)) {
 // Do adds statements of the caller's to a flush. repeat: they may be sent again although they may have been committed. They
 // come in no order with the operations of runs that are under way.
 func (c *Committer) Do(repeat bool, statements func(*pgx.Batch), then func(struct{}, error)) {
-	submit(c, &operation{kind: kindCustom, custom: statements, repeat: repeat}, then)
+	c.DoSized(0, repeat, statements, then)
+}
+
+// DoSized is Do for statements that bring so many bytes.
+func (c *Committer) DoSized(bytes int, repeat bool, statements func(*pgx.Batch), then func(struct{}, error)) {
+	submit(c, &operation{kind: kindCustom, custom: statements, repeat: repeat, bytes: bytes}, then)
 }
 
 func submit[T any](c *Committer, op *operation, then func(T, error)) {

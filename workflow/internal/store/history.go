@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -68,22 +69,44 @@ type Past struct {
 	Cancel   []byte                     // why it is to be cancelled; nil: it is not
 }
 
-// LoadHistory fetches the past of runs, by id.
-func (s *Store) LoadHistory(b *pgx.Batch, ids []string, into map[string]*Past) {
-	b.Queue(s.queries.Get("LoadHistory"), ids).Query(func(rows pgx.Rows) error {
-		for _, id := range ids {
-			into[id] = &Past{Attempts: map[int32]journal.Attempts{}}
+// PastPage is a part of the past of several runs.
+type PastPage struct {
+	// IDs are the runs whose past it is, the first of them from After on: set both to ask for it.
+	IDs   []string
+	After int32
+	// Pasts is what was found. Only the first page of all has the attempts and cancellations.
+	Pasts map[string]*Past
+	// Next is the page that follows; nil: this is the last.
+	Next *PastPage
+}
+
+// LoadHistory fetches a page of what history holds of runs, about limit bytes of it as they are stored.
+func (s *Store) LoadHistory(b *pgx.Batch, page *PastPage, limit int) {
+	b.Queue(s.queries.Get("LoadHistory"), page.IDs, page.After, limit).Query(func(rows pgx.Rows) error {
+		page.Pasts, page.Next = make(map[string]*Past, len(page.IDs)), nil
+		for _, id := range page.IDs {
+			page.Pasts[id] = &Past{Attempts: map[int32]journal.Attempts{}}
 		}
 		var id, kind string
 		var record journal.Record
 		var payload *string
-		_, err := pgx.ForEachRow(rows, []any{&id, &record.Position, &kind, &record.Name, &payload}, func() error {
+		var found, total int
+		_, err := pgx.ForEachRow(rows, []any{&id, &record.Position, &kind, &record.Name, &payload, &total}, func() error {
 			record.Kind, record.Payload = journal.Kind(kind), bytes(payload)
-			into[id].Records = append(into[id].Records, record)
+			page.Pasts[id].Records = append(page.Pasts[id].Records, record)
+			found++
 			return nil
 		})
+		if found < total {
+			page.Next = &PastPage{IDs: page.IDs[slices.Index(page.IDs, id):], After: record.Position}
+		}
 		return err
 	})
+}
+
+// LoadState fetches the attempts and cancellations of the runs of a page, which LoadHistory fetches in the same batch.
+func (s *Store) LoadState(b *pgx.Batch, page *PastPage) {
+	ids, into := page.IDs, func(id string) *Past { return page.Pasts[id] }
 	b.Queue(s.queries.Get("LoadAttempts"), ids).Query(func(rows pgx.Rows) error {
 		var id string
 		var position int32
@@ -91,7 +114,7 @@ func (s *Store) LoadHistory(b *pgx.Batch, ids []string, into map[string]*Past) {
 		var attempts journal.Attempts
 		_, err := pgx.ForEachRow(rows, []any{&id, &position, &attempts.Failed, &attempts.Since, &until, &nextAt}, func() error {
 			attempts.Until, attempts.NextAt = orZero(until), orZero(nextAt)
-			into[id].Attempts[position] = attempts
+			into(id).Attempts[position] = attempts
 			return nil
 		})
 		return err
@@ -99,9 +122,19 @@ func (s *Store) LoadHistory(b *pgx.Batch, ids []string, into map[string]*Past) {
 	b.Queue(s.queries.Get("LoadCancels"), ids).Query(func(rows pgx.Rows) error {
 		var id, why string
 		_, err := pgx.ForEachRow(rows, []any{&id, &why}, func() error {
-			into[id].Cancel = []byte(why)
+			into(id).Cancel = []byte(why)
 			return nil
 		})
+		return err
+	})
+}
+
+// LoadCancel fetches why a run is to be cancelled; nil: it is not.
+func (s *Store) LoadCancel(b *pgx.Batch, id string, into *[]byte) {
+	b.Queue(s.queries.Get("LoadCancels"), []string{id}).Query(func(rows pgx.Rows) error {
+		*into = nil
+		var why string
+		_, err := pgx.ForEachRow(rows, []any{&id, &why}, func() error { *into = []byte(why); return nil })
 		return err
 	})
 }

@@ -49,7 +49,7 @@ func statements() map[string]statement {
 			"array['order', 'order', 'order', 'unknown', 'unknown', 'unknown'], array[9, 0, -1, 9, 0, -1]::smallint[], array[null, 0, null, null::bigint, 0, null], " +
 			"array[1, 0, -9, 1, 0, -9]::smallint[]", mayScan: "workers"},
 		"ClaimWaiting":        {arguments: ids + ", 1", mayScan: "workers"},
-		"LoadHistory":         {arguments: ids},
+		"LoadHistory":         {arguments: ids + ", 0, 1000000"},
 		"LoadAttempts":        {arguments: ids},
 		"ReleaseRuns":         {arguments: ids + ", " + same("1::bigint")},
 		"LetGo":               {arguments: ids + ", " + same("1::bigint")},
@@ -64,7 +64,7 @@ func statements() map[string]statement {
 		"HeldRuns":            {arguments: ids + ", " + same("1::bigint")},
 		"LoadCancels":         {arguments: ids},
 		"CancelRun":           {arguments: "'run-1', '{}', true"},
-		"TakeMore":            {arguments: "'run-1', 1, 9, 'approvals', 100, true, 0"},
+		"TakeMore":            {arguments: "'run-1', 1, 9, 'approvals', 100, true, 0, 1000000"},
 		"WaitRuns": {arguments: waits + ", " + same("8") + ", " + same("'sleep'") + ", " + same("1000::bigint") + ", " + same("null::bigint") + ", " + same("50000::bigint") + ", " +
 			same("'receive'") + ", " + same("null::text") + ", " + same("null::bigint") + ", " + even + ", " + same("true")},
 		"WakeRuns":    {arguments: waits + ", 1, " + same("50000::bigint") + ", " + same("'receive'") + ", " + same("false"), mayScan: "workers"},

@@ -171,6 +171,7 @@ type More struct {
 	Position  int32
 	Channel   string
 	Limit     int
+	Bytes     int // none that come after so many bytes of others
 	Competing bool
 	Since     int64
 }
@@ -183,7 +184,7 @@ type Mail struct {
 
 // TakeMore takes what is there for one run.
 func (s *Store) TakeMore(b *pgx.Batch, ask More, into *Mail) {
-	b.Queue(s.queries.Get("TakeMore"), ask.ID, ask.Token, ask.Position, ask.Channel, ask.Limit, ask.Competing, ask.Since).Query(func(rows pgx.Rows) error {
+	b.Queue(s.queries.Get("TakeMore"), ask.ID, ask.Token, ask.Position, ask.Channel, ask.Limit, ask.Competing, ask.Since, ask.Bytes).Query(func(rows pgx.Rows) error {
 		*into = Mail{}
 		var messages string
 		var shared *int64

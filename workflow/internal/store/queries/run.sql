@@ -142,10 +142,20 @@ where i.id = any (array[f.id])
 returning i.id, i.workflow, i.token, i.input::text, i.trace::text, (extract(epoch from clock_timestamp() - i.wake_at) * 1000000)::bigint;
 
 -- name: LoadHistory
-select h.instance_id, h.position, h.kind, h.name, h.payload::text
-from unnest($1::text[]) as a(id) cross join lateral (
-    select * from romancy.history h where h.instance_id = a.id order by h.position offset 0
-) h;
+-- What has been recorded of runs, in order: of the first of them after position $2, and nothing that comes after $3 bytes of others, as they
+-- are stored. Also returned: how many rows there are without that limit.
+select p.instance_id, p.position, p.kind, p.name, p.payload::text, p.total
+from (
+    select h.*, a.ord, sum(h.size) over (order by a.ord, h.position) - h.size as before, count(*) over () as total
+    from unnest($1::text[]) with ordinality as a(id, ord) cross join lateral (
+        select h.instance_id, h.position, h.kind, h.name, h.payload, coalesce(pg_column_size(h.payload), 0) as size
+        from romancy.history h
+        where h.instance_id = a.id and h.position > case when a.ord = 1 then $2::integer else 0 end
+        offset 0
+    ) h
+) p
+where p.before < $3::bigint
+order by p.ord, p.position;
 
 -- name: LoadAttempts
 select t.instance_id, t.position, max(t.attempt),

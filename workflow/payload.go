@@ -1,0 +1,45 @@
+package workflow
+
+import (
+	"encoding/json"
+	"fmt"
+)
+
+// MaxPayload is the most bytes that one value may have as JSON: the input and the result of a run, the result of an activity
+// or a side effect, the body and metadata of a message, the data of an event. It is what the slowest connection that the engine puts up
+// with (800 KB a second) sends within the ten seconds after which it is given up. What is larger belongs into a table
+// or an object store, and its key into the workflow.
+//
+// It is no setting, because a workflow that is told [ErrTooLarge] may go on otherwise, and has to be told so in every execution.
+const MaxPayload = 8 << 20
+
+// What is stored of an error. Beyond that it is clipped, and says so.
+const (
+	maxErrorText    = 16 << 10
+	maxErrorDetails = 1 << 20
+)
+
+// encodeJSON encodes a value that is to be stored. what and name say which it is.
+func encodeJSON(what, name string, value any) ([]byte, error) {
+	text, err := json.Marshal(value)
+	if err != nil {
+		return nil, fmt.Errorf("encode %s %q (%T): %w", what, name, value, err)
+	}
+	if len(text) > MaxPayload {
+		return nil, fmt.Errorf("encode %s %q (%T): %w: it has %d bytes as JSON, and %d is the most: store it elsewhere and pass where",
+			what, name, value, ErrTooLarge, len(text), MaxPayload)
+	}
+	return text, nil
+}
+
+// clipped returns text, or its beginning with a note of how much is missing.
+func clipped(text string) string {
+	if len(text) <= maxErrorText {
+		return text
+	}
+	end := maxErrorText
+	for end > 0 && text[end]&0xC0 == 0x80 { // within a character
+		end--
+	}
+	return fmt.Sprintf("%s... (%d bytes more)", text[:end], len(text)-end)
+}
