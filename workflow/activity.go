@@ -101,13 +101,19 @@ func (a *Activity[In, Out]) Execute(ctx *Context, in In) (Out, error) {
 	if err != nil {
 		return out, err
 	}
-	if err := decodeValue(output, &out); err != nil {
-		return out, fmt.Errorf("decode the recorded result of activity %q into %T: %w", a.name, out, err)
-	}
 	if a.compensate != nil {
-		a.registerCompensation(ctx.run, ctx.run.journal.Issued(), in, out)
+		a.registerCompensation(ctx.run, ctx.run.journal.Issued(), in, output)
 	}
-	return out, nil
+	err = decodeResult(a.name, output, &out)
+	return out, err
+}
+
+// decodeResult decodes what is recorded of an activity into out.
+func decodeResult[Out any](activity string, output []byte, out *Out) error {
+	if err := decodeValue(output, out); err != nil {
+		return fmt.Errorf("decode the recorded result of activity %q into %T: %w", activity, *out, err)
+	}
+	return nil
 }
 
 func (a *Activity[In, Out]) body(in In) stepBody {

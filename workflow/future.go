@@ -1,7 +1,6 @@
 package workflow
 
 import (
-	"context"
 	"errors"
 	"fmt"
 
@@ -29,13 +28,7 @@ func (a *Activity[In, Out]) Go(ctx *Context, in In) *Future[Out] {
 	future.flight, future.err = r.launch(step{kind: journal.Activity, name: a.name, options: a.options}, a.body(in), nil)
 	if future.err == nil && a.compensate != nil {
 		position := future.flight.position
-		future.flight.settled = func(output []byte) {
-			var out Out
-			if err := decodeValue(output, &out); err != nil {
-				return // Get has told, and undoing needs what was done
-			}
-			a.registerCompensation(r, position, in, out)
-		}
+		future.flight.settled = func(output []byte) { a.registerCompensation(r, position, in, output) }
 	}
 	return future
 }
@@ -51,10 +44,8 @@ func (f *Future[Out]) Get(ctx *Context) (Out, error) {
 	if err != nil {
 		return out, err
 	}
-	if err := decodeValue(output, &out); err != nil {
-		return out, fmt.Errorf("decode the recorded result of activity %q into %T: %w", f.flight.step.name, out, err)
-	}
-	return out, nil
+	err = decodeResult(f.flight.step.name, output, &out)
+	return out, err
 }
 
 // await waits until the outcome is known.
@@ -100,11 +91,4 @@ func (a *Activity[In, Out]) check() error {
 		return fmt.Errorf("activity %q: %w", a.name, err)
 	}
 	return nil
-}
-
-func (a *Activity[In, Out]) registerCompensation(r *run, position int32, in In, out Out) {
-	r.compensations = append(r.compensations, compensation{
-		position: position, name: a.name, options: a.options,
-		undo: func(ctx context.Context) error { return a.compensate(ctx, in, out) },
-	})
 }

@@ -12,7 +12,7 @@ import (
 )
 
 // Callers who give up leave behind what they have queued. In an outage that they try again and again to get through, no more
-// than maxIntake is kept, and of the rest some are told why.
+// than maxIntake is kept, and the rest are told why.
 func TestCallersThatGiveUpInAnOutageQueueNoMoreThanTheIntake(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Pool(t)
@@ -40,8 +40,8 @@ func TestCallersThatGiveUpInAnOutageQueueNoMoreThanTheIntake(t *testing.T) {
 		})
 	}
 	all.Wait()
-	if turned.Load() == 0 { // some are told that their contexts have ended, which is as true
-		t.Error("nobody was told that too much is waiting")
+	if got := turned.Load(); got != beyond { // the others were told that their contexts have ended
+		t.Errorf("%d were told that too much is waiting, want %d", got, beyond)
 	}
 	proxy.Resume()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

@@ -1,6 +1,7 @@
 package workflow_test
 
 import (
+	"context"
 	"testing"
 	"time"
 
@@ -126,5 +127,50 @@ func TestRetentionStepsOverALongLineOnce(t *testing.T) {
 	sweep(line + 1)
 	if n := count(t, pool, "select count(*) from romancy.instances"); n != 0 {
 		t.Errorf("%d runs are left", n)
+	}
+}
+
+// A message that is committed when retention has deleted its receiver goes with the next sweep, and nothing else does.
+func TestMailOfARunThatIsGoneIsDiscarded(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	pool := pgtest.Pool(t)
+	w := startWorker(t, pool, []workflow.Definition{echoing}, configured(func(c *workflow.Config) { c.Retention = time.Microsecond }))
+	run, err := echoing.Start(ctx, w.Engine, 1, workflow.WithDelay(time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tx, err := pool.Begin(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.Background()) }()
+	if err := w.SendToTx(ctx, tx, run.ID(), "letters", "too late"); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Cancel(ctx, run.ID(), "not needed"); err != nil {
+		t.Fatal(err)
+	}
+	if deleted, err := w.SweepRetention(ctx); err != nil || deleted != 1 {
+		t.Fatalf("%d deleted, %v; want the run", deleted, err)
+	}
+	other, err := echoing.StartTx(ctx, tx, w.Engine, 1, workflow.WithDelay(time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.SendToTx(ctx, tx, other.ID(), "letters", "early"); err != nil {
+		t.Fatal(err)
+	}
+	if err := tx.Commit(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Publish(ctx, "letters", "to whoever comes"); err != nil {
+		t.Fatal(err)
+	}
+	if deleted, err := w.SweepRetention(ctx); err != nil || deleted != 1 {
+		t.Errorf("%d deleted, %v; want the message that came too late", deleted, err)
+	}
+	if left := count(t, pool, "select count(*) from romancy.mailbox where payload::text in ('\"early\"', '\"to whoever comes\"')"); left != 2 {
+		t.Errorf("%d of 2 messages are left", left)
 	}
 }

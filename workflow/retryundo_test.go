@@ -3,6 +3,7 @@ package workflow_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -242,4 +243,78 @@ func TestNoStepBeginsBesideARunThatIsUndone(t *testing.T) {
 	if executed.of("undo") != 2 || executed.of("watch") > 1 {
 		t.Errorf("undone in %d attempts, and %d times begun beside it; want 2 and once", executed.of("undo"), executed.of("watch"))
 	}
+}
+
+// tracked is a result that has become a number of its own since it was recorded as text.
+type tracked struct{ Number int }
+
+// A step whose result does not fit the code any more is not forgotten when its run fails: that it could not be undone is recorded, and Retry
+// undoes it with code that fits.
+func TestAStepWhoseResultDoesNotFitIsNotForgotten(t *testing.T) {
+	t.Parallel()
+	for _, beside := range []bool{false, true} {
+		t.Run(fmt.Sprintf("beside=%t", beside), func(t *testing.T) {
+			t.Parallel()
+			pool := pgtest.Pool(t)
+			ctx := testContext(t)
+			var undone atomic.Int32
+			fitting := sending(beside, func(_ context.Context, number string) error {
+				if number != "parcel 7" {
+					return fmt.Errorf("undoing %q", number)
+				}
+				undone.Add(1)
+				return nil
+			}, "parcel 7")
+			changed := sending(beside, func(context.Context, tracked) error { undone.Add(100); return nil }, tracked{})
+			one := startWorker(t, pool, []workflow.Definition{fitting})
+			run, err := fitting.Start(ctx, one.Engine, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "it is parked", func() bool {
+				return count(t, pool, "select count(*) from romancy.instances where status = 'waiting' and wake_channels = array['go']") == 1
+			})
+			one.shutdown(t)
+			two := startWorker(t, pool, []workflow.Definition{changed})
+			if err := two.SendTo(ctx, run.ID(), "go", 1); err != nil {
+				t.Fatal(err)
+			}
+			_, err = changed.Run(two.Engine, run.ID()).Result(ctx)
+			failed := new(workflow.RunError)
+			if !errors.As(err, &failed) || failed.Status != workflow.StatusFailed || len(failed.CompensationErrors) != 1 ||
+				!strings.Contains(failed.CompensationErrors[0], `decode the recorded result of activity "send"`) {
+				t.Fatalf("got %v, want a failed compensation", err)
+			}
+			two.shutdown(t)
+			three := startWorker(t, pool, []workflow.Definition{fitting})
+			if err := three.Retry(ctx, run.ID()); err != nil {
+				t.Fatal(err)
+			}
+			_, err = fitting.Run(three.Engine, run.ID()).Result(ctx)
+			if !errors.As(err, &failed) || failed.Status != workflow.StatusFailed || len(failed.CompensationErrors) != 0 {
+				t.Errorf("got %v, want a failed run that is undone", err)
+			}
+			if n := undone.Load(); n != 1 {
+				t.Errorf("undone %d times, want once, by the code that fits", n)
+			}
+		})
+	}
+}
+
+// sending is a workflow that sends something, waits, and fails.
+func sending[Out any](beside bool, undo func(context.Context, Out) error, sent Out) *workflow.Workflow[int, int] {
+	send := workflow.DefineActivity("send", func(context.Context, int) (Out, error) { return sent, nil }).
+		WithCompensation(func(ctx context.Context, _ int, out Out) error { return undo(ctx, out) })
+	return workflow.Define("sending", func(ctx *workflow.Context, _ int) (int, error) {
+		var err error
+		if beside {
+			err = workflow.All(ctx, send.Go(ctx, 0))
+		} else {
+			_, err = send.Execute(ctx, 0)
+		}
+		if _, received := workflow.Receive[int](ctx, "go"); received != nil {
+			return 0, received
+		}
+		return 0, errors.Join(err, errors.New("changed my mind"))
+	})
 }

@@ -17,6 +17,21 @@ type compensation struct {
 	undo     func(ctx context.Context) error
 }
 
+// registerCompensation notes how the step at position is undone, whose result is output. That may not fit the code any more: then the
+// compensation fails, lest the run end as if there were nothing to undo, and Retry attempts it again.
+func (a *Activity[In, Out]) registerCompensation(r *run, position int32, in In, output []byte) {
+	r.compensations = append(r.compensations, compensation{
+		position: position, name: a.name, options: a.options,
+		undo: func(ctx context.Context) error {
+			var out Out
+			if err := decodeResult(a.name, output, &out); err != nil {
+				return Terminal(err)
+			}
+			return a.compensate(ctx, in, out)
+		},
+	})
+}
+
 // compensate undoes what the run has done, the last step first, and returns the failure to end it with. That the run is
 // failing is recorded before the first compensation, so that it cannot complete normally any more.
 func (r *run) compensate(cause error) failure {

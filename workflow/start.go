@@ -176,18 +176,14 @@ func (e *Engine) start(ctx context.Context, ask newStart) (existing bool, err er
 // its id.
 func (e *Engine) awaitStart(ctx context.Context, ask newStart, outcome <-chan startOutcome) (existing bool, err error) {
 	for wait := 20 * time.Millisecond; ; wait = min(2*wait, time.Second) {
-		select {
-		case started := <-outcome:
-			switch {
-			case started.err == nil && started.Created:
-				return false, nil
-			case started.err == nil:
-				return true, sameStart(ask.Start, started.Run)
-			case !errors.Is(started.err, commit.ErrLocked):
-				return false, outward(started.err)
-			}
-		case <-ctx.Done():
-			return false, ctx.Err()
+		started := awaitOutcome(ctx, outcome)
+		switch {
+		case started.err == nil && started.Created:
+			return false, nil
+		case started.err == nil:
+			return true, sameStart(ask.Start, started.Run)
+		case !errors.Is(started.err, commit.ErrLocked):
+			return false, outward(started.err)
 		}
 		select {
 		case <-ctx.Done():
@@ -195,6 +191,21 @@ func (e *Engine) awaitStart(ctx context.Context, ask newStart, outcome <-chan st
 		case <-time.After(wait):
 		}
 		outcome = e.queueStart(ctx, ask)
+	}
+}
+
+// awaitOutcome waits for outcome, or for the end of ctx, which says less than an outcome that is there as well.
+func awaitOutcome(ctx context.Context, outcome <-chan startOutcome) startOutcome {
+	select {
+	case started := <-outcome:
+		return started
+	case <-ctx.Done():
+	}
+	select {
+	case started := <-outcome:
+		return started
+	default:
+		return startOutcome{err: ctx.Err()}
 	}
 }
 

@@ -176,18 +176,19 @@ order by i.wake_at
 limit 1;
 
 -- name: DiscardOrphanedMail
--- Mail that reached a run while it ended. Undelivered mail of a live run is never touched, what was sent to one that has
+-- Mail that reached a run while it ended, or was committed when retention had deleted it already: its sender has seen the run, so one
+-- that is not there now is gone. Undelivered mail of a live run is never touched, what was sent to one that has
 -- continued as new follows it, and what was sent to one that has failed is kept with it, as by FinishRuns.
 with page as materialized (
     select m.id, m.mode, m.receiver from romancy.mailbox m where m.id > $1::bigint order by m.id limit $2::bigint
 ), ended as materialized (
     select p.id, case when i.status = 'continued' and p.mode = 'direct' then romancy.heir(p.receiver) end as heir
-    from page p cross join lateral (
-        select i.status from romancy.instances i
-        where i.id = p.receiver and i.status in ('completed', 'failed', 'cancelled', 'continued')
-          and not (i.status = 'failed' and not i.compensating and p.mode = 'direct')
-        offset 0
-    ) i
+    from page p left join lateral (
+        select i.status, i.compensating from romancy.instances i where i.id = p.receiver offset 0
+    ) i on true
+    where p.receiver is not null
+      and (i.status is null or i.status in ('completed', 'failed', 'cancelled', 'continued')
+                               and not (i.status = 'failed' and not i.compensating and p.mode = 'direct'))
 ), forwarded as (
     update romancy.mailbox m set receiver = e.heir from ended e where m.id = any (array[e.id]) and e.heir is not null
 ), gone as (
