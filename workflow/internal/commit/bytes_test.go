@@ -51,11 +51,10 @@ func openNoting(t *testing.T, pool *pgxpool.Pool, timeout time.Duration) (*commi
 		Flushed:      seen.note,
 		Logger:       slog.New(slog.DiscardHandler),
 	})
-	t.Cleanup(func() { c.Close(context.Background()) })
 	return c, seen
 }
 
-// startMany queues starts, opens the committer, so that it finds them all there, and waits for them.
+// startMany queues starts, opens the committer, so that it finds them all there, waits for them, and closes it.
 func startMany(t *testing.T, c *commit.Committer, runs int, input string) {
 	t.Helper()
 	var wg sync.WaitGroup
@@ -72,6 +71,7 @@ func startMany(t *testing.T, c *commit.Committer, runs int, input string) {
 		t.Fatal(err)
 	}
 	wg.Wait()
+	c.Close(within(t)) // the last flush is noted
 }
 
 // A flush has no more operations than the database takes in time, however many are queued.

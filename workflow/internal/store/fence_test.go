@@ -24,10 +24,16 @@ func TestNothingIsWrittenOfARunThatIsJustTakenAway(t *testing.T) {
 	const id, token, position = "run", 1, 7
 	fence := store.Fence{ID: id, Token: token}
 	done := func() { t.Error("it is said to be done") }
+	nobody := store.Fence{ID: "nobody", Token: token} // makes many of one
 	for name, write := range map[string]func(*pgx.Batch){
 		"append": func(b *pgx.Batch) {
 			s.AppendHistory(b, []store.Append{{Fence: fence, Position: position, Kind: journal.Activity, Name: "charge", Payload: []byte(`1`)}},
 				func(store.Place) { done() })
+		},
+		"append among others": func(b *pgx.Batch) {
+			s.AppendHistory(b, []store.Append{
+				{Fence: fence, Position: position, Kind: journal.Activity, Name: "charge", Payload: []byte(`1`)}, {Fence: nobody, Position: position},
+			}, func(store.Place) { done() })
 		},
 		"fail": func(b *pgx.Batch) {
 			s.FailRuns(b, []store.Fail{{Fence: fence, Position: position, Payload: []byte(`1`)}}, func(store.Place) { done() })
@@ -47,6 +53,11 @@ func TestNothingIsWrittenOfARunThatIsJustTakenAway(t *testing.T) {
 			s.DeliverMessages(b, []store.Deliver{{Fence: fence, Position: position, Target: "other", Channel: "c", Payload: []byte(`1`)}},
 				func(int, store.Delivered) { done() }, func(store.Sent) { done() })
 		},
+		"send among others": func(b *pgx.Batch) {
+			s.DeliverMessages(b, []store.Deliver{
+				{Fence: fence, Position: position, Target: "other", Channel: "c", Payload: []byte(`1`)}, {Fence: nobody, Position: position, Target: "other", Channel: "c"},
+			}, func(int, store.Delivered) { done() }, func(store.Sent) { done() })
+		},
 		"publish": func(b *pgx.Batch) {
 			s.DeliverMessages(b, []store.Deliver{{Fence: fence, Position: position, Channel: "shared", Payload: []byte(`1`)}},
 				func(int, store.Delivered) { done() }, func(store.Sent) { done() })
@@ -60,6 +71,9 @@ func TestNothingIsWrittenOfARunThatIsJustTakenAway(t *testing.T) {
 		},
 		"finish": func(b *pgx.Batch) {
 			s.FinishRuns(b, []store.Finish{{Fence: fence, Status: "completed", Output: []byte(`1`)}}, func(string) { done() })
+		},
+		"finish among others": func(b *pgx.Batch) {
+			s.FinishRuns(b, []store.Finish{{Fence: fence, Status: "completed", Output: []byte(`1`)}, {Fence: nobody, Status: "completed"}}, func(string) { done() })
 		},
 	} {
 		t.Log(name)

@@ -29,6 +29,10 @@ type Place struct {
 // AppendHistory adds rows of history; written is called with each that was added. The others belong to runs that are not
 // owned any more. A position that is taken fails the batch with a unique violation.
 func (s *Store) AppendHistory(b *pgx.Batch, rows []Append, written func(Place)) {
+	if len(rows) == 1 {
+		b.Queue(s.queries.Get("AppendRecord"), rows[0].arguments()...).Query(eachPlace(written))
+		return
+	}
 	b.Queue(s.queries.Get("AppendHistory"),
 		column(rows, func(r Append) string { return r.ID }),
 		column(rows, func(r Append) int64 { return r.Token }),
@@ -42,8 +46,12 @@ func (s *Store) AppendHistory(b *pgx.Batch, rows []Append, written func(Place)) 
 // AppendInTransaction adds one row of history in a transactional activity's transaction. It reports false if the run is
 // not owned any more, and a unique violation if the step has been recorded.
 func (s *Store) AppendInTransaction(ctx context.Context, tx pgx.Tx, row Append) (bool, error) {
-	tag, err := tx.Exec(ctx, s.queries.Get("AppendInTransaction"), row.ID, row.Token, row.Position, string(row.Kind), row.Name, text(row.Payload))
+	tag, err := tx.Exec(ctx, s.queries.Get("AppendRecord"), row.arguments()...)
 	return tag.RowsAffected() == 1, err
+}
+
+func (a Append) arguments() []any {
+	return []any{a.ID, a.Token, a.Position, string(a.Kind), a.Name, text(a.Payload)}
 }
 
 // OwnRecords returns the indexes of those rows that are in history under this very token.

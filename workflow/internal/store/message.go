@@ -37,9 +37,8 @@ type Sent struct {
 // DeliverMessages puts messages into mailboxes. done is called for every operation whose sender, if it is a run, is still
 // owned; sent for every message.
 func (s *Store) DeliverMessages(b *pgx.Batch, rows []Deliver, done func(ord int, result Delivered), sent func(Sent)) {
-	b.Queue(s.queries.Get("DeliverMessages"), deliverArguments(rows)...).Query(func(found pgx.Rows) error {
-		return scanDelivered(found, done, sent)
-	})
+	statement, arguments := s.delivering(rows)
+	b.Queue(statement, arguments...).Query(func(found pgx.Rows) error { return scanDelivered(found, done, sent) })
 }
 
 // DeliverMessageTx does the same for one message in a caller's transaction. It waits for others that send under its key.
@@ -49,7 +48,8 @@ func (s *Store) DeliverMessageTx(ctx context.Context, tx pgx.Tx, row Deliver, se
 			return done, err
 		}
 	}
-	found, err := tx.Query(ctx, s.queries.Get("DeliverMessages"), deliverArguments([]Deliver{row})...)
+	statement, arguments := s.delivering([]Deliver{row})
+	found, err := tx.Query(ctx, statement, arguments...)
 	if err != nil {
 		return done, err
 	}
@@ -58,8 +58,12 @@ func (s *Store) DeliverMessageTx(ctx context.Context, tx pgx.Tx, row Deliver, se
 	return done, err
 }
 
-func deliverArguments(rows []Deliver) []any {
-	return []any{
+// delivering returns the statement that delivers rows, with its arguments.
+func (s *Store) delivering(rows []Deliver) (statement string, arguments []any) {
+	if r := rows[0]; len(rows) == 1 && r.Target != "" && r.Key == "" {
+		return s.queries.Get("DeliverDirect"), []any{orNull(r.ID), r.Token, orNull(r.Position), r.Target, r.Channel, text(r.Payload), text(r.Metadata)}
+	}
+	return s.queries.Get("DeliverMessages"), []any{
 		column(rows, func(r Deliver) *string { return orNull(r.ID) }),
 		column(rows, func(r Deliver) int64 { return r.Token }),
 		column(rows, func(r Deliver) *int32 { return orNull(r.Position) }),

@@ -39,21 +39,24 @@ func (s Start) Run() string { return s.ID }
 
 // StartRuns adds the runs whose ids are free; created is called with each of those.
 func (s *Store) StartRuns(b *pgx.Batch, rows []Start, created func(id string)) {
-	b.Queue(s.queries.Get("StartRuns"), startArguments(rows)...).Query(func(found pgx.Rows) error {
-		var id string
-		_, err := pgx.ForEachRow(found, []any{&id}, func() error { created(id); return nil })
-		return err
-	})
+	statement, arguments := s.starting(rows)
+	b.Queue(statement, arguments...).Query(eachID(created))
 }
 
 // StartRunTx adds one run in a caller's transaction. It reports whether the id was free.
 func (s *Store) StartRunTx(ctx context.Context, tx pgx.Tx, row Start) (bool, error) {
-	tag, err := tx.Exec(ctx, s.queries.Get("StartRuns"), startArguments([]Start{row})...)
+	statement, arguments := s.starting([]Start{row})
+	tag, err := tx.Exec(ctx, statement, arguments...)
 	return tag.RowsAffected() == 1, err
 }
 
-func startArguments(rows []Start) []any {
-	return []any{
+// starting returns the statement that starts rows, with its arguments.
+func (s *Store) starting(rows []Start) (statement string, arguments []any) {
+	if len(rows) == 1 {
+		r := rows[0]
+		return s.queries.Get("StartRun"), []any{r.ID, r.Workflow, text(r.Input), orNull(r.Worker), text(r.Trace), r.Priority}
+	}
+	return s.queries.Get("StartRuns"), []any{
 		column(rows, func(r Start) string { return r.ID }),
 		column(rows, func(r Start) string { return r.Workflow }),
 		column(rows, func(r Start) *string { return text(r.Input) }),
@@ -246,17 +249,18 @@ type Finish struct {
 
 // FinishRuns ends owned runs; ended is called with the id of each that was still owned.
 func (s *Store) FinishRuns(b *pgx.Batch, rows []Finish, ended func(id string)) {
+	if len(rows) == 1 {
+		r := rows[0]
+		b.Queue(s.queries.Get("FinishRun"), r.ID, r.Token, r.Status, text(r.Output), text(r.Error)).Query(eachID(ended))
+		return
+	}
 	b.Queue(s.queries.Get("FinishRuns"),
 		column(rows, func(r Finish) string { return r.ID }),
 		column(rows, func(r Finish) int64 { return r.Token }),
 		column(rows, func(r Finish) string { return r.Status }),
 		column(rows, func(r Finish) *string { return text(r.Output) }),
 		column(rows, func(r Finish) *string { return text(r.Error) }),
-	).Query(func(found pgx.Rows) error {
-		var id string
-		_, err := pgx.ForEachRow(found, []any{&id}, func() error { ended(id); return nil })
-		return err
-	})
+	).Query(eachID(ended))
 }
 
 // Continue is a run that ends and goes on as a new one.
@@ -273,11 +277,7 @@ func (s *Store) ContinueRuns(b *pgx.Batch, rows []Continue, ended func(id string
 		column(rows, func(r Continue) int64 { return r.Token }),
 		column(rows, func(r Continue) string { return r.NextID }),
 		column(rows, func(r Continue) *string { return text(r.Input) }),
-	).Query(func(found pgx.Rows) error {
-		var id string
-		_, err := pgx.ForEachRow(found, []any{&id}, func() error { ended(id); return nil })
-		return err
-	})
+	).Query(eachID(ended))
 }
 
 // Held is a run in memory that should not be there, or not like this.
@@ -317,4 +317,13 @@ func (s *Store) OwnedRuns(b *pgx.Batch, worker int64, into map[Fence]string) {
 		})
 		return err
 	})
+}
+
+// eachID calls do with the id in each row.
+func eachID(do func(id string)) func(pgx.Rows) error {
+	return func(rows pgx.Rows) error {
+		var id string
+		_, err := pgx.ForEachRow(rows, []any{&id}, func() error { do(id); return nil })
+		return err
+	}
 }

@@ -105,6 +105,11 @@ type Wake struct {
 // WakeRuns makes worker the owner of those parked runs whose message or deadline is there; woken is called for each that
 // is still parked, also when neither is.
 func (s *Store) WakeRuns(b *pgx.Batch, rows []Wake, worker int64, woken func(ord int, result Waited)) {
+	if len(rows) == 1 && !rows[0].Competing {
+		r := rows[0]
+		b.Queue(s.queries.Get("WakeRun"), r.ID, r.Token, orNull(r.Position), orNull(r.Channel), worker, string(r.Kind), r.Nudged).Query(eachWaited(woken))
+		return
+	}
 	b.Queue(s.queries.Get("WakeRuns"),
 		column(rows, func(r Wake) string { return r.ID }),
 		column(rows, func(r Wake) int64 { return r.Token }),

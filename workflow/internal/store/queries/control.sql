@@ -133,11 +133,11 @@ with aged as materialized (
     where a.id <> all ($4::text[])
     limit $2::bigint
 ), found as materialized (
-    -- A failed run may just have been taken up again.
+    -- A failed run may just have been taken up again. The moment is compared as an expression: the index over it is no way to one run.
     select i.id, i.continued_from, p.kept
     from page p cross join lateral (
         select i.id, i.continued_from from romancy.instances i
-        where i.id = p.id and i.ended_at < statement_timestamp() - $1::bigint * interval '1 microsecond'
+        where i.id = p.id and coalesce(i.ended_at, 'infinity') < statement_timestamp() - $1::bigint * interval '1 microsecond'
           and (not p.kept or (select true from romancy.history h where h.instance_id = p.id limit 1))
         for update skip locked
     ) i

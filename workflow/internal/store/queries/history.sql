@@ -13,14 +13,15 @@ from ask a cross join lateral (
 order by a.ord
 returning instance_id, position;
 
--- name: AppendInTransaction
--- The one write of a run outside the committer: it commits with what the activity wrote. The lock keeps a successor from
--- claiming the run in between; the primary key refuses the second of two records.
+-- name: AppendRecord
+-- AppendHistory for a single row. It is also the one write of a run outside the committer: in the transaction of an activity, with
+-- which it commits. The lock keeps a successor from claiming the run in between; the primary key refuses the second of two records.
 insert into romancy.history (instance_id, position, token, kind, name, payload)
 select i.id, $3::integer, i.token, $4::text, $5::text, ($6::text)::json
 from romancy.instances i
 where i.id = $1::text and i.token = $2::bigint and i.status || '' = 'running'
-for share of i;
+for share of i
+returning instance_id, position;
 
 -- name: OwnRecords
 -- After a lost reply: which of these positions did this very owner write?

@@ -87,6 +87,42 @@ from (select r.ord, r.target, r.target is not null and r.receiver is null and r.
 union all
 select 'held', a.ord, null, null, null, null from ask a where a.allowed and not a.free;
 
+-- name: DeliverDirect
+-- DeliverMessages for a single message to one run, without a key.
+with sender as materialized (
+    select case when $3::integer is null then true
+                else (select true from romancy.instances i
+                      where i.id = $1::text and i.token = $2::bigint and i.status || '' = 'running' limit 1 for share) is true end as allowed
+), target as materialized (
+    select i.id, i.status, i.status in ('ready', 'running', 'waiting', 'stuck') as live from romancy.instances i where i.id = $4::text
+), receiver as materialized (
+    -- A run that has continued as new is reached through its former ids.
+    select case when t.live then t.id
+                when t.status = 'continued'
+                then (select h.id
+                      from (select romancy.heir(t.id) as id) h
+                      where (select true from romancy.instances i
+                             where i.id = h.id and i.status in ('ready', 'running', 'waiting', 'stuck') limit 1))
+                end as id
+    from target t
+), recorded as (
+    insert into romancy.history (instance_id, position, token, kind, name, payload)
+    select $1::text, $3::integer, $2::bigint, 'send', $5::text,
+           case when (select r.id from receiver r) is null then '{"undeliverable":true}'::json end
+    from sender s
+    where $3::integer is not null and s.allowed
+), sent as (
+    insert into romancy.mailbox (channel, mode, receiver, sender, payload, metadata)
+    select $5::text, 'direct', r.id, $1::text, ($6::text)::json, ($7::text)::json
+    from sender s cross join receiver r
+    where s.allowed and r.id is not null
+    returning id, channel, mode, receiver
+)
+select 'sent', null::bigint, id, channel, mode, receiver from sent
+union all
+select 'done', 1, case when l.lost then 0 else 1 end, null, case when l.lost then (select t.status from target t) end, null
+from (select (select r.id from receiver r) is null as lost from sender s where s.allowed) l;
+
 -- name: LockSendKey
 -- Waits for the other transactions that send under the key. A statement of its own before DeliverMessages, which then sees
 -- what they have done.

@@ -33,6 +33,14 @@ order by a.ord
 on conflict (id) do nothing
 returning id;
 
+-- name: StartRun
+-- StartRuns for a single one.
+insert into romancy.instances (id, workflow, status, worker, token, ready_at, input, trace, priority)
+values ($1::text, $2::text, case when $4::bigint is null then 'ready' else 'running' end, $4::bigint,
+        case when $4::bigint is null then 0 else 1 end, clock_timestamp(), ($3::text)::json, ($5::text)::json, $6::smallint)
+on conflict (id) do nothing
+returning id;
+
 -- name: FindRuns
 select i.id, i.workflow, i.status, i.worker, i.token, i.input::text, i.output::text, i.error::text
 from unnest($1::text[]) as a(id) cross join lateral (
@@ -203,6 +211,25 @@ with ask as materialized (
     where m.id = any (array[letter.id]) and e.status <> 'stuck' and not (e.retryable and letter.mode = 'direct')
 ), unasked as (
     delete from romancy.event_waits w using ended e where w.instance_id = any (array[e.id])
+)
+select id from ended;
+
+-- name: FinishRun
+-- FinishRuns for a single one.
+with ended as (
+    update romancy.instances i
+    set status = $3::text, output = ($4::text)::json, error = ($5::text)::json, worker = null,
+        wake_at = null, wake_position = null, wake_channels = null,
+        ended_at = case when $3::text <> 'stuck' then clock_timestamp() end
+    where i.id = $1::text and i.token = $2::bigint and i.status || '' = 'running'
+    returning i.id, i.status <> 'stuck' as over, i.status = 'failed' and not i.compensating as retryable
+), unsubscribed as (
+    delete from romancy.subscriptions s where s.instance_id = (select e.id from ended e where e.over)
+), discarded as (
+    delete from romancy.mailbox m
+    where m.receiver = (select e.id from ended e where e.over) and not (m.mode = 'direct' and (select e.retryable from ended e))
+), unasked as (
+    delete from romancy.event_waits w where w.instance_id = (select e.id from ended e)
 )
 select id from ended;
 

@@ -154,6 +154,48 @@ select o.ord, o.outcome, case when o.outcome = 'message' then o.message::text en
        (extract(epoch from clock_timestamp()) * 1000000)::bigint
 from outcome o;
 
+-- name: WakeRun
+-- WakeRuns for one that does not compete: what it takes alone is in most cases most of how late it goes on, and a statement of a few
+-- steps over single rows takes two thirds of the time.
+with owned as materialized (
+    select i.id, i.wake_at from romancy.instances i
+    where i.id = $1::text and i.token = $2::bigint and i.status || '' = 'waiting'
+      and exists (select 1 from romancy.workers me where me.id = $5::bigint and me.lease_until > clock_timestamp())
+    for no key update of i skip locked
+), own as materialized (
+    select m.id, json_build_object('id', m.id, 'channel', m.channel, 'sender', m.sender, 'sent_at', m.created_at,
+                                   'metadata', m.metadata, 'body', m.payload) as message
+    from romancy.mailbox m
+    where m.receiver = (select o.id from owned o) and m.channel = $4::text
+    order by m.id + 0
+    limit 1
+    for update skip locked
+), outcome as materialized (
+    select o.id, o.wake_at, m.id as message_id, m.message,
+           case when m.id is not null then 'message'
+                when o.wake_at <= clock_timestamp() then case when $7::boolean then 'nudged' else 'due' end
+                else 'parked' end as outcome
+    from owned o left join own m on true
+), gone as (
+    delete from romancy.mailbox m where m.id = (select o.message_id from outcome o)
+), recorded as (
+    insert into romancy.history (instance_id, position, token, kind, name, payload)
+    select o.id, $3::integer, $2::bigint + 1, $6::text, case when $6::text = 'receive' then $4::text else '' end,
+           case when o.outcome = 'message' then o.message else '{"timeout":true}'::json end
+    from outcome o
+    where $3::integer is not null and o.outcome in ('message', 'due')
+), resumed as (
+    update romancy.instances i
+    set status = 'running', worker = $5::bigint, token = i.token + 1
+    where i.id = (select o.id from outcome o where o.outcome <> 'parked')
+)
+select 1, o.outcome, o.message::text,
+       (extract(epoch from o.wake_at) * 1000000)::bigint,
+       (extract(epoch from o.wake_at - clock_timestamp()) * 1000000)::bigint,
+       null::bigint,
+       (extract(epoch from clock_timestamp()) * 1000000)::bigint
+from outcome o;
+
 -- name: LookForMail
 -- The look after a park has committed: which of these runs have mail that came in between?
 select a.ord
