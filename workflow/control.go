@@ -1,6 +1,7 @@
 package workflow
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -13,13 +14,13 @@ import (
 
 // Retry lets a run go on that is stuck or has failed, or that could not undo all of its steps. A stuck run is executed again
 // with its history as it is, so after the right code was deployed it continues where it stopped. A failed run attempts the
-// steps again whose failures are the last things in its history, with their retry policies from the start; what came before
+// steps again whose failures it did not go on after, with their retry policies from the start; what else it has done
 // stays recorded. One that failed without any failed step, by an error or a panic of the workflow itself, is executed again
 // from the end of its history, for the code may be another by now.
 //
-// A failed step that other records follow is not attempted again, since they may be there because of the failure: a message that tells
-// of it, say, or the result of a step that was begun after it by Go. If that leaves nothing to attempt, and the workflow did not
-// panic, Retry returns ErrNotRetryable and says which step it was.
+// A failed step is not attempted again if the workflow has gone on after it learnt of the failure, since what it has recorded since may be
+// there because of it: a message that tells of it, say. If that leaves nothing to attempt, and the workflow did not
+// panic, Retry returns ErrNotRetryable and says which step it was. What was begun beside the step, by Go, before it failed does not count.
 //
 // Of a run that has undone its steps, failed or cancelled, the compensations that failed for good are attempted again, with their
 // policies from the start; the others are not repeated. It is compensating meanwhile and then ends as it had, with the same error and
@@ -102,11 +103,11 @@ type failedStep struct {
 	failure  *failure
 }
 
-// planStepsAgain forgets the steps that failed after everything else. A failure that other records follow stays: whether they
-// follow from it, as a message that tells of it does, history does not say, and what follows from a failure diverges when the step
-// succeeds.
+// planStepsAgain forgets the steps that failed, but for those whose failure the workflow has gone on after: whether what it has
+// recorded since follows from the failure, as a message that tells of it does, history does not say, and what follows from a failure
+// diverges when the step succeeds.
 func planStepsAgain(ask store.Revive, failure failure, past *store.Past) (store.Revive, error) {
-	var failed []failedStep
+	var failed, stay []failedStep
 	var last int32 // of the records that stay
 	for _, record := range past.Records {
 		if record.Kind == journal.Activity {
@@ -121,20 +122,31 @@ func planStepsAgain(ask store.Revive, failure failure, past *store.Past) (store.
 		}
 		last = max(last, record.Position)
 	}
+	// A failure that stays may follow from an earlier one, which then stays, too.
+	goneOnAfter := func(step failedStep) bool { return last > max(step.position, failure.KnownAt[step.position]) }
+	for more := true; more; {
+		more = false
+		failed = slices.DeleteFunc(failed, func(step failedStep) bool {
+			if !goneOnAfter(step) {
+				return false
+			}
+			stay, last, more = append(stay, step), max(last, step.position), true
+			return true
+		})
+	}
 	ask.Resubscribe = true
 	ask.Forget = attemptsAfter(last, past)
 	// A workflow that panicked has failed by its own code, which may have been replaced. The stack is that of an activity if the
 	// workflow returned what that had failed with.
-	again, panicked := false, failure.Stack != ""
+	panicked := failure.Stack != ""
 	for _, step := range failed {
-		if step.position > last {
-			ask.Forget = append(ask.Forget, step.position)
-			again = true
-		}
+		ask.Forget = append(ask.Forget, step.position)
+	}
+	for _, step := range slices.Concat(failed, stay) {
 		panicked = panicked && step.failure.Stack != failure.Stack
 	}
-	if len(failed) > 0 && !again && !panicked {
-		step := failed[len(failed)-1]
+	if len(stay) > 0 && len(failed) == 0 && !panicked {
+		step := slices.MaxFunc(stay, func(a, b failedStep) int { return cmp.Compare(a.position, b.position) })
 		return ask, fmt.Errorf("%w: activity %q at position %d has failed (%.200s), and history goes on after it to position %d, "+
 			"so its failure stays recorded and nothing would be attempted again: start a new run", ErrNotRetryable, step.name, step.position, step.failure.Message, last)
 	}

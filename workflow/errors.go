@@ -177,6 +177,9 @@ type failure struct {
 	Details            json.RawMessage `json:"details,omitempty"`
 	Stack              string          `json:"stack,omitempty"`
 	CompensationErrors []string        `json:"compensation_errors,omitempty"`
+	// KnownAt says, for steps beside the workflow that have failed, by position, what the last position was when the workflow learnt of it:
+	// what is recorded up to there does not follow from it.
+	KnownAt map[int32]int32 `json:"known_at,omitempty"`
 }
 
 type panicError struct {

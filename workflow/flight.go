@@ -35,7 +35,8 @@ type flight struct {
 	body     stepBody
 	ctx      context.Context //nolint:containedctx // ends when the step is not wanted any more
 	stop     context.CancelFunc
-	dropped  bool // not wanted any more: the run's goroutine's
+	dropped  bool  // not wanted any more: the run's goroutine's
+	knownAt  int32 // the last position when the workflow learnt that it had failed; 0: it has not. The run's goroutine's
 	settled  func(output []byte)
 
 	failed failures // its goroutine's while there is one, else the run's
@@ -340,6 +341,9 @@ func (r *run) outcome(f *flight) ([]byte, error) {
 	case f.dropped:
 		return nil, ErrNotChosen
 	case record != nil:
+		if record.Error != nil && f.knownAt == 0 {
+			f.knownAt = r.journal.Issued()
+		}
 		return f.step.result(*record)
 	case r.cancelled == nil:
 		r.checkpoint() // it may be interrupted instead, which history alone can mend
@@ -347,6 +351,17 @@ func (r *run) outcome(f *flight) ([]byte, error) {
 		r.cancelled = r.asked.Load() // told by this, as by a command
 	}
 	return nil, r.cancelled
+}
+
+// knownAt returns, by position, when the workflow learnt of the flights that have failed.
+func (a *airspace) knownAt() map[int32]int32 {
+	known := map[int32]int32{}
+	for _, f := range a.flights {
+		if f.knownAt > 0 {
+			known[f.position] = f.knownAt
+		}
+	}
+	return known
 }
 
 // awaitFlights waits until wanted says that enough of the flights have landed. If the run is cancelled meanwhile it waits until

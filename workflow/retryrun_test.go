@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/romancy-go/romancy/internal/pgtest"
 	"github.com/romancy-go/romancy/workflow"
@@ -113,8 +114,20 @@ func TestRetryRefusesAFailureThatHistoryGoesOnAfter(t *testing.T) {
 			_, err := crash.Execute(ctx, 1)
 			return errors.Join(workflow.Publish(ctx, "payment.failed", "order-1"), err)
 		}},
-		"beside another": {said: `activity "charge" at position 1 has failed (the bank is closed), and history goes on after it to position 2`, do: func(ctx *workflow.Context) error {
-			return workflow.All(ctx, charge.Go(ctx, 1), reserve.Go(ctx, 1))
+		"told of one beside another": {said: `activity "charge" at position 1 has failed (the bank is closed), and history goes on after it to position 3`, do: func(ctx *workflow.Context) error {
+			err := workflow.All(ctx, charge.Go(ctx, 1), reserve.Go(ctx, 1))
+			return errors.Join(workflow.Publish(ctx, "payment.failed", "order-1"), err)
+		}},
+		"begun after the failure": {said: `activity "charge" at position 1 has failed (the bank is closed), and history goes on after it to position 2`, do: func(ctx *workflow.Context) error {
+			_, failed := charge.Go(ctx, 1).Get(ctx)
+			return errors.Join(failed, workflow.All(ctx, reserve.Go(ctx, 1)))
+		}},
+		"followed by one that failed and was told of": {said: `activity "charge" at position 2 has failed (the bank is closed), and history goes on after it to position 3`, do: func(ctx *workflow.Context) error {
+			if _, err := charge.Execute(ctx, 1); err == nil {
+				return nil
+			}
+			_, err := charge.Execute(ctx, 1)
+			return errors.Join(workflow.Publish(ctx, "payment.failed", "order-1"), err)
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -144,7 +157,7 @@ func TestRetryRefusesAFailureThatHistoryGoesOnAfter(t *testing.T) {
 // failures it had lived with.
 func TestRetryTakesUpWhatHistoryDoesNotDecide(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{"failed last", "panicked"} {
+	for _, name := range []string{"failed last", "failed first", "chosen", "panicked"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			var up atomic.Bool
@@ -157,8 +170,27 @@ func TestRetryTakesUpWhatHistoryDoesNotDecide(t *testing.T) {
 				return 1, nil
 			})
 			flow := workflow.Define("order", func(ctx *workflow.Context, n int) (int, error) {
-				if name == "failed last" {
+				switch name {
+				case "failed last":
 					return n, workflow.All(ctx, reserve.Go(ctx, 1), charge.Go(ctx, 1))
+				case "failed first":
+					// It waits for the failure when other steps have been begun, and one of them has been waited for.
+					charged, reserved, other := charge.Go(ctx, 1), reserve.Go(ctx, 1), charge.Go(ctx, 2)
+					_, err := reserved.Get(ctx)
+					if err == nil {
+						err = workflow.Publish(ctx, "reserved", n)
+					}
+					return n, errors.Join(err, workflow.All(ctx, charged, other))
+				case "chosen":
+					reserved := reserve.Go(ctx, 1)
+					err := workflow.Select(ctx,
+						workflow.OnResult(charge.Go(ctx, 1), func(_ int, err error) error { return err }),
+						workflow.OnTimer(time.Hour, func() error { return errors.New("too late") }))
+					if err != nil {
+						return 0, err
+					}
+					_, err = reserved.Get(ctx)
+					return n, err
 				}
 				_, failed := charge.Execute(ctx, 1) // and pays later
 				if _, err := reserve.Execute(ctx, 1); err != nil || failed == nil {

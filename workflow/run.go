@@ -182,6 +182,7 @@ func (r *run) end(output []byte, err error) {
 			status = StatusCancelled
 		}
 		failed := r.compensate(err)
+		failed.KnownAt = r.air.knownAt()
 		if diverged := r.journal.End(); diverged != nil {
 			r.stuck(diverged)
 		}
