@@ -261,3 +261,27 @@ func TestBeforeConnectsErrorIsReturned(t *testing.T) {
 		t.Errorf("got %v, want the host's own error", err)
 	}
 }
+
+// Runs that had continued before lines were stored are in their lines afterwards.
+func TestMigrationFindsLinesThatAreThere(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	exec(t, pool, "drop index romancy.instances_line")
+	exec(t, pool, "alter table romancy.instances drop column line")
+	exec(t, pool, "update romancy.schema_version set version = 7")
+	exec(t, pool, `insert into romancy.instances (id, workflow, status, token, ready_at, continued_from, output, ended_at)
+		select id, 'w', case when next <> '' then 'continued' when id = 'c2' then 'completed' else 'waiting' end, 1, now(), nullif(former, ''),
+		       case when next <> '' then json_build_object('continued_as', next) end, case when next <> '' or id = 'c2' then now() end
+		from (values ('a1', '', 'a2'), ('a2', 'a1', 'a3'), ('a3', 'a2', ''), ('b1', '', ''), ('c1', '', 'c2'), ('c2', 'c1', '')) run (id, former, next)`)
+	if err := schema.Migrate(t.Context(), pool, schema.Default); err != nil {
+		t.Fatal(err)
+	}
+	var lines, heirs string
+	if err := pool.QueryRow(t.Context(), `select string_agg(id || '=' || coalesce(line, 'none'), ' ' order by id), string_agg(id || '>' || romancy.heir(id), ' ' order by id)
+		from romancy.instances`).Scan(&lines, &heirs); err != nil {
+		t.Fatal(err)
+	}
+	if lines != "a1=none a2=a1 a3=a1 b1=none c1=none c2=c1" || heirs != "a1>a3 a2>a3 a3>a3 b1>b1 c1>c2 c2>c2" {
+		t.Errorf("lines %s, heirs %s", lines, heirs)
+	}
+}

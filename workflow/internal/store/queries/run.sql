@@ -246,10 +246,10 @@ with ask as materialized (
         wake_at = null, wake_position = null, wake_channels = null, ended_at = clock_timestamp()
     from ask a
     where i.id = any (array[a.id]) and i.token = a.token and i.status || '' = 'running'
-    returning i.id, i.workflow, i.parent, i.trace, i.priority, a.next_id, a.input
+    returning i.id, i.workflow, i.parent, i.trace, i.priority, coalesce(i.line, i.id) as line, a.next_id, a.input
 ), next as (
-    insert into romancy.instances (id, workflow, status, token, ready_at, input, parent, continued_from, trace, priority)
-    select e.next_id, e.workflow, 'ready', 0, clock_timestamp(), e.input::json, e.parent, e.id, e.trace, e.priority from ended e
+    insert into romancy.instances (id, workflow, status, token, ready_at, input, parent, continued_from, line, trace, priority)
+    select e.next_id, e.workflow, 'ready', 0, clock_timestamp(), e.input::json, e.parent, e.id, e.line, e.trace, e.priority from ended e
 ), unsubscribed as (
     delete from romancy.subscriptions s using ended e where s.instance_id = any (array[e.id])
 ), mail as materialized (
