@@ -91,7 +91,8 @@ func (a *Activity[In, Out]) WithCompensation(compensate func(ctx context.Context
 func (a *Activity[In, Out]) Name() string { return a.name }
 
 // Execute carries the activity out, or answers from history if it has been. A failure is an *ActivityError. If the run is
-// cancelled it returns a *CancelledError.
+// cancelled it returns a *CancelledError. If the result cannot be decoded, because its type has changed since it was recorded, or
+// cannot be decoded at all, the run is stuck: neither goes it on without the result, nor is the step forgotten.
 func (a *Activity[In, Out]) Execute(ctx *Context, in In) (Out, error) {
 	var out Out
 	if err := a.check(); err != nil {
@@ -101,11 +102,14 @@ func (a *Activity[In, Out]) Execute(ctx *Context, in In) (Out, error) {
 	if err != nil {
 		return out, err
 	}
-	if a.compensate != nil {
-		a.registerCompensation(ctx.run, ctx.run.journal.Issued(), in, output)
+	position := ctx.run.journal.Issued()
+	if err := decodeResult(a.name, output, &out); err != nil {
+		ctx.run.misfit(position, err)
 	}
-	err = decodeResult(a.name, output, &out)
-	return out, err
+	if a.compensate != nil {
+		a.registerCompensation(ctx.run, position, in, output)
+	}
+	return out, nil
 }
 
 // decodeResult decodes what is recorded of an activity into out.

@@ -94,7 +94,7 @@ func Receive[T any](ctx *Context, channel string, options ...ReceiveOption) (Mes
 const MaxReceived = 1000
 
 // ReceiveMany waits for a message of channel as Receive does, and takes those that are there besides, at most limit in all, at
-// most [MaxReceived], and none that come after [MaxPayload] bytes of others. They are recorded together.
+// most [MaxReceived], and besides the first one no more than [MaxPayload] bytes. They are recorded together.
 func ReceiveMany[T any](ctx *Context, channel string, limit int, options ...ReceiveOption) ([]Message[T], error) {
 	if err := checkChannel(channel); err != nil {
 		return nil, err
@@ -212,7 +212,9 @@ func newDelivery(target, channel string, value any, options []SendOption) (store
 		return ask, err
 	}
 	if len(chosen.metadata) > 0 {
-		ask.Metadata, err = encodeJSON("the metadata for channel", channel, chosen.metadata)
+		if ask.Metadata, err = encodeJSON("the metadata for channel", channel, chosen.metadata); err != nil {
+			return ask, err
+		}
 	}
-	return ask, err
+	return ask, checkSize("the message and its metadata for channel", channel, len(ask.Payload)+len(ask.Metadata))
 }

@@ -185,15 +185,18 @@ func (e *Engine) loadPasts(ctx context.Context, owned []store.Claimed) (map[stri
 	return pasts, e.addPasts(ctx, ids, pasts)
 }
 
-// historyPage is about how many bytes of history are loaded at a time, as they are stored: compressed, they may be ten times as many.
-const historyPage = 1 << 20
+// How much history is loaded at a time. The bytes are as they are stored, so what is compressed there is more on its way.
+const (
+	historyRows  = 1000
+	historyBytes = 1 << 20
+)
 
 // addPasts loads what the database knows of runs that nobody else is busy with.
 func (e *Engine) addPasts(ctx context.Context, ids []string, into map[string]*store.Past) error {
 	page := &store.PastPage{IDs: ids}
 	for first := true; page != nil && len(page.IDs) > 0; first = false {
 		if err := e.do(ctx, true, func(b *pgx.Batch) {
-			e.store.LoadHistory(b, page, historyPage)
+			e.store.LoadHistory(b, page, historyRows, historyBytes)
 			if first {
 				e.store.LoadState(b, page)
 			}

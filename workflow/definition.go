@@ -96,7 +96,7 @@ func (w *Workflow[In, Out]) settings() workflowOptions { return w.options }
 func (w *Workflow[In, Out]) execute(ctx *Context, input []byte) ([]byte, error) {
 	var in In
 	if err := decodeValue(input, &in); err != nil {
-		return nil, fmt.Errorf("decode the input of workflow %q into %T: %w", w.name, in, err)
+		ctx.run.misfit(0, fmt.Errorf("decode the input of workflow %q into %T: %w", w.name, in, err))
 	}
 	out, err := w.fn(ctx, in)
 	if err != nil {

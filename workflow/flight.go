@@ -1,6 +1,7 @@
 package workflow
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -342,7 +343,7 @@ func (r *run) outcome(f *flight) ([]byte, error) {
 		return nil, ErrNotChosen
 	case record != nil:
 		if record.Error != nil && f.knownAt == 0 {
-			f.knownAt = r.journal.Issued()
+			f.knownAt = r.reached()
 		}
 		return f.step.result(*record)
 	case r.cancelled == nil:
@@ -353,12 +354,22 @@ func (r *run) outcome(f *flight) ([]byte, error) {
 	return nil, r.cancelled
 }
 
-// knownAt returns, by position, when the workflow learnt of the flights that have failed.
-func (a *airspace) knownAt() map[int32]int32 {
+// reached returns the position of the last command whose record cannot follow from what the workflow learns now.
+func (r *run) reached() int32 {
+	if r.producing {
+		return r.journal.Issued() - 1
+	}
+	return r.journal.Issued()
+}
+
+// knownAt returns, by position, when the workflow learnt of the flights that have failed: by the end if it never has.
+func (a *airspace) knownAt(end int32) map[int32]int32 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	known := map[int32]int32{}
 	for _, f := range a.flights {
-		if f.knownAt > 0 {
-			known[f.position] = f.knownAt
+		if f.record != nil && f.record.Error != nil {
+			known[f.position] = cmp.Or(f.knownAt, end)
 		}
 	}
 	return known

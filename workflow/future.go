@@ -44,8 +44,10 @@ func (f *Future[Out]) Get(ctx *Context) (Out, error) {
 	if err != nil {
 		return out, err
 	}
-	err = decodeResult(f.flight.step.name, output, &out)
-	return out, err
+	if err := decodeResult(f.flight.step.name, output, &out); err != nil {
+		f.run.misfit(f.flight.position, err)
+	}
+	return out, nil
 }
 
 // await waits until the outcome is known.

@@ -6,11 +6,12 @@ import (
 )
 
 // MaxPayload is the most bytes that one value may have as JSON: the input and the result of a run, the result of an activity
-// or a side effect, the body and metadata of a message, the data of an event. It is what the slowest connection that the engine puts up
-// with (800 KB a second) sends within the ten seconds after which it is given up. What is larger belongs into a table
+// or a side effect, the body of a message together with its metadata, the data of an event. It is what the slowest connection that the
+// engine puts up with (800 KB a second) sends within the ten seconds after which it is given up. What is larger belongs into a table
 // or an object store, and its key into the workflow.
 //
-// It is no setting, because a workflow that is told [ErrTooLarge] may go on otherwise, and has to be told so in every execution.
+// It is no setting, because a workflow that is told [ErrTooLarge] may go on otherwise, and has to be told so in every execution. Only that of a
+// [SideEffect] is not recorded, like the errors of its function, and is to be returned.
 const MaxPayload = 8 << 20
 
 // What is stored of an error. Beyond that it is clipped, and says so.
@@ -25,11 +26,15 @@ func encodeJSON(what, name string, value any) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode %s %q (%T): %w", what, name, value, err)
 	}
-	if len(text) > MaxPayload {
-		return nil, fmt.Errorf("encode %s %q (%T): %w: it has %d bytes as JSON, and %d is the most: store it elsewhere and pass where",
-			what, name, value, ErrTooLarge, len(text), MaxPayload)
+	return text, checkSize(what, name, len(text))
+}
+
+// checkSize returns ErrTooLarge if what has more bytes than are stored.
+func checkSize(what, name string, bytes int) error {
+	if bytes <= MaxPayload {
+		return nil
 	}
-	return text, nil
+	return fmt.Errorf("%s %q: %w: %d bytes as JSON, where %d is the most: store it elsewhere and pass where", what, name, ErrTooLarge, bytes, MaxPayload)
 }
 
 // clipped returns text, or its beginning with a note of how much is missing.

@@ -157,7 +157,7 @@ func TestRetryRefusesAFailureThatHistoryGoesOnAfter(t *testing.T) {
 // failures it had lived with.
 func TestRetryTakesUpWhatHistoryDoesNotDecide(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{"failed last", "failed first", "chosen", "panicked"} {
+	for _, name := range []string{"failed last", "failed first", "failed unheard of", "chosen", "panicked"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			var up atomic.Bool
@@ -181,6 +181,15 @@ func TestRetryTakesUpWhatHistoryDoesNotDecide(t *testing.T) {
 						err = workflow.Publish(ctx, "reserved", n)
 					}
 					return n, errors.Join(err, workflow.All(ctx, charged, other))
+				case "failed unheard of":
+					unheard := charge.Go(ctx, 1)
+					if _, err := reserve.Execute(ctx, 1); err != nil {
+						return 0, err
+					}
+					if _, err := charge.Execute(ctx, 2); err != nil {
+						return 0, err
+					}
+					return n, workflow.All(ctx, unheard)
 				case "chosen":
 					reserved := reserve.Go(ctx, 1)
 					err := workflow.Select(ctx,

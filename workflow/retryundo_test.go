@@ -248,24 +248,32 @@ func TestNoStepBeginsBesideARunThatIsUndone(t *testing.T) {
 // tracked is a result that has become a number of its own since it was recorded as text.
 type tracked struct{ Number int }
 
-// A step whose result does not fit the code any more is not forgotten when its run fails: that it could not be undone is recorded, and Retry
-// undoes it with code that fits.
+// A step whose result does not fit the code any more is not forgotten: its run is stuck, and goes on with code that fits, as if nothing had
+// been. If nobody has asked for the result, and the run fails, that the step could not be undone is recorded, and Retry undoes it.
 func TestAStepWhoseResultDoesNotFitIsNotForgotten(t *testing.T) {
 	t.Parallel()
-	for _, beside := range []bool{false, true} {
-		t.Run(fmt.Sprintf("beside=%t", beside), func(t *testing.T) {
+	for how, want := range map[string]struct {
+		status       workflow.Status
+		compensation bool
+		said         string
+	}{
+		"executed": {workflow.StatusStuck, false, `history does not fit the code at position 1: decode the recorded result of activity "send"`},
+		"got":      {workflow.StatusStuck, false, `history does not fit the code at position 1: decode the recorded result of activity "send"`},
+		"awaited":  {workflow.StatusFailed, true, `decode the recorded result of activity`},
+	} {
+		t.Run(how, func(t *testing.T) {
 			t.Parallel()
 			pool := pgtest.Pool(t)
 			ctx := testContext(t)
 			var undone atomic.Int32
-			fitting := sending(beside, func(_ context.Context, number string) error {
+			fitting := sending(how, func(_ context.Context, number string) error {
 				if number != "parcel 7" {
 					return fmt.Errorf("undoing %q", number)
 				}
 				undone.Add(1)
 				return nil
 			}, "parcel 7")
-			changed := sending(beside, func(context.Context, tracked) error { undone.Add(100); return nil }, tracked{})
+			changed := sending(how, func(context.Context, tracked) error { undone.Add(100); return nil }, tracked{})
 			one := startWorker(t, pool, []workflow.Definition{fitting})
 			run, err := fitting.Start(ctx, one.Engine, 0)
 			if err != nil {
@@ -281,9 +289,8 @@ func TestAStepWhoseResultDoesNotFitIsNotForgotten(t *testing.T) {
 			}
 			_, err = changed.Run(two.Engine, run.ID()).Result(ctx)
 			failed := new(workflow.RunError)
-			if !errors.As(err, &failed) || failed.Status != workflow.StatusFailed || len(failed.CompensationErrors) != 1 ||
-				!strings.Contains(failed.CompensationErrors[0], `decode the recorded result of activity "send"`) {
-				t.Fatalf("got %v, want a failed compensation", err)
+			if !errors.As(err, &failed) || failed.Status != want.status || (len(failed.CompensationErrors) == 1) != want.compensation || !strings.Contains(err.Error(), want.said) {
+				t.Fatalf("got %v, want a run that is %s and says %s", err, want.status, want.said)
 			}
 			two.shutdown(t)
 			three := startWorker(t, pool, []workflow.Definition{fitting})
@@ -291,7 +298,7 @@ func TestAStepWhoseResultDoesNotFitIsNotForgotten(t *testing.T) {
 				t.Fatal(err)
 			}
 			_, err = fitting.Run(three.Engine, run.ID()).Result(ctx)
-			if !errors.As(err, &failed) || failed.Status != workflow.StatusFailed || len(failed.CompensationErrors) != 0 {
+			if !errors.As(err, &failed) || failed.Status != workflow.StatusFailed || failed.Message != "changed my mind" || len(failed.CompensationErrors) != 0 {
 				t.Errorf("got %v, want a failed run that is undone", err)
 			}
 			if n := undone.Load(); n != 1 {
@@ -302,19 +309,75 @@ func TestAStepWhoseResultDoesNotFitIsNotForgotten(t *testing.T) {
 }
 
 // sending is a workflow that sends something, waits, and fails.
-func sending[Out any](beside bool, undo func(context.Context, Out) error, sent Out) *workflow.Workflow[int, int] {
+func sending[Out any](how string, undo func(context.Context, Out) error, sent Out) *workflow.Workflow[int, int] {
 	send := workflow.DefineActivity("send", func(context.Context, int) (Out, error) { return sent, nil }).
 		WithCompensation(func(ctx context.Context, _ int, out Out) error { return undo(ctx, out) })
-	return workflow.Define("sending", func(ctx *workflow.Context, _ int) (int, error) {
-		var err error
-		if beside {
-			err = workflow.All(ctx, send.Go(ctx, 0))
-		} else {
+	return workflow.Define("sending", func(ctx *workflow.Context, _ int) (_ int, err error) {
+		switch how {
+		case "executed":
 			_, err = send.Execute(ctx, 0)
+		case "got":
+			_, err = send.Go(ctx, 0).Get(ctx)
+		default:
+			err = workflow.All(ctx, send.Go(ctx, 0))
 		}
-		if _, received := workflow.Receive[int](ctx, "go"); received != nil {
-			return 0, received
+		if err != nil {
+			return 0, err
 		}
-		return 0, errors.Join(err, errors.New("changed my mind"))
+		if _, err := workflow.Receive[int](ctx, "go"); err != nil {
+			return 0, err
+		}
+		return 0, errors.New("changed my mind")
+	})
+}
+
+// A run whose input or recorded value does not fit the code is stuck, too, with all that it has done, and goes on with code that fits.
+func TestARunThatDoesNotFitTheCodeIsStuck(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	ctx := testContext(t)
+	fitting, otherInput, otherValue := remembering[int](7), workflow.Define("remembering", func(*workflow.Context, tracked) (int, error) { return 0, nil }), remembering(tracked{})
+	one := startWorker(t, pool, []workflow.Definition{fitting})
+	run, err := fitting.Start(ctx, one.Engine, 5)
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is parked", func() bool {
+		return count(t, pool, "select count(*) from romancy.instances where status = 'waiting'") == 1
+	})
+	one.shutdown(t)
+	client := startWorker(t, pool, nil, configured(func(c *workflow.Config) { c.ClientOnly = true }))
+	if err := client.SendTo(ctx, run.ID(), "go", 1); err != nil {
+		t.Fatal(err)
+	}
+	for said, definition := range map[string]workflow.Definition{
+		`decode the input of workflow "remembering" into workflow_test.tracked`:        otherInput,
+		`decode the recorded value of side effect "number" into workflow_test.tracked`: otherValue,
+	} {
+		w := startWorker(t, pool, []workflow.Definition{definition})
+		_, err := fitting.Run(w.Engine, run.ID()).Result(ctx)
+		failed := new(workflow.RunError)
+		if !errors.As(err, &failed) || failed.Status != workflow.StatusStuck || !strings.Contains(err.Error(), said) || !strings.Contains(err.Error(), "deploy code that fits") {
+			t.Errorf("got %v, want a stuck run that says %s", err, said)
+		}
+		w.shutdown(t)
+		if err := client.Retry(ctx, run.ID()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	three := startWorker(t, pool, []workflow.Definition{fitting})
+	if got, err := fitting.Run(three.Engine, run.ID()).Result(ctx); err != nil || got != 5 {
+		t.Errorf("with code that fits it returned %d, %v", got, err)
+	}
+}
+
+// remembering records a value, waits, and returns its input.
+func remembering[T any](value T) *workflow.Workflow[int, int] {
+	return workflow.Define("remembering", func(ctx *workflow.Context, n int) (int, error) {
+		if _, err := workflow.SideEffect(ctx, "number", func() (T, error) { return value, nil }); err != nil {
+			return 0, err
+		}
+		_, err := workflow.Receive[int](ctx, "go")
+		return n, err
 	})
 }

@@ -47,6 +47,7 @@ type run struct {
 	cancelled     *CancelledError        // the workflow has been told
 	compensating  bool
 	exiting       bool // the goroutine is ending by Goexit
+	producing     bool // the workflow's own code makes a value that is to be recorded at the position issued last
 
 	resume chan *resumption              // to the parked goroutine
 	poked  atomic.Pointer[chan struct{}] // see pokes
@@ -181,8 +182,9 @@ func (r *run) end(output []byte, err error) {
 		if r.cancelled != nil {
 			status = StatusCancelled
 		}
+		issued := r.journal.Issued()
 		failed := r.compensate(err)
-		failed.KnownAt = r.air.knownAt()
+		failed.KnownAt = r.air.knownAt(issued)
 		if diverged := r.journal.End(); diverged != nil {
 			r.stuck(diverged)
 		}
@@ -289,6 +291,12 @@ func (r *run) stuck(err error) {
 	r.exit()
 }
 
+// misfit stops the run because what is recorded at a position (0: its input) is not what the code expects there.
+func (r *run) misfit(position int32, err error) {
+	r.settle() // it may have just been made
+	r.stuck(fmt.Errorf("history does not fit the code at position %d: %w; deploy code that fits and retry the run", position, err))
+}
+
 func (e *Engine) finishStuck(owned store.Claimed, cause error) {
 	finish := store.Finish{
 		Fence: store.Fence{ID: owned.ID, Token: owned.Token}, Status: string(StatusStuck), Error: describe(cause).encode(),
@@ -376,7 +384,9 @@ func (r *run) record(kind journal.Kind, name string, produce func() ([]byte, err
 	if err != nil || recorded {
 		return record.Payload, err
 	}
+	r.producing = true
 	payload, err := produce()
+	r.producing = false
 	if err != nil {
 		// Nothing was recorded at this position, so the workflow's next command must not find it taken.
 		r.journal.Withdraw()

@@ -17,8 +17,9 @@ type compensation struct {
 	undo     func(ctx context.Context) error
 }
 
-// registerCompensation notes how the step at position is undone, whose result is output. That may not fit the code any more: then the
-// compensation fails, lest the run end as if there were nothing to undo, and Retry attempts it again.
+// registerCompensation notes how the step at position is undone, whose result is output. That is decoded when it is needed. It may not fit
+// the code any more, which nobody has noticed who has not asked for it: then the compensation fails, lest the run end as if there were
+// nothing to undo, and Retry attempts it again.
 func (a *Activity[In, Out]) registerCompensation(r *run, position int32, in In, output []byte) {
 	r.compensations = append(r.compensations, compensation{
 		position: position, name: a.name, options: a.options,

@@ -8,7 +8,7 @@ const (
 	StatusReady   Status = "ready"   // runnable, unowned
 	StatusRunning Status = "running" // owned by a worker
 	StatusWaiting Status = "waiting" // parked until a message or a deadline
-	StatusStuck   Status = "stuck"   // its replay diverged, a step cannot be stored, or it kills its workers; history is untouched
+	StatusStuck   Status = "stuck"   // its replay diverged, its history does not fit the types of the code, a step cannot be stored, or it kills its workers; history is untouched
 	// StatusCompensating is shown instead of the first three while a run that failed, or is cancelled, undoes its steps.
 	StatusCompensating Status = "compensating"
 	StatusCompleted    Status = "completed" // ended with an output

@@ -34,7 +34,7 @@ func NewID(ctx *Context) (string, error) {
 }
 
 // SideEffect records what fn returns; later executions get the recorded value. fn should be quick and is not retried: for
-// anything that can fail use an activity. name must be the same in every execution. An error of fn is not recorded.
+// anything that can fail use an activity. name must be the same in every execution. An error of fn is not recorded, nor is [ErrTooLarge]: return it.
 func SideEffect[T any](ctx *Context, name string, fn func() (T, error)) (T, error) {
 	var value T
 	if err := checkName("side effect name", name); err != nil {
@@ -51,7 +51,7 @@ func SideEffect[T any](ctx *Context, name string, fn func() (T, error)) (T, erro
 		return value, err
 	}
 	if err := decodeValue(text, &value); err != nil {
-		return value, fmt.Errorf("decode the recorded value of %q into %T: %w", name, value, err)
+		ctx.run.misfit(ctx.run.journal.Issued(), fmt.Errorf("decode the recorded value of side effect %q into %T: %w", name, value, err))
 	}
 	return value, nil
 }

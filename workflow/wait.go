@@ -132,6 +132,9 @@ func (r *run) takeMore(position int32, channel string, limit int) []byte {
 		r.giveUp(commit.ErrFenced)
 	}
 	r.engine.mail.took(channel, mail.Shared)
+	if mail.Left {
+		r.engine.published.add(channel)
+	}
 	r.traceMore(channel, position, mail.Messages)
 	return mail.Messages
 }

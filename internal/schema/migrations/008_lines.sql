@@ -7,10 +7,11 @@ alter table {{.schema}}.instances
 -- One row a line: all but the last have ended.
 create index instances_line on {{.schema}}.instances (line) where line is not null and ended_at is null;
 
-with recursive line (id, first) as (
-    select i.id, i.id from {{.schema}}.instances i where i.status = 'continued' and i.continued_from is null
+with recursive line (id, first, next) as (
+    select i.id, i.id, i.output ->> 'continued_as' from {{.schema}}.instances i where i.status = 'continued' and i.continued_from is null
     union all
-    select i.id, l.first from line l join {{.schema}}.instances i on i.continued_from = l.id
+    select i.id, l.first, case when i.status = 'continued' then i.output ->> 'continued_as' end
+    from line l cross join lateral (select * from {{.schema}}.instances i where i.id = l.next offset 0) i
 )
 update {{.schema}}.instances i set line = l.first from line l where i.id = l.id and l.id <> l.first;
 

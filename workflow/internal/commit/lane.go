@@ -54,7 +54,7 @@ func (l *lane) loop(ctx context.Context) {
 func (l *lane) needed() bool {
 	c := l.committer
 	switch {
-	case c.stopped, c.closed && len(c.queue) == 0:
+	case c.over():
 		return true
 	case c.closed && l.extra && l.conn == nil:
 		return false // it would not connect any more
@@ -65,6 +65,12 @@ func (l *lane) needed() bool {
 	default:
 		return c.wakes.free+c.others.free > 0
 	}
+}
+
+// over reports whether nothing is left to do. What another lane has under way may come back, if that lane loses its connection. The
+// caller holds the mutex.
+func (c *Committer) over() bool {
+	return c.stopped || c.closed && len(c.queue)+c.wakes.flying+c.others.flying == 0
 }
 
 // next waits for the operations of the next flush. Without any the lane is to connect first.
@@ -78,7 +84,7 @@ func (l *lane) next() (ops []*operation, goOn bool) {
 		<-l.wake
 		c.mu.Lock()
 	}
-	if c.stopped || c.closed && len(c.queue) == 0 {
+	if c.over() {
 		c.rouse() // the others end, too
 		return nil, false
 	}

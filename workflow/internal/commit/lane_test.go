@@ -258,3 +258,58 @@ func TestALaneWithoutAConnectionLeavesTheRestToTheFirst(t *testing.T) {
 		t.Errorf("%d attempts to connect, want 2", got)
 	}
 }
+
+// What a second lane had under way when its connection broke is carried out by the first, although the committer is closing and there was
+// nothing left for that to do.
+func TestTheFirstLaneTakesOverFromOneThatLosesItsConnectionAtTheEnd(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	c := openTwo(t, pool)
+	ctx := within(t)
+	start(t, c, "slow")
+	first := holdSlow(t, pool)
+	released := make(chan error, 1)
+	c.Release(store.Fence{ID: "slow", Token: 1}, func(_ store.Named, err error) { released <- err })
+	awaitBlocked(t, pool)
+	second, err := pool.Begin(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = second.Rollback(context.Background()) }()
+	if _, err := second.Exec(ctx, "insert into romancy.instances (id, workflow, status, token, ready_at) values ('run-0', 'flow', 'ready', 0, now())"); err != nil {
+		t.Fatal(err)
+	}
+	const runs = 100
+	started := make(chan error, runs)
+	for i := range runs {
+		c.Start(store.Start{ID: fmt.Sprint("run-", i), Workflow: "flow", Input: []byte("1")}, func(_ commit.Started, err error) { started <- err })
+	}
+	const insert = "select coalesce(min(pid), 0) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock' and query like '%StartRuns%'"
+	pid := 0
+	for pid == 0 {
+		if err := pool.QueryRow(ctx, insert).Scan(&pid); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := first.Rollback(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-released; err != nil {
+		t.Fatal(err)
+	}
+	closed := make(chan struct{})
+	go func() { c.Close(ctx); close(closed) }()
+	time.Sleep(50 * time.Millisecond) // in which the first lane used to end
+	if _, err := pool.Exec(ctx, "select pg_terminate_backend($1)", pid); err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Rollback(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for range runs {
+		if err := <-started; err != nil {
+			t.Fatalf("a start: %v", err)
+		}
+	}
+	<-closed
+}

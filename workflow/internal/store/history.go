@@ -88,9 +88,9 @@ type PastPage struct {
 	Next *PastPage
 }
 
-// LoadHistory fetches a page of what history holds of runs, about limit bytes of it as they are stored.
-func (s *Store) LoadHistory(b *pgx.Batch, page *PastPage, limit int) {
-	b.Queue(s.queries.Get("LoadHistory"), page.IDs, page.After, limit).Query(func(rows pgx.Rows) error {
+// LoadHistory fetches a page of what history holds of runs: at most maxRows rows, and about maxBytes bytes as they are stored.
+func (s *Store) LoadHistory(b *pgx.Batch, page *PastPage, maxRows, maxBytes int) {
+	b.Queue(s.queries.Get("LoadHistory"), page.IDs, page.After, maxBytes, maxRows).Query(func(rows pgx.Rows) error {
 		page.Pasts, page.Next = make(map[string]*Past, len(page.IDs)), nil
 		for _, id := range page.IDs {
 			page.Pasts[id] = &Past{Attempts: map[int32]journal.Attempts{}}
@@ -105,7 +105,7 @@ func (s *Store) LoadHistory(b *pgx.Batch, page *PastPage, limit int) {
 			found++
 			return nil
 		})
-		if found < total {
+		if found < total || total == maxRows {
 			page.Next = &PastPage{IDs: page.IDs[slices.Index(page.IDs, id):], After: record.Position}
 		}
 		return err

@@ -50,7 +50,7 @@ func statements() map[string]statement {
 			"array['order', 'order', 'order', 'unknown', 'unknown', 'unknown'], array[9, 0, -1, 9, 0, -1]::smallint[], array[null, 0, null, null::bigint, 0, null], " +
 			"array[1, 0, -9, 1, 0, -9]::smallint[]", mayScan: "workers"},
 		"ClaimWaiting":  {arguments: ids + ", 1", mayScan: "workers"},
-		"LoadHistory":   {arguments: ids + ", 0, 1000000"},
+		"LoadHistory":   {arguments: ids + ", 0, 1000000, 1000"},
 		"LoadAttempts":  {arguments: ids},
 		"ReleaseRuns":   {arguments: ids + ", " + same("1::bigint")},
 		"LetGo":         {arguments: ids + ", " + same("1::bigint")},

@@ -176,7 +176,7 @@ type More struct {
 	Position  int32
 	Channel   string
 	Limit     int
-	Bytes     int // none that come after so many bytes of others
+	Bytes     int // in all
 	Competing bool
 	Since     int64
 }
@@ -185,6 +185,7 @@ type More struct {
 type Mail struct {
 	Messages []byte // nil: the run is not owned any more
 	Shared   int64
+	Left     bool // some for whoever competes were held for a moment and are left
 }
 
 // TakeMore takes what is there for one run.
@@ -193,7 +194,7 @@ func (s *Store) TakeMore(b *pgx.Batch, ask More, into *Mail) {
 		*into = Mail{}
 		var messages string
 		var shared *int64
-		_, err := pgx.ForEachRow(rows, []any{&messages, &shared}, func() error {
+		_, err := pgx.ForEachRow(rows, []any{&messages, &shared, &into.Left}, func() error {
 			into.Messages, into.Shared = []byte(messages), orZero(shared)
 			return nil
 		})

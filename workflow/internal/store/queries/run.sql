@@ -150,17 +150,23 @@ where i.id = any (array[f.id])
 returning i.id, i.workflow, i.token, i.input::text, i.trace::text, (extract(epoch from clock_timestamp() - i.wake_at) * 1000000)::bigint;
 
 -- name: LoadHistory
--- What has been recorded of runs, in order: of the first of them after position $2, and nothing that comes after $3 bytes of others, as they
--- are stored. Also returned: how many rows there are without that limit.
+-- What has been recorded of runs, in order: of the first of them after position $2, at most $4 rows, and nothing that comes after $3 bytes of
+-- others, as they are stored. Also returned: how many rows there are without the limit in bytes.
 select p.instance_id, p.position, p.kind, p.name, p.payload::text, p.total
 from (
-    select h.*, a.ord, sum(h.size) over (order by a.ord, h.position) - h.size as before, count(*) over () as total
-    from unnest($1::text[]) with ordinality as a(id, ord) cross join lateral (
-        select h.instance_id, h.position, h.kind, h.name, h.payload, coalesce(pg_column_size(h.payload), 0) as size
-        from romancy.history h
-        where h.instance_id = a.id and h.position > case when a.ord = 1 then $2::integer else 0 end
-        offset 0
-    ) h
+    select l.*, sum(l.size) over (order by l.ord, l.position) - l.size as before, count(*) over () as total
+    from (
+        select h.*, a.ord, coalesce(pg_column_size(h.payload), 0) as size
+        from unnest($1::text[]) with ordinality as a(id, ord) cross join lateral (
+            select h.instance_id, h.position, h.kind, h.name, h.payload
+            from romancy.history h
+            where h.instance_id = a.id and h.position > case when a.ord = 1 then $2::integer else 0 end
+            order by h.position
+            limit $4::bigint
+        ) h
+        order by a.ord, h.position
+        limit $4::bigint
+    ) l
 ) p
 where p.before < $3::bigint
 order by p.ord, p.position;

@@ -212,8 +212,8 @@ where i.id = any (array[a.id]) and i.token = a.token and i.status || '' = 'waiti
 
 -- name: TakeMore
 -- Up to $5 messages more of a channel, at once, for a run that has just received one there: those sent to it, and, if it
--- competes ($6), those for whoever competes, from $7 on; none that come after $8 bytes of others. They become one record. No row: the
--- run is not owned any more.
+-- competes ($6), those for whoever competes, from $7 on; no more than $8 bytes in all. They become one record. No row: the
+-- run is not owned any more. Also returned: whether messages for whoever competes are left that others have found locked meanwhile.
 with owned as materialized (
     select i.id, i.token from romancy.instances i
     where i.id = $1::text and i.token = $2::bigint and i.status || '' = 'running'
@@ -245,7 +245,7 @@ with owned as materialized (
             from (select own.*, false as common from own union all select shared.*, true from shared) u
         ) f
     ) b
-    where b.before < $8::bigint
+    where b.before + b.size <= $8::bigint
 ), gone as (
     delete from romancy.mailbox m using taken t where m.id = any (array[t.id])
 ), messages as materialized (
@@ -257,4 +257,6 @@ with owned as materialized (
     select o.id, $3::integer, o.token, 'receive_more', $4::text, m.list
     from owned o cross join messages m
 )
-select m.list::text, (select max(t.id) from taken t where t.common) from owned o cross join messages m;
+select m.list::text, (select max(t.id) from taken t where t.common),
+       (select count(*) from shared) > (select count(*) from taken t where t.common)
+from owned o cross join messages m;
