@@ -3,6 +3,7 @@ package workflow_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -117,6 +118,14 @@ func TestRetryRefusesAFailureThatHistoryGoesOnAfter(t *testing.T) {
 		"told of one beside another": {said: `activity "charge" at position 1 has failed (the bank is closed), and history goes on after it to position 3`, do: func(ctx *workflow.Context) error {
 			err := workflow.All(ctx, charge.Go(ctx, 1), reserve.Go(ctx, 1))
 			return errors.Join(workflow.Publish(ctx, "payment.failed", "order-1"), err)
+		}},
+		"told of in a value": {said: `activity "charge" at position 1 has failed (the bank is closed), and history goes on after it to position 2`, do: func(ctx *workflow.Context) error {
+			future := charge.Go(ctx, 1)
+			text, err := workflow.SideEffect(ctx, "outcome", func() (string, error) {
+				_, err := future.Get(ctx)
+				return fmt.Sprint(err), nil
+			})
+			return errors.Join(err, errors.New(text))
 		}},
 		"begun after the failure": {said: `activity "charge" at position 1 has failed (the bank is closed), and history goes on after it to position 2`, do: func(ctx *workflow.Context) error {
 			_, failed := charge.Go(ctx, 1).Get(ctx)
