@@ -16,7 +16,7 @@ import (
 // follows to the run that ends. Messages sent to the old run and not received, and those sent to its id later, reach the
 // new one. Subscriptions and compensations end with the old run.
 //
-// An input that cannot be encoded, or that is not one of this workflow's, gives another error: returned, it fails the run.
+// An input that cannot be encoded, is larger than [MaxPayload], or is not one of this workflow's, gives another error: returned, it fails the run.
 func ContinueAsNew[In any](ctx *Context, in In) error {
 	input, err := encodeJSON("the input of workflow", ctx.WorkflowName(), in)
 	if err == nil {

@@ -1,7 +1,6 @@
 package workflow
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -50,11 +49,11 @@ func (e *Engine) retryOnce(ctx context.Context, id string) (retried bool, err er
 	if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.QueueFindRuns(b, []string{id}, found) }); err != nil {
 		return false, outward(err)
 	}
-	if err := e.addPasts(ctx, []string{id}, past); err != nil {
-		return false, outward(err)
-	}
 	if len(*found) == 0 {
 		return false, ErrNotFound
+	}
+	if err := e.addPasts(ctx, []string{id}, past); err != nil {
+		return false, outward(err)
 	}
 	ask, err := planRetry((*found)[0], past[id])
 	if err != nil {
@@ -122,31 +121,22 @@ func planStepsAgain(ask store.Revive, failure failure, past *store.Past) (store.
 		}
 		last = max(last, record.Position)
 	}
-	// A failure that stays may follow from an earlier one, which then stays, too.
-	goneOnAfter := func(step failedStep) bool { return last > max(step.position, failure.KnownAt[step.position]) }
-	for more := true; more; {
-		more = false
-		failed = slices.DeleteFunc(failed, func(step failedStep) bool {
-			if !goneOnAfter(step) {
-				return false
-			}
-			stay, last, more = append(stay, step), max(last, step.position), true
-			return true
-		})
+	// From the last one, because a failure that stays may follow from an earlier one, which then stays, too.
+	var forget []int32
+	for _, step := range slices.Backward(failed) {
+		if last > max(step.position, failure.KnownAt[step.position]) {
+			stay, last = append(stay, step), max(last, step.position)
+			continue
+		}
+		forget = append(forget, step.position)
 	}
 	ask.Resubscribe = true
-	ask.Forget = attemptsAfter(last, past)
+	ask.Forget = append(attemptsAfter(last, past), forget...)
 	// A workflow that panicked has failed by its own code, which may have been replaced. The stack is that of an activity if the
 	// workflow returned what that had failed with.
-	panicked := failure.Stack != ""
-	for _, step := range failed {
-		ask.Forget = append(ask.Forget, step.position)
-	}
-	for _, step := range slices.Concat(failed, stay) {
-		panicked = panicked && step.failure.Stack != failure.Stack
-	}
-	if len(stay) > 0 && len(failed) == 0 && !panicked {
-		step := slices.MaxFunc(stay, func(a, b failedStep) int { return cmp.Compare(a.position, b.position) })
+	panicked := failure.Stack != "" && !slices.ContainsFunc(failed, func(step failedStep) bool { return step.failure.Stack == failure.Stack })
+	if len(stay) > 0 && len(forget) == 0 && !panicked {
+		step := stay[0]
 		return ask, fmt.Errorf("%w: activity %q at position %d has failed (%.200s), and history goes on after it to position %d, "+
 			"so its failure stays recorded and nothing would be attempted again: start a new run", ErrNotRetryable, step.name, step.position, step.failure.Message, last)
 	}

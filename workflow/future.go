@@ -34,7 +34,8 @@ func (a *Activity[In, Out]) Go(ctx *Context, in In) *Future[Out] {
 }
 
 // Get waits for the activity and returns its result; a failure is an *ActivityError, as from Execute. It returns ErrNotChosen
-// for one that lost a [Select], and a *CancelledError if the run is cancelled.
+// for one that lost a [Select], and a *CancelledError if the run is cancelled. A result
+// that cannot be decoded leaves the run stuck, as by Execute.
 func (f *Future[Out]) Get(ctx *Context) (Out, error) {
 	var out Out
 	if err := f.await(ctx); err != nil {

@@ -26,7 +26,10 @@ func encodeJSON(what, name string, value any) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode %s %q (%T): %w", what, name, value, err)
 	}
-	return text, checkSize(what, name, len(text))
+	if err := checkSize(what, name, len(text)); err != nil {
+		return nil, err
+	}
+	return text, nil
 }
 
 // checkSize returns ErrTooLarge if what has more bytes than are stored.

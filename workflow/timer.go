@@ -35,6 +35,7 @@ func NewID(ctx *Context) (string, error) {
 
 // SideEffect records what fn returns; later executions get the recorded value. fn should be quick and is not retried: for
 // anything that can fail use an activity. name must be the same in every execution. An error of fn is not recorded, nor is [ErrTooLarge]: return it.
+// A recorded value that cannot be decoded leaves the run stuck, as by Activity.Execute.
 func SideEffect[T any](ctx *Context, name string, fn func() (T, error)) (T, error) {
 	var value T
 	if err := checkName("side effect name", name); err != nil {

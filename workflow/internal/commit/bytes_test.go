@@ -1,18 +1,14 @@
 package commit_test
 
 import (
-	"context"
 	"fmt"
-	"log/slog"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/romancy-go/romancy/internal/dial"
 	"github.com/romancy-go/romancy/internal/pgtest"
 	"github.com/romancy-go/romancy/workflow/internal/commit"
 	"github.com/romancy-go/romancy/workflow/internal/store"
@@ -39,18 +35,8 @@ func (f *flushes) all() []int {
 // openNoting returns a committer of one lane that connects when it has something to do, and what it flushes.
 func openNoting(t *testing.T, pool *pgxpool.Pool, timeout time.Duration) (*commit.Committer, *flushes) {
 	t.Helper()
-	statements, err := store.New("romancy")
-	if err != nil {
-		t.Fatal(err)
-	}
 	seen := new(flushes)
-	c := commit.New(commit.Config{
-		Store:        statements,
-		Connect:      func(ctx context.Context) (*pgx.Conn, error) { return dial.Beside(ctx, pool, " engine", nil) },
-		FlushTimeout: timeout,
-		Flushed:      seen.note,
-		Logger:       slog.New(slog.DiscardHandler),
-	})
+	c := committer(t, pool, func(c *commit.Config) { c.FlushTimeout, c.Flushed = timeout, seen.note })
 	return c, seen
 }
 

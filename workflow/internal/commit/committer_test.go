@@ -31,19 +31,30 @@ func within(t *testing.T) context.Context {
 	return ctx
 }
 
-// open returns a committer that connects through pool's configuration.
-func open(t *testing.T, pool *pgxpool.Pool) *commit.Committer {
+// committer returns one that connects through pool's configuration and is to be opened.
+func committer(t *testing.T, pool *pgxpool.Pool, change func(*commit.Config)) *commit.Committer {
 	t.Helper()
 	statements, err := store.New("romancy")
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := commit.New(commit.Config{
-		Store:       statements,
-		Connect:     func(ctx context.Context) (*pgx.Conn, error) { return dial.Beside(ctx, pool, " engine", nil) },
-		LockTimeout: 200 * time.Millisecond,
-		Logger:      slog.New(slog.DiscardHandler),
-	})
+	config := commit.Config{
+		Store:   statements,
+		Connect: func(ctx context.Context) (*pgx.Conn, error) { return dial.Beside(ctx, pool, " engine", nil) },
+		Logger:  slog.New(slog.DiscardHandler),
+	}
+	change(&config)
+	return commit.New(config)
+}
+
+// open returns a committer that works.
+func open(t *testing.T, pool *pgxpool.Pool) *commit.Committer {
+	t.Helper()
+	return opened(t, committer(t, pool, func(c *commit.Config) { c.LockTimeout = 200 * time.Millisecond }))
+}
+
+func opened(t *testing.T, c *commit.Committer) *commit.Committer {
+	t.Helper()
 	if err := c.Open(within(t)); err != nil {
 		t.Fatal(err)
 	}

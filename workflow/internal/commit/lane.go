@@ -24,7 +24,7 @@ type lane struct {
 	conn   *pgx.Conn
 	direct bool         // the connection keeps its settings
 	taken  []*operation // those of the flush under way
-	most   int          // operations of the next flush
+	most   int          // operations of the next flush, at most
 
 	idle bool          // waits for wake; guarded by the committer's mutex
 	wake chan struct{} // holds a token once it is not idle any more

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -13,7 +12,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/romancy-go/romancy/internal/dial"
 	"github.com/romancy-go/romancy/internal/pgtest"
 	"github.com/romancy-go/romancy/workflow/internal/commit"
 	"github.com/romancy-go/romancy/workflow/internal/store"
@@ -22,23 +20,7 @@ import (
 // openTwo returns a committer with two lanes that waits for locks as long as a test has patience.
 func openTwo(t *testing.T, pool *pgxpool.Pool) *commit.Committer {
 	t.Helper()
-	statements, err := store.New("romancy")
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := commit.New(commit.Config{
-		Store:        statements,
-		Connect:      func(ctx context.Context) (*pgx.Conn, error) { return dial.Beside(ctx, pool, " engine", nil) },
-		Lanes:        2,
-		LockTimeout:  patience,
-		FlushTimeout: patience,
-		Logger:       slog.New(slog.DiscardHandler),
-	})
-	if err := c.Open(within(t)); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close(context.Background()) })
-	return c
+	return opened(t, committer(t, pool, func(c *commit.Config) { c.Lanes, c.LockTimeout, c.FlushTimeout = 2, patience, patience }))
 }
 
 // While a flush waits for the database, many operations of other runs are carried out beside it; those of its own run wait
@@ -202,27 +184,23 @@ func TestOperationsOfARunKeepTheirOrderOnTwoLanes(t *testing.T) {
 func TestALaneWithoutAConnectionLeavesTheRestToTheFirst(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Pool(t)
-	statements, err := store.New("romancy")
-	if err != nil {
-		t.Fatal(err)
-	}
 	var attempts atomic.Int32
-	c := commit.New(commit.Config{
-		Store: statements,
-		Connect: func(ctx context.Context) (*pgx.Conn, error) {
-			if attempts.Add(1) > 1 {
-				<-ctx.Done() // a database that does not answer
-				return nil, ctx.Err()
+	tried, gaveUp := make(chan struct{}), make(chan struct{})
+	c := opened(t, committer(t, pool, func(c *commit.Config) {
+		connect := c.Connect
+		c.Lanes, c.LockTimeout = 2, patience
+		c.Connect = func(ctx context.Context) (*pgx.Conn, error) {
+			switch attempts.Add(1) {
+			case 1:
+				return connect(ctx)
+			case 2:
+				close(tried)
+				defer close(gaveUp)
 			}
-			return dial.Beside(ctx, pool, " engine", nil)
-		},
-		Lanes:       2,
-		LockTimeout: patience,
-		Logger:      slog.New(slog.DiscardHandler),
-	})
-	if err := c.Open(within(t)); err != nil {
-		t.Fatal(err)
-	}
+			<-ctx.Done() // a database that does not answer
+			return nil, ctx.Err()
+		}
+	}))
 	start(t, c, "slow")
 	tx := holdSlow(t, pool)
 	var wg sync.WaitGroup
@@ -243,12 +221,11 @@ func TestALaneWithoutAConnectionLeavesTheRestToTheFirst(t *testing.T) {
 			wg.Done()
 		})
 	}
-	for attempts.Load() < 2 {
-		time.Sleep(time.Millisecond)
-	}
+	<-tried
 	closed := make(chan struct{})
 	go func() { c.Close(context.Background()); close(closed) }()
-	time.Sleep(50 * time.Millisecond) // in which it tried thousands of times
+	<-gaveUp
+	awaitBlocked(t, pool) // still: by the answer it used to try many times
 	if err := tx.Rollback(within(t)); err != nil {
 		t.Fatal(err)
 	}

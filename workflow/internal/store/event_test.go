@@ -14,10 +14,7 @@ import (
 func TestOneStatementSendsAnEventOnce(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Pool(t)
-	s, err := store.New("romancy")
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := newStore(t)
 	ctx := t.Context()
 	event := store.SendEvent{Type: "paid", Source: "shop", EventID: "1", Attributes: []byte(`{}`), Data: []byte(`1`), KeepMicros: 3600e6}
 	for _, round := range []struct {

@@ -17,10 +17,7 @@ import (
 func TestNothingIsWrittenOfARunThatIsJustTakenAway(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Pool(t)
-	s, err := store.New("romancy")
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := newStore(t)
 	const id, token, position = "run", 1, 7
 	fence := store.Fence{ID: id, Token: token}
 	done := func() { t.Error("it is said to be done") }

@@ -114,23 +114,22 @@ func (s *Store) LoadHistory(b *pgx.Batch, page *PastPage, maxRows, maxBytes int)
 
 // LoadState fetches the attempts and cancellations of the runs of a page, which LoadHistory fetches in the same batch.
 func (s *Store) LoadState(b *pgx.Batch, page *PastPage) {
-	ids, into := page.IDs, func(id string) *Past { return page.Pasts[id] }
-	b.Queue(s.queries.Get("LoadAttempts"), ids).Query(func(rows pgx.Rows) error {
+	b.Queue(s.queries.Get("LoadAttempts"), page.IDs).Query(func(rows pgx.Rows) error {
 		var id string
 		var position int32
 		var until, nextAt *int64
 		var attempts journal.Attempts
 		_, err := pgx.ForEachRow(rows, []any{&id, &position, &attempts.Failed, &attempts.Since, &until, &nextAt}, func() error {
 			attempts.Until, attempts.NextAt = orZero(until), orZero(nextAt)
-			into(id).Attempts[position] = attempts
+			page.Pasts[id].Attempts[position] = attempts
 			return nil
 		})
 		return err
 	})
-	b.Queue(s.queries.Get("LoadCancels"), ids).Query(func(rows pgx.Rows) error {
+	b.Queue(s.queries.Get("LoadCancels"), page.IDs).Query(func(rows pgx.Rows) error {
 		var id, why string
 		_, err := pgx.ForEachRow(rows, []any{&id, &why}, func() error {
-			into(id).Cancel = []byte(why)
+			page.Pasts[id].Cancel = []byte(why)
 			return nil
 		})
 		return err

@@ -15,10 +15,7 @@ import (
 func TestHistoryIsLoadedWholeInPages(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Pool(t)
-	s, err := store.New("romancy")
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := newStore(t)
 	ctx := t.Context()
 	// Runs of 0 to 12 records, of which one is missing here and there, in 100 bytes each.
 	if _, err := pool.Exec(ctx, `insert into romancy.history (instance_id, position, token, kind, name, payload)
@@ -71,10 +68,7 @@ func TestHistoryIsLoadedWholeInPages(t *testing.T) {
 func TestWhatIsTakenAtOnceIsBounded(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Pool(t)
-	s, err := store.New("romancy")
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := newStore(t)
 	ctx := t.Context()
 	for bytes, want := range map[int]struct {
 		taken int

@@ -15,10 +15,7 @@ import (
 func TestTheEndOfALongLineIsFoundByAKey(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Pool(t)
-	s, err := store.New("romancy")
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := newStore(t)
 	ctx := t.Context()
 	conn, err := pool.Acquire(ctx)
 	if err != nil {

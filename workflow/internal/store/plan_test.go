@@ -169,10 +169,7 @@ var (
 func TestNoStatementReadsMoreThanItNeeds(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Pool(t, func(config *pgxpool.Config) { config.MaxConns = 4 })
-	s, err := store.New("romancy")
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := newStore(t)
 	ctx := t.Context()
 	for _, table := range []string{"instances", "history", "attempts", "mailbox", "subscriptions", "sent_keys", "events", "event_waits", "workers"} {
 		if _, err := pool.Exec(ctx, "alter table romancy."+table+" set (autovacuum_enabled = off)"); err != nil {

@@ -22,10 +22,7 @@ func TestDeleteEndedTakesABatchAtATime(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			pool := pgtest.Pool(t)
-			s, err := store.New("romancy")
-			if err != nil {
-				t.Fatal(err)
-			}
+			s := newStore(t)
 			ctx := t.Context()
 			if _, err := pool.Exec(ctx, `insert into romancy.instances (id, workflow, status, token, ready_at, ended_at)
 					select 'old-' || n, 'order', 'completed', 1, now(), `+ended+` from generate_series(1, 10) n

@@ -16,10 +16,7 @@ import (
 func TestSessionSettingsStayWhereTheConnectionIsOurs(t *testing.T) {
 	t.Parallel()
 	direct := pgtest.Pool(t)
-	s, err := store.New("romancy")
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := newStore(t)
 	for name, c := range map[string]struct {
 		url     string
 		ours    bool
@@ -48,10 +45,7 @@ func TestSessionSettingsStayWhereTheConnectionIsOurs(t *testing.T) {
 func TestAGlanceSeesWhatSweepsWouldFind(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Pool(t)
-	s, err := store.New("romancy")
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := newStore(t)
 	run := func(status, rest string) string {
 		return "insert into romancy.instances (id, workflow, status, worker, token, ready_at, wake_at) values ('run', 'order', '" + status + "', " + rest + ")"
 	}

@@ -47,10 +47,7 @@ func TestASingleOperationIsCarriedOutLikeOneOfMany(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
 	pool := pgtest.Pool(t)
-	s, err := store.New("romancy")
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := newStore(t)
 	if _, err := pool.Exec(ctx, everyRun); err != nil {
 		t.Fatal(err)
 	}

@@ -20,10 +20,7 @@ func TestLooksFromTheMarksStayCheapWhileAnOldSnapshotIsOpen(t *testing.T) {
 	t.Parallel()
 	const passed = 30_000
 	pool := pgtest.Pool(t)
-	s, err := store.New("romancy")
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := newStore(t)
 	ctx := t.Context()
 	holder, err := pgx.ConnectConfig(ctx, pool.Config().ConnConfig)
 	if err != nil {

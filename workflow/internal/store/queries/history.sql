@@ -1,4 +1,5 @@
 -- name: AppendHistory
+-- One alone goes by AppendRecord, which has to do the same.
 -- A position that is taken is an error, so that nothing else of that run's commits with it: it would follow from a result
 -- that history does not have. The lock keeps whoever cancels the run, or takes it over, until this has committed.
 with ask as materialized (

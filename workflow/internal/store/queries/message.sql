@@ -1,4 +1,5 @@
 -- name: DeliverMessages
+-- One alone to a run, without a key, goes by DeliverDirect, which has to do the same.
 -- target given: to that run alone. None: one row for each broadcast subscriber, and one for whoever competes first, if
 -- somebody competes or nobody is subscribed yet. position given: sent by a run, whose history records it. key given: sent
 -- unless something was sent under that key, which is kept for keep_us. A caller's transaction that sends under a key holds

@@ -23,6 +23,7 @@ from (select pg_backend_pid() <> $2::bigint as lent offset 0) as connection;
 --   (select true ... limit 1)   is a lookup; an exists could become a hash of everything.
 
 -- name: StartRuns
+-- One alone goes by StartRun, which has to do the same.
 -- A worker given: the run starts out owned by it, else it is ready for anyone.
 insert into romancy.instances (id, workflow, status, worker, token, ready_at, input, trace, priority)
 select a.id, a.workflow, case when a.worker is null then 'ready' else 'running' end, a.worker,
@@ -196,6 +197,7 @@ where i.id = any (array[a.id]) and i.token = a.token and i.status || '' = 'runni
 returning i.id, i.workflow;
 
 -- name: FinishRuns
+-- One alone goes by FinishRun, which has to do the same.
 -- A terminal state takes the run's subscriptions and mail with it. A stuck run keeps both: it will be resumed. One that has failed
 -- keeps what was sent to it alone, which its senders were told had arrived: it may be retried. One that has undone its steps
 -- receives nothing any more.

@@ -84,6 +84,7 @@ select o.ord, o.outcome, case when o.outcome = 'message' then o.message::text en
 from outcome o;
 
 -- name: WakeRuns
+-- One alone goes by WakeRun, which has to do the same.
 -- A parked run held in memory here: the message or the deadline it waits for, its outcome and the change of owner are one
 -- statement. Rows that somebody else is busy with are left alone, and a worker whose lease has run out wakes nothing.
 -- nudged: the moment it waits for is not the deadline of what is recorded.
@@ -155,8 +156,7 @@ select o.ord, o.outcome, case when o.outcome = 'message' then o.message::text en
 from outcome o;
 
 -- name: WakeRun
--- WakeRuns for one that does not compete: what it takes alone is in most cases most of how late it goes on, and a statement of a few
--- steps over single rows takes two thirds of the time.
+-- WakeRuns for a single one that does not compete. Most runs are woken alone, and this is most of the time that takes.
 with owned as materialized (
     select i.id, i.wake_at from romancy.instances i
     where i.id = $1::text and i.token = $2::bigint and i.status || '' = 'waiting'
