@@ -1,0 +1,44 @@
+package refusal
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"testing"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+func TestEveryCodeHasItsClass(t *testing.T) {
+	t.Parallel()
+	for want, codes := range map[Class][]string{
+		Value: {"22001", "22021", "22P02", "22P05", "54000", "54001"},
+		Setup: {"42501", "42P01", "42703", "28000", "28P01", "3D000", "53300", "23502", "23505", "23514"},
+		Later: {
+			"53000", "53100", "53200", "53400", "55P03", "57014", "40001", "40P01", "25006", "25P02", "25P03", "26000", "42P05",
+			"57P01", "57P02", "57P03", "57P05", "58000", "58030", "08000", "08006", "XX000", "XX001", "0A000", "42601", "42883", "P0001",
+		},
+	} {
+		for _, code := range codes {
+			err := fmt.Errorf("flush: %w", &pgconn.PgError{Code: code})
+			if got := Of(err); got != want {
+				t.Errorf("%s is sorted as %q, want %q", code, got, want)
+			}
+		}
+	}
+}
+
+func TestWhatTheDatabaseDidNotSayIsTriedLater(t *testing.T) {
+	t.Parallel()
+	for _, err := range []error{io.ErrUnexpectedEOF, errors.New("connection reset"), &pgconn.PgError{}} {
+		if Of(err) != Later || Said(err) || KeyTaken(err) || Remedy(err) != "" {
+			t.Errorf("%v is sorted as %q, said %t", err, Of(err), Said(err))
+		}
+	}
+	if err := error(&pgconn.PgError{Code: "23505"}); !KeyTaken(err) || !Said(err) {
+		t.Error("a key that is taken is not recognised")
+	}
+	if Remedy(&pgconn.PgError{Code: "42P05"}) == "" {
+		t.Error("no remedy for a pooler that shares prepared statements")
+	}
+}
