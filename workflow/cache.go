@@ -9,7 +9,6 @@ import (
 	"github.com/romancy-go/romancy/workflow/internal/deadline"
 	"github.com/romancy-go/romancy/workflow/internal/journal"
 	"github.com/romancy-go/romancy/workflow/internal/slots"
-	"github.com/romancy-go/romancy/workflow/internal/store"
 )
 
 // minDeadlines is how many left-over deadlines are not worth clearing out.
@@ -207,7 +206,7 @@ func (e *Engine) evictLocked() bool {
 		return false
 	}
 	r := front.Value.(*run) //nolint:forcetypeassert // the list holds nothing else
-	fence := store.Fence{ID: r.id, Token: r.token}
+	fence := r.fence()
 	if r.timed() && e.soon(r.waiting.due) {
 		e.cache.cold[r.id] = r.token // with the deadline that is in the heap since it was parked
 	}

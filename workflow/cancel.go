@@ -204,7 +204,7 @@ func (e *Engine) checkHeld(ctx context.Context) error {
 	e.mu.Lock()
 	fences := make([]store.Fence, 0, len(e.cache.runs))
 	for _, r := range e.cache.runs {
-		fences = append(fences, store.Fence{ID: r.id, Token: r.token})
+		fences = append(fences, r.fence())
 	}
 	e.mu.Unlock()
 	for len(fences) > 0 {
@@ -214,12 +214,16 @@ func (e *Engine) checkHeld(ctx context.Context) error {
 		if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.HeldRuns(b, page, found) }); err != nil {
 			return err
 		}
-		e.correctHeld(*found)
+		e.correctHeld(page, *found)
 	}
 	return nil
 }
 
-func (e *Engine) correctHeld(found []store.Held) {
+func (e *Engine) correctHeld(asked []store.Fence, found []store.Held) {
+	tokens := make(map[string]int64, len(asked))
+	for _, fence := range asked {
+		tokens[fence.ID] = fence.Token
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, held := range found {
@@ -228,6 +232,11 @@ func (e *Engine) correctHeld(found []store.Held) {
 		switch {
 		case r == nil:
 		case !live && held.Token > r.token, held.Token > r.token+1: // one more is a wake of ours that is under way
+			e.dropLocked(r)
+		case r.token == tokens[held.ID] && (held.Token < r.token || held.Worker != 0 && held.Worker != r.worker):
+			// The database has lost its last commits: a failover, a restore, or a crash with synchronous_commit off.
+			r.log().Warn("the database knows less of this run than this worker does, as after losing its last commits; the run is left to what it knows",
+				"token here", r.token, "token there", held.Token)
 			e.dropLocked(r)
 		case live && held.Cancel != nil:
 			r.askToCancel(decodeCancelled(held.Cancel))

@@ -149,7 +149,7 @@ func (e *Engine) launch(ctx context.Context, worker int64, owned []store.Claimed
 	for _, run := range rest {
 		if err != nil || e.draining.Load() || e.lease.ID() != worker {
 			e.giveSlotLocked(run.Workflow)
-			e.release(store.Fence{ID: run.ID, Token: run.Token}, run.Workflow)
+			e.release(run.Fence(), run.Workflow)
 			continue
 		}
 		e.launchLocked(e.definitions[run.Workflow], run, pasts[run.ID])
@@ -164,7 +164,7 @@ func (e *Engine) resumeClaimed(owned []store.Claimed) (rest []store.Claimed) {
 	for _, run := range owned {
 		r := e.cache.runs[run.ID]
 		if r != nil && r.phase == parked && !r.waking && r.token+1 == run.Token {
-			r.slot, r.due = true, false
+			r.slot, r.due, r.worker = true, false, run.Worker
 			e.resumeLocked(r, run.Token, resumption{outcome: claimed})
 			continue
 		}

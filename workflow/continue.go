@@ -52,7 +52,7 @@ func (r *run) continueAs(next *continuation) {
 	if err != nil {
 		r.giveUp(fmt.Errorf("make an id: %w", err))
 	}
-	ask := store.Continue{Fence: store.Fence{ID: r.id, Token: r.token}, NextID: id.String(), Input: next.input}
+	ask := store.Continue{Fence: r.fence(), NextID: id.String(), Input: next.input}
 	if _, err := commit.Await(context.Background(), func(then func(struct{}, error)) {
 		r.engine.committer.Continue(r.stream, ask, then)
 	}); err != nil {

@@ -77,7 +77,7 @@ func (r *run) sendEvent(ask store.SendEvent) error {
 	if err != nil || recorded {
 		return err
 	}
-	ask.Fence, ask.Position = store.Fence{ID: r.id, Token: r.token}, position
+	ask.Fence, ask.Position = r.fence(), position
 	r.untilFree(func() (held bool, err error) {
 		return commit.Await(context.Background(), func(then func(bool, error)) {
 			r.engine.committer.SendEvent(r.stream, ask, then)

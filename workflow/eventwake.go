@@ -25,7 +25,7 @@ const (
 
 func (e *Engine) asWakeEvent(r *run, on listening) store.WakeEvent {
 	return store.WakeEvent{
-		Fence: store.Fence{ID: r.id, Token: r.token}, EventWait: *on.event, Position: r.waiting.position, Nudged: r.waiting.nudged,
+		Fence: r.fence(), EventWait: *on.event, Position: r.waiting.position, Nudged: r.waiting.nudged,
 	}
 }
 

@@ -296,7 +296,7 @@ func (r *run) failFlight(f *flight, err error) *stepRecord {
 func (r *run) recordFlight(f *flight, done stepRecord) *stepRecord {
 	if _, err := commit.Await(context.Background(), func(then func(struct{}, error)) {
 		r.engine.committer.Append(r.stream, store.Append{
-			Fence: store.Fence{ID: r.id, Token: r.token}, Position: f.position, Kind: f.step.kind, Name: f.step.name, Payload: done.encode(),
+			Fence: r.fence(), Position: f.position, Kind: f.step.kind, Name: f.step.name, Payload: done.encode(),
 		}, then)
 	}); err != nil {
 		r.broken.CompareAndSwap(nil, &interruption{err})

@@ -38,6 +38,7 @@ type run struct {
 	// The goroutine's own.
 	journal       *journal.Journal
 	token         int64
+	worker        int64 // that owns it: this one, under the id that it had then
 	stream        *commit.Stream
 	pending       chan error   // the outcome of the last append, if it has not been waited for
 	logger        *slog.Logger // of the workflow; nil until it asks for it
@@ -77,7 +78,7 @@ func (e *Engine) launchLocked(definition Definition, owned store.Claimed, past *
 	}
 	r := &run{
 		engine: e, id: owned.ID, definition: definition, input: owned.Input,
-		journal: remembered, token: owned.Token, stream: &commit.Stream{},
+		journal: remembered, token: owned.Token, worker: owned.Worker, stream: &commit.Stream{},
 		resume: make(chan *resumption, 1),
 	}
 	r.work, r.stopWork = context.WithCancel(context.Background())
@@ -113,6 +114,9 @@ func (r *run) lifetime() context.Context {
 	}
 	return r.ctx
 }
+
+// fence names the run as this worker owns it.
+func (r *run) fence() store.Fence { return store.Fence{ID: r.id, Token: r.token, Worker: r.worker} }
 
 // log returns the logger for what the engine says of the run.
 func (r *run) log() *slog.Logger { return r.engine.about(r.id, r.definition.Name()) }
@@ -193,7 +197,7 @@ func (r *run) end(output []byte, err error) {
 }
 
 func (r *run) finish(finish store.Finish) {
-	finish.Fence = store.Fence{ID: r.id, Token: r.token}
+	finish.Fence = r.fence()
 	if _, err := commit.Await(context.Background(), func(then func(struct{}, error)) {
 		r.engine.committer.Finish(r.stream, finish, then)
 	}); err != nil {
@@ -231,7 +235,7 @@ func (r *run) checkpoint() {
 // handOver makes the run ready for others, if it is still ours.
 func (r *run) handOver() {
 	if !r.lost.Swap(true) {
-		r.engine.release(store.Fence{ID: r.id, Token: r.token}, r.definition.Name())
+		r.engine.release(r.fence(), r.definition.Name())
 	}
 }
 
@@ -286,7 +290,7 @@ func (r *run) stuck(err error) {
 	r.log().Error("run is stuck", "error", err)
 	r.endSegment(string(StatusStuck), err)
 	if !r.lost.Swap(true) {
-		r.engine.finishStuck(store.Claimed{ID: r.id, Workflow: r.definition.Name(), Token: r.token}, err)
+		r.engine.finishStuck(store.Claimed{ID: r.id, Workflow: r.definition.Name(), Token: r.token, Worker: r.worker}, err)
 	}
 	r.exit()
 }
@@ -299,7 +303,7 @@ func (r *run) misfit(position int32, err error) {
 
 func (e *Engine) finishStuck(owned store.Claimed, cause error) {
 	finish := store.Finish{
-		Fence: store.Fence{ID: owned.ID, Token: owned.Token}, Status: string(StatusStuck), Error: describe(cause).encode(),
+		Fence: owned.Fence(), Status: string(StatusStuck), Error: describe(cause).encode(),
 	}
 	e.committer.Finish(nil, finish, func(_ struct{}, err error) {
 		if err != nil {
@@ -362,7 +366,7 @@ func (r *run) append(position int32, kind journal.Kind, name string, payload []b
 	outcome := make(chan error, 1)
 	r.pending = outcome
 	r.engine.committer.Append(r.stream, store.Append{
-		Fence: store.Fence{ID: r.id, Token: r.token}, Position: position, Kind: kind, Name: name, Payload: payload,
+		Fence: r.fence(), Position: position, Kind: kind, Name: name, Payload: payload,
 	}, func(_ struct{}, err error) { outcome <- err })
 }
 

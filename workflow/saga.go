@@ -71,7 +71,7 @@ func (r *run) recordFailing(failed failure) failure {
 	}
 	outcome := make(chan error, 1)
 	r.engine.committer.Fail(r.stream, store.Fail{
-		Fence: store.Fence{ID: r.id, Token: r.token}, Position: position, Payload: failed.encode(),
+		Fence: r.fence(), Position: position, Payload: failed.encode(),
 	}, func(_ struct{}, err error) { outcome <- err })
 	r.pending = outcome
 	r.settle()

@@ -274,9 +274,9 @@ func (e *Engine) started(ask store.Start, started commit.Started, err error) {
 		e.claims.give()
 	case e.draining.Load() || e.lease.ID() != ask.Worker:
 		e.giveSlotLocked(ask.Workflow)
-		e.release(store.Fence{ID: ask.ID, Token: 1}, ask.Workflow)
+		e.release(store.Fence{ID: ask.ID, Token: 1, Worker: ask.Worker}, ask.Workflow)
 	default:
-		e.launchLocked(e.definitions[ask.Workflow], store.Claimed{ID: ask.ID, Workflow: ask.Workflow, Token: 1, Input: ask.Input, Trace: ask.Trace}, &store.Past{})
+		e.launchLocked(e.definitions[ask.Workflow], store.Claimed{ID: ask.ID, Workflow: ask.Workflow, Token: 1, Worker: ask.Worker, Input: ask.Input, Trace: ask.Trace}, &store.Past{})
 	}
 }
 

@@ -240,7 +240,7 @@ func (r *run) attemptInTransaction(ctx context.Context, s step, position int32, 
 	}
 	done.Output = output
 	owned, err := r.engine.store.AppendInTransaction(ctx, tx, store.Append{
-		Fence: store.Fence{ID: r.id, Token: r.token}, Position: position, Kind: s.kind, Name: s.name, Payload: done.encode(),
+		Fence: r.fence(), Position: position, Kind: s.kind, Name: s.name, Payload: done.encode(),
 	})
 	switch {
 	case store.IsUniqueViolation(err):
@@ -306,7 +306,7 @@ func (r *run) newRetry(s step, position int32, attempt int, cause error) store.R
 	delay := s.options.retry.delay(attempt, rand.Float64())
 	r.log().Info("attempt failed, will be retried", "step", s.name, "position", position, "attempt", attempt, "delay", delay, "error", cause)
 	return store.Retry{
-		Fence: store.Fence{ID: r.id, Token: r.token}, Position: position, Attempt: attempt,
+		Fence: r.fence(), Position: position, Attempt: attempt,
 		Error:       attemptFailure{failure: describe(cause), Kind: s.kind, Step: s.name}.encode(),
 		DelayMicros: delay.Microseconds(), Heeds: !r.compensating,
 	}

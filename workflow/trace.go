@@ -140,7 +140,7 @@ func (r *run) beginSegment(replaying bool) {
 // adoptTrace has the run continue this trace from now on, because its starter traces nothing. Rare, so it is not batched.
 func (r *run) adoptTrace(origin trace.SpanContext) {
 	r.tracing.origin = origin
-	fence, text := store.Fence{ID: r.id, Token: r.token}, encodeTrace(origin)
+	fence, text := r.fence(), encodeTrace(origin)
 	r.engine.committer.Do(true, func(b *pgx.Batch) { r.engine.store.AdoptTrace(b, fence, text) }, func(_ struct{}, err error) {
 		if err != nil && !errors.Is(err, commit.ErrClosed) {
 			r.log().Warn("the run's trace could not be stored: another worker will begin a new one", "error", err)

@@ -120,7 +120,7 @@ func (r *run) takeMore(position int32, channel string, limit int) []byte {
 	r.settle()
 	on := r.listenTo(channel)
 	ask := store.More{
-		Fence: store.Fence{ID: r.id, Token: r.token}, Position: position, Channel: channel, Limit: limit, Bytes: MaxPayload,
+		Fence: r.fence(), Position: position, Channel: channel, Limit: limit, Bytes: MaxPayload,
 		Competing: on.competing, Since: r.engine.mail.since(channel),
 	}
 	mail := new(store.Mail)
@@ -303,7 +303,7 @@ func (r *run) tryWait(ask *store.Wait, channels []listening, full bool) store.Wa
 		if try.Stay = ask.Stay || !last; !last {
 			try.TimerPosition, try.TimerName, try.DelayMicros, try.AtMicros = 0, "", nil, nil // mail goes before the deadline
 		}
-		try.Fence = store.Fence{ID: r.id, Token: r.token}
+		try.Fence = r.fence()
 		var err error
 		waited, err = commit.Await(context.Background(), func(then func(store.Waited, error)) {
 			if i < len(channels) && channels[i].event != nil {
@@ -393,7 +393,7 @@ func (r *run) deliver(ask store.Deliver) error {
 		}
 		return nil
 	}
-	ask.Fence, ask.Position = store.Fence{ID: r.id, Token: r.token}, position
+	ask.Fence, ask.Position = r.fence(), position
 	ask.KeepMicros = r.engine.config.SendKeyRetention.Microseconds()
 	span := r.beginSend(&ask)
 	var delivered store.Delivered
@@ -475,7 +475,7 @@ func (r *run) unsubscribe(channel string) error {
 func (r *run) changeSubscription(position int32, channel string, mode Mode) (taken string) {
 	taken, err := commit.Await(context.Background(), func(then func(string, error)) {
 		r.engine.committer.Subscribe(r.stream, store.Subscribe{
-			Fence: store.Fence{ID: r.id, Token: r.token}, Position: position, Channel: channel, Mode: string(mode),
+			Fence: r.fence(), Position: position, Channel: channel, Mode: string(mode),
 		}, then)
 	})
 	if err != nil {

@@ -199,7 +199,7 @@ func (e *Engine) lookForAll() {
 
 func (e *Engine) asWake(r *run, on listening) store.Wake {
 	return store.Wake{
-		Fence: store.Fence{ID: r.id, Token: r.token}, Position: r.waiting.position, Kind: r.waiting.kind,
+		Fence: r.fence(), Position: r.waiting.position, Kind: r.waiting.kind,
 		Nudged:  r.waiting.nudged || len(r.listening) > 1, // then it looks at all channels before its deadline decides
 		Channel: on.channel, Competing: on.competing, Since: e.mail.since(on.channel),
 	}
@@ -235,10 +235,10 @@ func (e *Engine) wakeLocked(r *run, on listening) {
 		}
 	}
 	if on.event != nil {
-		e.committer.WakeEvent(e.lease.ID(), e.asWakeEvent(r, on), then, committed)
+		e.committer.WakeEvent(e.asWakeEvent(r, on), then, committed)
 		return
 	}
-	e.committer.Wake(e.lease.ID(), ask, then, committed)
+	e.committer.Wake(ask, then, committed)
 }
 
 // wokenDurably follows woken when the outcome is committed, or may not be: then the run ends at its next side effect, and is

@@ -73,7 +73,7 @@ func start(t *testing.T, c *commit.Committer, id string) {
 }
 
 func step(id string, position int32, payload string) store.Append {
-	return store.Append{Fence: store.Fence{ID: id, Token: 1}, Position: position, Kind: "activity", Name: "work", Payload: []byte(payload)}
+	return store.Append{Fence: store.Fence{ID: id, Token: 1, Worker: 1}, Position: position, Kind: "activity", Name: "work", Payload: []byte(payload)}
 }
 
 // One operation that the database refuses fails alone; those that shared its transaction are carried out.
@@ -107,15 +107,13 @@ func TestPoisonedOperationFailsAlone(t *testing.T) {
 	}
 }
 
-// register adds a worker whose lease ends after the given time, or ended so long ago.
-func register(t *testing.T, pool *pgxpool.Pool, lease time.Duration) (id int64) {
+// register gives worker 1 a lease that ends after the given time, or ended so long ago.
+func register(t *testing.T, pool *pgxpool.Pool, lease time.Duration) {
 	t.Helper()
-	err := pool.QueryRow(within(t), "insert into romancy.workers (label, lease_until) values ('test', clock_timestamp() + $1::interval) returning id",
-		lease).Scan(&id)
-	if err != nil {
+	if _, err := pool.Exec(within(t), `insert into romancy.workers (id, label, lease_until) values (1, 'test', clock_timestamp() + $1::interval)
+		on conflict (id) do update set lease_until = excluded.lease_until`, lease); err != nil {
 		t.Fatal(err)
 	}
-	return id
 }
 
 // A worker whose lease has run out, and who may not know it, wakes nothing.
@@ -125,18 +123,19 @@ func TestWorkerWithoutLeaseWakesNothing(t *testing.T) {
 	c := open(t, pool)
 	start(t, c, "run")
 	at := time.Now().Add(-time.Hour).UnixMicro()
-	fence := store.Fence{ID: "run", Token: 1}
+	fence := store.Fence{ID: "run", Token: 1, Worker: 1}
 	if _, err := pool.Exec(within(t), "update romancy.instances set status = 'waiting', wake_at = to_timestamp($1::bigint / 1000000)", at); err != nil {
 		t.Fatal(err)
 	}
-	wake := func(worker int64) error {
-		_, err := commit.Await(within(t), func(then func(store.Waited, error)) { c.Wake(worker, store.Wake{Fence: fence}, then, nil) })
+	wake := func(lease time.Duration) error {
+		register(t, pool, lease)
+		_, err := commit.Await(within(t), func(then func(store.Waited, error)) { c.Wake(store.Wake{Fence: fence}, then, nil) })
 		return err
 	}
-	if err := wake(register(t, pool, -time.Second)); !errors.Is(err, commit.ErrFenced) {
+	if err := wake(-time.Second); !errors.Is(err, commit.ErrFenced) {
 		t.Errorf("without a lease: %v, want ErrFenced", err)
 	}
-	if err := wake(register(t, pool, time.Hour)); err != nil {
+	if err := wake(time.Hour); err != nil {
 		t.Errorf("with a lease: %v", err)
 	}
 }
@@ -148,7 +147,7 @@ func TestCompetitorsOfOneFlushOverlookNoMessage(t *testing.T) {
 	c := open(t, pool)
 	waits := []store.Wait{{Channel: "c", Competing: true, Position: 1}, {Channel: "c", Competing: true, Position: 1}}
 	for i := range waits {
-		waits[i].Fence = store.Fence{ID: fmt.Sprint("run-", i), Token: 1}
+		waits[i].Fence = store.Fence{ID: fmt.Sprint("run-", i), Token: 1, Worker: 1}
 		start(t, c, waits[i].ID)
 		waited, err := commit.Await(within(t), func(then func(store.Waited, error)) { c.Wait(nil, waits[i], then) })
 		if err != nil || waited.Outcome != store.Parked {
@@ -159,7 +158,7 @@ func TestCompetitorsOfOneFlushOverlookNoMessage(t *testing.T) {
 		values ('c', 'competing', null, '"shared"'), ('c', 'direct', 'run-0', '"own"')`); err != nil {
 		t.Fatal(err)
 	}
-	worker := register(t, pool, time.Hour)
+	register(t, pool, time.Hour)
 	var wg sync.WaitGroup
 	wg.Add(1 + len(waits))
 	// While this is under way, the others queue up.
@@ -167,7 +166,7 @@ func TestCompetitorsOfOneFlushOverlookNoMessage(t *testing.T) {
 	messages := make([]string, len(waits))
 	for i, wait := range waits {
 		ask := store.Wake{Fence: wait.Fence, Position: wait.Position, Channel: wait.Channel, Competing: wait.Competing}
-		c.Wake(worker, ask, func(waited store.Waited, err error) {
+		c.Wake(ask, func(waited store.Waited, err error) {
 			if err != nil {
 				t.Error(err)
 			}
@@ -192,7 +191,7 @@ func TestStreamStopsAtItsFirstFailure(t *testing.T) {
 	c.Append(stream, step("run", 1, "not JSON"), func(_ struct{}, err error) { first = err })
 	_, second := commit.Await(within(t), func(then func(struct{}, error)) { c.Append(stream, step("run", 2, "{}"), then) })
 	_, third := commit.Await(within(t), func(then func(struct{}, error)) {
-		c.Finish(stream, store.Finish{Fence: store.Fence{ID: "run", Token: 1}, Status: "completed"}, then)
+		c.Finish(stream, store.Finish{Fence: store.Fence{ID: "run", Token: 1, Worker: 1}, Status: "completed"}, then)
 	})
 	if first == nil || second == nil || third == nil {
 		t.Fatalf("got %v, %v, %v: want three failures", first, second, third)
@@ -212,7 +211,7 @@ func TestFencedOperationsChangeNothing(t *testing.T) {
 	if _, err := pool.Exec(within(t), "update romancy.instances set token = 2, worker = 2"); err != nil {
 		t.Fatal(err)
 	}
-	ctx, fence := within(t), store.Fence{ID: "run", Token: 1}
+	ctx, fence := within(t), store.Fence{ID: "run", Token: 1, Worker: 1}
 	delay := int64(1000)
 	for name, attempt := range map[string]func() error{
 		"append": func() error {

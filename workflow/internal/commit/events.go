@@ -24,15 +24,8 @@ func (c *Committer) LookEvent(ask store.WakeEvent, then func(bool, error)) {
 }
 
 // WakeEvent lets a parked run go on under worker if its event or deadline is there. Its errors and answers are those of Wake.
-func (c *Committer) WakeEvent(worker int64, ask store.WakeEvent, then func(store.Waited, error), committed func(error)) {
-	submit(c, &operation{kind: kindWakeEvent, ask: wakeEventAsk{WakeEvent: ask, worker: worker}, committed: committed}, then)
-}
-
-// wakeEventAsk carries the worker beside the row, because the statement takes it once.
-type wakeEventAsk struct {
-	store.WakeEvent
-
-	worker int64
+func (c *Committer) WakeEvent(ask store.WakeEvent, then func(store.Waited, error), committed func(error)) {
+	submit(c, &operation{kind: kindWakeEvent, ask: ask, committed: committed}, then)
 }
 
 func (g *opGroup) queueEvents(s *store.Store, batch *pgx.Batch) {
@@ -52,11 +45,6 @@ func (g *opGroup) queueEvents(s *store.Store, batch *pgx.Batch) {
 		s.LookForEvents(batch, asks[store.WakeEvent](g.ops), func(ord int) { g.grant(ord, true) })
 	case kindWakeEvent:
 		g.fence()
-		rows := make([]store.WakeEvent, len(g.ops))
-		for i, ask := range asks[wakeEventAsk](g.ops) {
-			rows[i] = ask.WakeEvent
-		}
-		worker := g.ops[0].ask.(wakeEventAsk).worker //nolint:forcetypeassert // the kind decides the type
-		s.WakeEvents(batch, rows, worker, func(ord int, waited store.Waited) { g.grant(ord, waited) })
+		s.WakeEvents(batch, asks[store.WakeEvent](g.ops), func(ord int, waited store.Waited) { g.grant(ord, waited) })
 	}
 }

@@ -131,20 +131,9 @@ func (g *opGroup) queueDeliver(s *store.Store, batch *pgx.Batch) {
 		func(sent store.Sent) { g.sent = append(g.sent, sent) })
 }
 
-// wakeAsk carries the worker beside the row, because the statement takes it once.
-type wakeAsk struct {
-	store.Wake
-	worker int64
-}
-
 func (g *opGroup) queueWake(s *store.Store, batch *pgx.Batch) {
 	g.fence()
-	rows := make([]store.Wake, len(g.ops))
-	for i, ask := range asks[wakeAsk](g.ops) {
-		rows[i] = ask.Wake
-	}
-	worker := g.ops[0].ask.(wakeAsk).worker //nolint:forcetypeassert // the kind decides the type
-	s.WakeRuns(batch, rows, worker, func(ord int, waited store.Waited) { g.grant(ord, waited) })
+	s.WakeRuns(batch, asks[store.Wake](g.ops), func(ord int, waited store.Waited) { g.grant(ord, waited) })
 }
 
 func (g *opGroup) queueEnd(s *store.Store, batch *pgx.Batch) {

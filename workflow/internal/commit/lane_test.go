@@ -33,9 +33,9 @@ func TestASecondLaneOvertakesASlowFlushExceptForItsOwnRun(t *testing.T) {
 	start(t, c, "slow")
 	tx := holdSlow(t, pool)
 	released, finished := make(chan error, 1), make(chan error, 1)
-	c.Release(store.Fence{ID: "slow", Token: 1}, func(_ store.Named, err error) { released <- err })
+	c.Release(store.Fence{ID: "slow", Token: 1, Worker: 1}, func(_ store.Named, err error) { released <- err })
 	awaitBlocked(t, pool)
-	c.Finish(nil, store.Finish{Fence: store.Fence{ID: "slow", Token: 1}, Status: "completed"}, func(_ struct{}, err error) { finished <- err })
+	c.Finish(nil, store.Finish{Fence: store.Fence{ID: "slow", Token: 1, Worker: 1}, Status: "completed"}, func(_ struct{}, err error) { finished <- err })
 	var wg sync.WaitGroup
 	for i := range 100 {
 		wg.Add(1)
@@ -78,13 +78,14 @@ func TestAWakeOvertakesASlowFlush(t *testing.T) {
 	}
 	tx := holdSlow(t, pool)
 	released, started := make(chan error, 1), make(chan error, 1)
-	c.Release(store.Fence{ID: "slow", Token: 1}, func(_ store.Named, err error) { released <- err })
+	c.Release(store.Fence{ID: "slow", Token: 1, Worker: 1}, func(_ store.Named, err error) { released <- err })
 	awaitBlocked(t, pool)
 	c.Start(store.Start{ID: "later", Workflow: "flow", Input: []byte("1")}, func(_ commit.Started, err error) { started <- err })
-	worker, durable := register(t, pool, time.Hour), make(chan error, 1)
+	durable := make(chan error, 1)
+	register(t, pool, time.Hour)
 	waited, err := commit.Await(ctx, func(then func(store.Waited, error)) {
-		ask := store.Wake{Fence: store.Fence{ID: "asleep", Token: 1}}
-		c.Wake(worker, ask, then, func(err error) { durable <- err })
+		ask := store.Wake{Fence: store.Fence{ID: "asleep", Token: 1, Worker: 1}}
+		c.Wake(ask, then, func(err error) { durable <- err })
 	})
 	if err == nil {
 		err = <-durable
@@ -163,7 +164,7 @@ func TestOperationsOfARunKeepTheirOrderOnTwoLanes(t *testing.T) {
 				})
 			}
 			_, finished[i] = commit.Await(within(t), func(then func(struct{}, error)) {
-				c.Finish(stream, store.Finish{Fence: store.Fence{ID: id, Token: 1}, Status: "completed"}, then)
+				c.Finish(stream, store.Finish{Fence: store.Fence{ID: id, Token: 1, Worker: 1}, Status: "completed"}, then)
 			})
 		})
 	}
@@ -205,7 +206,7 @@ func TestALaneWithoutAConnectionLeavesTheRestToTheFirst(t *testing.T) {
 	tx := holdSlow(t, pool)
 	var wg sync.WaitGroup
 	wg.Add(1)
-	c.Release(store.Fence{ID: "slow", Token: 1}, func(_ store.Named, err error) {
+	c.Release(store.Fence{ID: "slow", Token: 1, Worker: 1}, func(_ store.Named, err error) {
 		if err != nil {
 			t.Errorf("release: %v", err)
 		}
@@ -246,7 +247,7 @@ func TestTheFirstLaneTakesOverFromOneThatLosesItsConnectionAtTheEnd(t *testing.T
 	start(t, c, "slow")
 	first := holdSlow(t, pool)
 	released := make(chan error, 1)
-	c.Release(store.Fence{ID: "slow", Token: 1}, func(_ store.Named, err error) { released <- err })
+	c.Release(store.Fence{ID: "slow", Token: 1, Worker: 1}, func(_ store.Named, err error) { released <- err })
 	awaitBlocked(t, pool)
 	second, err := pool.Begin(ctx)
 	if err != nil {

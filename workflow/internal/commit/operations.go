@@ -52,11 +52,11 @@ func (c *Committer) Look(ask store.Wake, then func(bool, error)) {
 	submit(c, &operation{kind: kindLook, ask: ask, repeat: true}, then)
 }
 
-// Wake lets a parked run go on under worker if its message or deadline is there. ErrFenced: it is not parked under that
-// token, somebody is busy with it, or worker's lease has run out. then may be called before the outcome is committed; if it
+// Wake lets a parked run go on under its worker if its message or deadline is there. ErrFenced: it is not parked under that
+// token, somebody is busy with it, or that worker's lease has run out. then may be called before the outcome is committed; if it
 // was told no error, committed follows and says whether it was, or ErrOutcomeUnknown.
-func (c *Committer) Wake(worker int64, ask store.Wake, then func(store.Waited, error), committed func(error)) {
-	submit(c, &operation{kind: kindWake, ask: wakeAsk{Wake: ask, worker: worker}, committed: committed}, then)
+func (c *Committer) Wake(ask store.Wake, then func(store.Waited, error), committed func(error)) {
+	submit(c, &operation{kind: kindWake, ask: ask, committed: committed}, then)
 }
 
 // Finish ends a run.

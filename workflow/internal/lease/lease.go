@@ -4,6 +4,9 @@ package lease
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"fmt"
 	"log/slog"
 	"math"
 	"sync/atomic"
@@ -67,10 +70,13 @@ func (k *Keeper) ID() int64 { return k.id.Load() }
 // Register obtains an id and a lease.
 func (k *Keeper) Register(ctx context.Context) error {
 	asked, listening := time.Now(), k.config.Listening()
-	var id int64
+	id, err := newID()
+	if err != nil {
+		return err
+	}
 	if _, err := commit.Await(ctx, func(then func(struct{}, error)) {
 		k.config.Committer.Do(false, func(b *pgx.Batch) {
-			k.config.Store.RegisterWorker(b, k.config.Label, listening, k.config.Lease, &id, k.clock())
+			k.config.Store.RegisterWorker(b, k.config.Label, listening, k.config.Lease, id, k.clock())
 		}, then)
 	}); err != nil {
 		return err
@@ -78,6 +84,16 @@ func (k *Keeper) Register(ctx context.Context) error {
 	k.validUntil, k.shown = asked.Add(k.config.Lease), listening
 	k.id.Store(id)
 	return nil
+}
+
+// newID returns an id that no worker has had. It is not the database's to give: one that has lost its last commits, or was
+// restored, would give the same again.
+func newID() (int64, error) {
+	var random [8]byte
+	if _, err := rand.Read(random[:]); err != nil {
+		return 0, fmt.Errorf("make an id for this worker: %w", err)
+	}
+	return int64(binary.BigEndian.Uint64(random[:])>>1) | 1, nil
 }
 
 // clock begins to ask for the time, when the statement that does is about to be sent.

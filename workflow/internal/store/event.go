@@ -59,6 +59,7 @@ func eventArguments(rows []SendEvent) []any {
 		column(rows, func(r SendEvent) string { return string(r.Attributes) }),
 		column(rows, func(r SendEvent) *string { return text(r.Data) }),
 		column(rows, func(r SendEvent) int64 { return r.KeepMicros }),
+		workerOf(rows),
 	}
 }
 
@@ -115,12 +116,13 @@ func (s *Store) WaitEvents(b *pgx.Batch, rows []WaitEvent, waited func(ord int, 
 		column(rows, func(r WaitEvent) *int64 { return r.NudgeMicros }),
 		column(rows, func(r WaitEvent) bool { return r.Stay }),
 		column(rows, func(r WaitEvent) bool { return r.Heeds }),
+		workerOf(rows),
 	).Query(eachWaited(waited))
 }
 
-// WakeEvents makes worker the owner of those parked runs whose event or deadline is there; woken is called for each that is
+// WakeEvents makes their worker the owner of those parked runs whose event or deadline is there; woken is called for each that is
 // still parked, also when neither is.
-func (s *Store) WakeEvents(b *pgx.Batch, rows []WakeEvent, worker int64, woken func(ord int, result Waited)) {
+func (s *Store) WakeEvents(b *pgx.Batch, rows []WakeEvent, woken func(ord int, result Waited)) {
 	b.Queue(s.queries.Get("WakeEvents"),
 		column(rows, func(r WakeEvent) string { return r.ID }),
 		column(rows, func(r WakeEvent) int64 { return r.Token }),
@@ -128,7 +130,7 @@ func (s *Store) WakeEvents(b *pgx.Batch, rows []WakeEvent, worker int64, woken f
 		column(rows, func(r WakeEvent) string { return r.Type }),
 		column(rows, func(r WakeEvent) string { return string(r.Attributes) }),
 		column(rows, func(r WakeEvent) string { return idList(r.Seen) }),
-		worker,
+		workerOf(rows),
 		column(rows, func(r WakeEvent) bool { return r.Nudged }),
 	).Query(eachWaited(woken))
 }

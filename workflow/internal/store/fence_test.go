@@ -19,9 +19,9 @@ func TestNothingIsWrittenOfARunThatIsJustTakenAway(t *testing.T) {
 	pool := pgtest.Pool(t)
 	s := newStore(t)
 	const id, token, position = "run", 1, 7
-	fence := store.Fence{ID: id, Token: token}
+	fence := store.Fence{ID: id, Token: token, Worker: 1}
 	done := func() { t.Error("it is said to be done") }
-	nobody := store.Fence{ID: "nobody", Token: token} // makes many of one
+	nobody := store.Fence{ID: "nobody", Token: token, Worker: 1} // makes many of one
 	for name, write := range map[string]func(*pgx.Batch){
 		"append": func(b *pgx.Batch) {
 			s.AppendHistory(b, []store.Append{{Fence: fence, Position: position, Kind: journal.Activity, Name: "charge", Payload: []byte(`1`)}},

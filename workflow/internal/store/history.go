@@ -40,6 +40,7 @@ func (s *Store) AppendHistory(b *pgx.Batch, rows []Append, written func(Place)) 
 		column(rows, func(r Append) string { return string(r.Kind) }),
 		column(rows, func(r Append) string { return r.Name }),
 		column(rows, func(r Append) *string { return text(r.Payload) }),
+		workerOf(rows),
 	).Query(eachPlace(written))
 }
 
@@ -51,7 +52,7 @@ func (s *Store) AppendInTransaction(ctx context.Context, tx pgx.Tx, row Append) 
 }
 
 func (a Append) arguments() []any {
-	return []any{a.ID, a.Token, a.Position, string(a.Kind), a.Name, text(a.Payload)}
+	return []any{a.ID, a.Token, a.Position, string(a.Kind), a.Name, text(a.Payload), a.Worker}
 }
 
 // OwnRecords returns the indexes of those rows that are in history under this very token.
@@ -59,7 +60,8 @@ func (s *Store) OwnRecords(ctx context.Context, db Querier, rows []Append) ([]in
 	found, err := db.Query(ctx, s.queries.Get("OwnRecords"),
 		column(rows, func(r Append) string { return r.ID }),
 		column(rows, func(r Append) int64 { return r.Token }),
-		column(rows, func(r Append) int32 { return r.Position }))
+		column(rows, func(r Append) int32 { return r.Position }),
+		workerOf(rows))
 	if err != nil {
 		return nil, err
 	}
@@ -168,6 +170,7 @@ func (s *Store) RetrySteps(b *pgx.Batch, rows []Retry, parked func(ord int, resu
 		column(rows, func(r Retry) int64 { return r.DelayMicros }),
 		column(rows, func(r Retry) bool { return r.Stay }),
 		column(rows, func(r Retry) bool { return r.Heeds }),
+		workerOf(rows),
 	).Query(func(found pgx.Rows) error {
 		var ord int
 		var result Waited
@@ -195,6 +198,7 @@ func (s *Store) FailRuns(b *pgx.Batch, rows []Fail, written func(Place)) {
 		column(rows, func(r Fail) int64 { return r.Token }),
 		column(rows, func(r Fail) int32 { return r.Position }),
 		column(rows, func(r Fail) *string { return text(r.Payload) }),
+		workerOf(rows),
 	).Query(eachPlace(written))
 }
 

@@ -30,8 +30,8 @@ func TestTheEndOfALongLineIsFoundByAKey(t *testing.T) {
 	for n := range rounds {
 		ended := ""
 		batch := &pgx.Batch{}
-		s.ContinueRuns(batch, []store.Continue{{Fence: store.Fence{ID: fmt.Sprint("run-", n), Token: 1}, NextID: fmt.Sprint("run-", n+1), Input: []byte(`1`)}}, func(id string) { ended = id })
-		batch.Queue("update romancy.instances set status = 'running', token = 1 where id = $1", fmt.Sprint("run-", n+1)) // claimed
+		s.ContinueRuns(batch, []store.Continue{{Fence: store.Fence{ID: fmt.Sprint("run-", n), Token: 1, Worker: 1}, NextID: fmt.Sprint("run-", n+1), Input: []byte(`1`)}}, func(id string) { ended = id })
+		batch.Queue("update romancy.instances set status = 'running', token = 1, worker = 1 where id = $1", fmt.Sprint("run-", n+1)) // claimed
 		if err := conn.SendBatch(ctx, batch).Close(); err != nil || ended == "" {
 			t.Fatalf("round %d: %q ended, %v", n, ended, err)
 		}

@@ -61,7 +61,7 @@ func (s *Store) DeliverMessageTx(ctx context.Context, tx pgx.Tx, row Deliver, se
 // delivering returns the statement that delivers rows, with its arguments.
 func (s *Store) delivering(rows []Deliver) (statement string, arguments []any) {
 	if r := rows[0]; len(rows) == 1 && r.Target != "" && r.Key == "" {
-		return s.queries.Get("DeliverDirect"), []any{orNull(r.ID), r.Token, orNull(r.Position), r.Target, r.Channel, text(r.Payload), text(r.Metadata)}
+		return s.queries.Get("DeliverDirect"), []any{orNull(r.ID), r.Token, orNull(r.Position), r.Target, r.Channel, text(r.Payload), text(r.Metadata), r.Worker}
 	}
 	return s.queries.Get("DeliverMessages"), []any{
 		column(rows, func(r Deliver) *string { return orNull(r.ID) }),
@@ -73,6 +73,7 @@ func (s *Store) delivering(rows []Deliver) (statement string, arguments []any) {
 		column(rows, func(r Deliver) *string { return text(r.Metadata) }),
 		column(rows, func(r Deliver) *string { return orNull(r.Key) }),
 		column(rows, func(r Deliver) int64 { return r.KeepMicros }),
+		workerOf(rows),
 	}
 }
 
@@ -119,6 +120,7 @@ func (s *Store) SubscribeRuns(b *pgx.Batch, rows []Subscribe, done func(ord int,
 		column(rows, func(r Subscribe) int32 { return r.Position }),
 		column(rows, func(r Subscribe) string { return r.Channel }),
 		column(rows, func(r Subscribe) *string { return orNull(r.Mode) }),
+		workerOf(rows),
 	).Query(func(found pgx.Rows) error {
 		for found.Next() {
 			var ord int

@@ -118,10 +118,14 @@ type Claimed struct {
 	ID       string
 	Workflow string
 	Token    int64
+	Worker   int64
 	Input    []byte
 	Trace    []byte        // as it was started with
 	Late     time.Duration // since it was due; of those that were parked
 }
+
+// Fence names the run as its new owner knows it.
+func (c Claimed) Fence() Fence { return Fence{ID: c.ID, Token: c.Token, Worker: c.Worker} }
 
 // Look is the answer to a claim of ready runs.
 type Look struct {
@@ -150,7 +154,7 @@ type Since struct {
 // ClaimReady makes worker the owner of ready runs, of each workflow the most urgent and oldest first. The order of Claimed
 // is none.
 func (s *Store) ClaimReady(b *pgx.Batch, worker int64, offer Offer, margin time.Duration, into *Look) {
-	b.Queue(s.queries.Get("ClaimReady"), offer.Workflows, worker, offer.Allowed, offer.Limit, margin.Microseconds()).Query(scanLook(into))
+	b.Queue(s.queries.Get("ClaimReady"), offer.Workflows, worker, offer.Allowed, offer.Limit, margin.Microseconds()).Query(scanLook(worker, into))
 }
 
 // ClaimReadyFrom does the same among the runs that have become ready since the marks, which are in the order of urgency.
@@ -160,10 +164,10 @@ func (s *Store) ClaimReadyFrom(b *pgx.Batch, worker int64, offer Offer, marks []
 		column(marks, func(m Since) int16 { return m.Priority }),
 		column(marks, func(m Since) *int64 { return m.Mark }),
 		column(marks, func(m Since) int16 { return m.Lowest }),
-	).Query(scanLook(into))
+	).Query(scanLook(worker, into))
 }
 
-func scanLook(into *Look) func(pgx.Rows) error {
+func scanLook(worker int64, into *Look) func(pgx.Rows) error {
 	return func(rows pgx.Rows) error {
 		*into = Look{}
 		for rows.Next() {
@@ -176,7 +180,7 @@ func scanLook(into *Look) func(pgx.Rows) error {
 			}
 			into.Took = time.Duration(took) * time.Microsecond
 			if id != nil {
-				into.Claimed = append(into.Claimed, Claimed{ID: *id, Workflow: *workflow, Token: *token, Input: bytes(input), Trace: bytes(trace)})
+				into.Claimed = append(into.Claimed, Claimed{ID: *id, Workflow: *workflow, Token: *token, Worker: worker, Input: bytes(input), Trace: bytes(trace)})
 				into.Priority = append(into.Priority, *priority)
 				into.ReadyAt = append(into.ReadyAt, *readyAt)
 			}
@@ -189,7 +193,7 @@ func scanLook(into *Look) func(pgx.Rows) error {
 func (s *Store) ClaimWaiting(b *pgx.Batch, ids []string, worker int64, into *[]Claimed) {
 	b.Queue(s.queries.Get("ClaimWaiting"), ids, worker).Query(func(rows pgx.Rows) error {
 		*into = (*into)[:0]
-		var run Claimed
+		run := Claimed{Worker: worker}
 		var input, trace *string
 		var lateMicros int64
 		_, err := pgx.ForEachRow(rows, []any{&run.ID, &run.Workflow, &run.Token, &input, &trace, &lateMicros}, func() error {
@@ -201,10 +205,25 @@ func (s *Store) ClaimWaiting(b *pgx.Batch, ids []string, worker int64, into *[]C
 	})
 }
 
-// Fence names a run as its owner knows it.
+// Fence names a run as its owner knows it. What a worker writes of a run is written only if the database says the same of its
+// owner: token and worker. The token alone does not do: a database that has lost its last commits gives a token out again.
 type Fence struct {
-	ID    string
-	Token int64
+	ID     string
+	Token  int64
+	Worker int64
+}
+
+// Owner returns the worker that has the run.
+func (f Fence) Owner() int64 { return f.Worker }
+
+// workerOf returns the one worker that rows are written by; rows from outside, without a run, name none.
+func workerOf[Row interface{ Owner() int64 }](rows []Row) int64 {
+	for _, row := range rows {
+		if worker := row.Owner(); worker != 0 {
+			return worker
+		}
+	}
+	return 0
 }
 
 // Run names the run.
@@ -221,6 +240,7 @@ func (s *Store) ReleaseRuns(b *pgx.Batch, rows []Fence, released func(Named)) {
 	b.Queue(s.queries.Get("ReleaseRuns"),
 		column(rows, func(r Fence) string { return r.ID }),
 		column(rows, func(r Fence) int64 { return r.Token }),
+		workerOf(rows),
 	).Query(eachNamed(released))
 }
 
@@ -228,7 +248,8 @@ func (s *Store) ReleaseRuns(b *pgx.Batch, rows []Fence, released func(Named)) {
 func (s *Store) LetGo(b *pgx.Batch, rows []Fence) {
 	b.Queue(s.queries.Get("LetGo"),
 		column(rows, func(r Fence) string { return r.ID }),
-		column(rows, func(r Fence) int64 { return r.Token }))
+		column(rows, func(r Fence) int64 { return r.Token }),
+		workerOf(rows))
 }
 
 func eachNamed(do func(Named)) func(pgx.Rows) error {
@@ -251,7 +272,7 @@ type Finish struct {
 func (s *Store) FinishRuns(b *pgx.Batch, rows []Finish, ended func(id string)) {
 	if len(rows) == 1 {
 		r := rows[0]
-		b.Queue(s.queries.Get("FinishRun"), r.ID, r.Token, r.Status, text(r.Output), text(r.Error)).Query(eachID(ended))
+		b.Queue(s.queries.Get("FinishRun"), r.ID, r.Token, r.Status, text(r.Output), text(r.Error), r.Worker).Query(eachID(ended))
 		return
 	}
 	b.Queue(s.queries.Get("FinishRuns"),
@@ -260,6 +281,7 @@ func (s *Store) FinishRuns(b *pgx.Batch, rows []Finish, ended func(id string)) {
 		column(rows, func(r Finish) string { return r.Status }),
 		column(rows, func(r Finish) *string { return text(r.Output) }),
 		column(rows, func(r Finish) *string { return text(r.Error) }),
+		workerOf(rows),
 	).Query(eachID(ended))
 }
 
@@ -277,6 +299,7 @@ func (s *Store) ContinueRuns(b *pgx.Batch, rows []Continue, ended func(id string
 		column(rows, func(r Continue) int64 { return r.Token }),
 		column(rows, func(r Continue) string { return r.NextID }),
 		column(rows, func(r Continue) *string { return text(r.Input) }),
+		workerOf(rows),
 	).Query(eachID(ended))
 }
 
@@ -292,11 +315,12 @@ func (s *Store) HeldRuns(b *pgx.Batch, rows []Fence, into *[]Held) {
 	b.Queue(s.queries.Get("HeldRuns"),
 		column(rows, func(r Fence) string { return r.ID }),
 		column(rows, func(r Fence) int64 { return r.Token }),
+		workerOf(rows),
 	).Query(func(found pgx.Rows) error {
 		*into = nil
 		var held Held
 		var cancel *string
-		_, err := pgx.ForEachRow(found, []any{&held.ID, &held.Status, &held.Token, &cancel}, func() error {
+		_, err := pgx.ForEachRow(found, []any{&held.ID, &held.Status, &held.Token, &held.Worker, &cancel}, func() error {
 			held.Cancel = bytes(cancel)
 			*into = append(*into, held)
 			return nil
@@ -309,7 +333,7 @@ func (s *Store) HeldRuns(b *pgx.Batch, rows []Fence, into *[]Held) {
 func (s *Store) OwnedRuns(b *pgx.Batch, worker int64, into map[Fence]string) {
 	b.Queue(s.queries.Get("OwnedRuns"), worker).Query(func(rows pgx.Rows) error {
 		clear(into)
-		var fence Fence
+		fence := Fence{Worker: worker}
 		var workflow string
 		_, err := pgx.ForEachRow(rows, []any{&fence.ID, &fence.Token, &workflow}, func() error {
 			into[fence] = workflow

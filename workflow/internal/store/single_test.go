@@ -37,7 +37,7 @@ const everyRun = `
 // What is there, without ids and times that differ from one execution to the next.
 const everything = `select json_build_object(
 	'instances', (select json_agg(json_build_array(id, status, worker, token, wake_at, wake_position, wake_channels, output, error, ended_at is null, input, trace, priority) order by id) from romancy.instances),
-	'history', (select json_agg(json_build_array(instance_id, position, token, kind, name, payload) order by instance_id, position) from romancy.history),
+	'history', (select json_agg(json_build_array(instance_id, position, token, worker, kind, name, payload) order by instance_id, position) from romancy.history),
 	'mailbox', (select json_agg(json_build_array(channel, mode, receiver, sender, payload, metadata) order by channel, mode, receiver, sender, payload::text) from romancy.mailbox),
 	'subscriptions', (select json_agg(json_build_array(instance_id, channel, mode) order by 1::text, instance_id) from romancy.subscriptions),
 	'waits', (select json_agg(instance_id order by instance_id) from romancy.event_waits))::text`
@@ -67,17 +67,19 @@ func TestASingleOperationIsCarriedOutLikeOneOfMany(t *testing.T) {
 	if _, err := s.GuardSession(ctx, conn.Conn(), time.Minute); err != nil {
 		t.Fatal(err)
 	}
-	nobody, compared := store.Fence{ID: "nobody", Token: 5}, 0
+	nobody, compared := store.Fence{ID: "nobody", Token: 5, Worker: 1}, 0
 	for _, id := range append(ids, "unknown") {
-		for _, token := range []int64{4, 5} {
-			for name, operation := range singles(s, store.Fence{ID: id, Token: token}, nobody) {
+		for _, owner := range []store.Fence{{Token: 4, Worker: 1}, {Token: 5, Worker: 1}, {Token: 5, Worker: 3}} {
+			fence := store.Fence{ID: id, Token: owner.Token, Worker: owner.Worker}
+			nobody.Worker = fence.Worker
+			for name, operation := range singles(s, fence, nobody) {
 				alone, left := carriedOut(ctx, t, conn.Conn(), func(b *pgx.Batch, answer func(...any)) { operation(b, answer, false) })
 				among, leftAmong := carriedOut(ctx, t, conn.Conn(), func(b *pgx.Batch, answer func(...any)) { operation(b, answer, true) })
 				if alone != among {
-					t.Errorf("%s of %s with token %d answers %s alone and %s among others", name, id, token, alone, among)
+					t.Errorf("%s of %s by %+v answers %s alone and %s among others", name, id, owner, alone, among)
 				}
 				if left != leftAmong {
-					t.Errorf("%s of %s with token %d leaves, alone and among others:\n%s\n%s", name, id, token, left, leftAmong)
+					t.Errorf("%s of %s by %+v leaves, alone and among others:\n%s\n%s", name, id, owner, left, leftAmong)
 				}
 				compared++
 			}
@@ -116,7 +118,7 @@ func singles(s *store.Store, fence, nobody store.Fence) map[string]func(b *pgx.B
 			s.StartRuns(b, rows, func(id string) { answer(id) })
 		}
 	}
-	for _, worker := range []int64{1, 2} {
+	for _, worker := range []int64{1, 2, 3} {
 		for _, ask := range []store.Wake{
 			{Position: 2, Channel: "letters", Kind: journal.Receive},
 			{Position: 2, Channel: "letters", Kind: journal.Select, Nudged: true},
@@ -124,21 +126,21 @@ func singles(s *store.Store, fence, nobody store.Fence) map[string]func(b *pgx.B
 			{},
 			{Nudged: true},
 		} {
-			ask.Fence = fence
+			ask.Fence, ask.Worker = fence, worker
 			all[fmt.Sprintf("wake by %d, %+v", worker, ask)] = func(b *pgx.Batch, answer func(...any), among bool) {
 				rows := []store.Wake{ask}
 				if among {
-					rows = append(rows, store.Wake{Fence: nobody})
+					rows = append(rows, store.Wake{Fence: store.Fence{ID: "nobody", Token: 5, Worker: worker}})
 				}
-				s.WakeRuns(b, rows, worker, func(ord int, w store.Waited) {
+				s.WakeRuns(b, rows, func(ord int, w store.Waited) {
 					answer(ord, w.Outcome, string(w.Message), w.FiresAtMicros, w.RemainingMicros == nil, w.Shared, w.NowMicros != 0)
 				})
 			}
 		}
 	}
 	for name, sender := range map[string]store.Deliver{
-		"outside": {}, "a run": {Fence: store.Fence{ID: "running-none-none", Token: 5}, Position: 2},
-		"a run that is gone": {Fence: store.Fence{ID: "running-none-none", Token: 4}, Position: 2},
+		"outside": {}, "a run": {Fence: store.Fence{ID: "running-none-none", Token: 5, Worker: 1}, Position: 2},
+		"a run that is gone": {Fence: store.Fence{ID: "running-none-none", Token: 4, Worker: 1}, Position: 2},
 	} {
 		all["send from "+name] = func(b *pgx.Batch, answer func(...any), among bool) {
 			ask := sender

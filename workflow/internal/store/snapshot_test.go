@@ -85,7 +85,7 @@ func readyFrom(margin string, since int64) string {
 
 func waitArguments(since int) string {
 	const none = "'{null}'"
-	return fmt.Sprintf("'{busy}', '{1}', '{7}', '{jobs}', '{true}', %[1]s, %[1]s, %[1]s, %[1]s, '{%[2]d}', '{receive}', %[1]s, %[1]s, '{false}', '{true}'", none, since)
+	return fmt.Sprintf("'{busy}', '{1}', '{7}', '{jobs}', '{true}', %[1]s, %[1]s, %[1]s, %[1]s, '{%[2]d}', '{receive}', %[1]s, %[1]s, '{false}', '{true}', 2", none, since)
 }
 
 // passThrough leaves behind what n runs and n messages leave that were ready, owned, parked, or sent, and are no more. One run
@@ -100,8 +100,8 @@ func passThrough(t *testing.T, pool *pgxpool.Pool, n int) {
 		`update romancy.instances set status = 'completed', worker = null, wake_at = null where $1::integer > 0`,
 		`insert into romancy.mailbox (channel, mode, payload) select 'jobs', 'competing', '{}' from generate_series(1, $1::integer)`,
 		`delete from romancy.mailbox where $1::integer > 0`,
-		`insert into romancy.instances (id, workflow, status, token, ready_at, wake_channels)
-		 select 'parked', 'order', 'waiting', 1, clock_timestamp(), array['jobs'] where $1::integer > 0`,
+		`insert into romancy.instances (id, workflow, status, token, ready_at, worker, wake_channels)
+		 select 'parked', 'order', 'waiting', 1, clock_timestamp(), 1, array['jobs'] where $1::integer > 0`,
 		`insert into romancy.instances (id, workflow, status, token, ready_at, worker)
 		 select 'busy', 'order', 'running', 1, clock_timestamp(), 2 where $1::integer > 0`,
 		`insert into romancy.subscriptions (instance_id, channel, mode) select 'parked', 'jobs', 'competing' where $1::integer > 0`,

@@ -88,6 +88,7 @@ func (s *Store) WaitRuns(b *pgx.Batch, rows []Wait, waited func(ord int, result 
 		column(rows, func(r Wait) *int64 { return r.NudgeMicros }),
 		column(rows, func(r Wait) bool { return r.Stay }),
 		column(rows, func(r Wait) bool { return r.Heeds }),
+		workerOf(rows),
 	).Query(eachWaited(waited))
 }
 
@@ -102,12 +103,12 @@ type Wake struct {
 	Nudged    bool // the moment it wakes at is a nudge
 }
 
-// WakeRuns makes worker the owner of those parked runs whose message or deadline is there; woken is called for each that
+// WakeRuns makes their worker the owner of those parked runs whose message or deadline is there; woken is called for each that
 // is still parked, also when neither is.
-func (s *Store) WakeRuns(b *pgx.Batch, rows []Wake, worker int64, woken func(ord int, result Waited)) {
+func (s *Store) WakeRuns(b *pgx.Batch, rows []Wake, woken func(ord int, result Waited)) {
 	if len(rows) == 1 && !rows[0].Competing {
 		r := rows[0]
-		b.Queue(s.queries.Get("WakeRun"), r.ID, r.Token, orNull(r.Position), orNull(r.Channel), worker, string(r.Kind), r.Nudged).Query(eachWaited(woken))
+		b.Queue(s.queries.Get("WakeRun"), r.ID, r.Token, orNull(r.Position), orNull(r.Channel), r.Worker, string(r.Kind), r.Nudged).Query(eachWaited(woken))
 		return
 	}
 	b.Queue(s.queries.Get("WakeRuns"),
@@ -116,7 +117,7 @@ func (s *Store) WakeRuns(b *pgx.Batch, rows []Wake, worker int64, woken func(ord
 		column(rows, func(r Wake) *int32 { return orNull(r.Position) }),
 		column(rows, func(r Wake) *string { return orNull(r.Channel) }),
 		column(rows, func(r Wake) bool { return r.Competing }),
-		worker,
+		workerOf(rows),
 		column(rows, func(r Wake) int64 { return r.Since }),
 		column(rows, func(r Wake) string { return string(r.Kind) }),
 		column(rows, func(r Wake) bool { return r.Nudged }),
@@ -190,7 +191,7 @@ type Mail struct {
 
 // TakeMore takes what is there for one run.
 func (s *Store) TakeMore(b *pgx.Batch, ask More, into *Mail) {
-	b.Queue(s.queries.Get("TakeMore"), ask.ID, ask.Token, ask.Position, ask.Channel, ask.Limit, ask.Competing, ask.Since, ask.Bytes).Query(func(rows pgx.Rows) error {
+	b.Queue(s.queries.Get("TakeMore"), ask.ID, ask.Token, ask.Position, ask.Channel, ask.Limit, ask.Competing, ask.Since, ask.Bytes, ask.Worker).Query(func(rows pgx.Rows) error {
 		*into = Mail{}
 		var messages string
 		var shared *int64

@@ -11,7 +11,7 @@ with ask as materialized (
     select a.*,
            case when a.position is not null
                 then (select true from romancy.instances i
-                      where i.id = a.sender and i.token = a.token and i.status || '' = 'running' limit 1 for share) is true
+                      where i.id = a.sender and i.token = a.token and i.worker = $10::bigint and i.status || '' = 'running' limit 1 for share) is true
                 else true end as allowed,
            case when pg_try_advisory_lock_shared(hashtextextended(a.event_id || ' ' || a.source, 'romancy.events'::regclass::oid::bigint))
                 then pg_advisory_unlock_shared(hashtextextended(a.event_id || ' ' || a.source, 'romancy.events'::regclass::oid::bigint))
@@ -19,8 +19,8 @@ with ask as materialized (
     from unnest($1::text[], $2::bigint[], $3::integer[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::bigint[])
         with ordinality as a(sender, token, position, type, source, event_id, attributes, data, keep_us, ord)
 ), recorded as (
-    insert into romancy.history (instance_id, position, token, kind, name)
-    select a.sender, a.position, a.token, 'send_event', a.type
+    insert into romancy.history (instance_id, position, token, worker, kind, name)
+    select a.sender, a.position, a.token, $10::bigint, 'send_event', a.type
     from ask a
     where a.position is not null and a.allowed and a.free
     order by a.ord
@@ -63,7 +63,7 @@ with ask as materialized (
     select a.*, i.cancelled
     from ask a cross join lateral (
         select a.heeds and i.cancel is not null as cancelled from romancy.instances i
-        where i.id = a.id and i.token = a.token and i.status || '' = 'running'
+        where i.id = a.id and i.token = a.token and i.worker = $14::bigint and i.status || '' = 'running'
         for no key update
     ) i
 ), found as materialized (
@@ -90,14 +90,14 @@ with ask as materialized (
         from romancy.events e where e.id = f.event_row offset 0
     ) t on true
 ), timers as (
-    insert into romancy.history (instance_id, position, token, kind, name, payload)
-    select o.id, o.timer_position, o.token, 'timer', o.timer_name,
+    insert into romancy.history (instance_id, position, token, worker, kind, name, payload)
+    select o.id, o.timer_position, o.token, $14::bigint, 'timer', o.timer_name,
            json_build_object('fires_at_us', (extract(epoch from o.fires_at) * 1000000)::bigint)
     from outcome o
     where o.timer_position is not null and o.outcome <> 'cancelled'
 ), recorded as (
-    insert into romancy.history (instance_id, position, token, kind, name, payload)
-    select o.id, o.position, o.token, 'wait_event', o.type,
+    insert into romancy.history (instance_id, position, token, worker, kind, name, payload)
+    select o.id, o.position, o.token, $14::bigint, 'wait_event', o.type,
            case when o.outcome = 'message' then o.event else '{"timeout":true}'::json end
     from outcome o
     where o.outcome in ('message', 'due')
@@ -135,7 +135,7 @@ with ask as materialized (
     select a.*, i.wake_at
     from ask a cross join lateral (
         select i.wake_at from romancy.instances i
-        where i.id = a.id and i.token = a.token and i.status || '' = 'waiting'
+        where i.id = a.id and i.token = a.token and i.worker = $7::bigint and i.status || '' = 'waiting'
           and exists (select 1 from romancy.workers me where me.id = $7::bigint and me.lease_until > clock_timestamp())
         for no key update of i skip locked
     ) i
@@ -161,8 +161,8 @@ with ask as materialized (
         from romancy.events e where e.id = f.event_row offset 0
     ) t on true
 ), recorded as (
-    insert into romancy.history (instance_id, position, token, kind, name, payload)
-    select o.id, o.position, o.token + 1, 'wait_event', o.type,
+    insert into romancy.history (instance_id, position, token, worker, kind, name, payload)
+    select o.id, o.position, o.token + 1, $7::bigint, 'wait_event', o.type,
            case when o.outcome = 'message' then o.event else '{"timeout":true}'::json end
     from outcome o
     where o.outcome in ('message', 'due')

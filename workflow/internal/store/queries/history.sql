@@ -6,10 +6,10 @@ with ask as materialized (
     select * from unnest($1::text[], $2::bigint[], $3::integer[], $4::text[], $5::text[], $6::text[])
         with ordinality as a(id, token, position, kind, name, payload, ord)
 )
-insert into romancy.history (instance_id, position, token, kind, name, payload)
-select a.id, a.position, a.token, a.kind, a.name, a.payload::json
+insert into romancy.history (instance_id, position, token, worker, kind, name, payload)
+select a.id, a.position, a.token, $7::bigint, a.kind, a.name, a.payload::json
 from ask a cross join lateral (
-    select 1 from romancy.instances i where i.id = a.id and i.token = a.token and i.status || '' = 'running' for share
+    select 1 from romancy.instances i where i.id = a.id and i.token = a.token and i.worker = $7::bigint and i.status || '' = 'running' for share
 ) fence
 order by a.ord
 returning instance_id, position;
@@ -17,19 +17,19 @@ returning instance_id, position;
 -- name: AppendRecord
 -- AppendHistory for a single row. It is also the one write of a run outside the committer: in the transaction of an activity, with
 -- which it commits. The lock keeps a successor from claiming the run in between; the primary key refuses the second of two records.
-insert into romancy.history (instance_id, position, token, kind, name, payload)
-select i.id, $3::integer, i.token, $4::text, $5::text, ($6::text)::json
+insert into romancy.history (instance_id, position, token, worker, kind, name, payload)
+select i.id, $3::integer, i.token, i.worker, $4::text, $5::text, ($6::text)::json
 from romancy.instances i
-where i.id = $1::text and i.token = $2::bigint and i.status || '' = 'running'
+where i.id = $1::text and i.token = $2::bigint and i.worker = $7::bigint and i.status || '' = 'running'
 for share of i
 returning instance_id, position;
 
 -- name: OwnRecords
--- After a lost reply: which of these positions did this very owner write?
+-- After a lost reply: which of these positions did this very owner write? Rows without a worker are of a build that wrote none.
 select a.ord
 from unnest($1::text[], $2::bigint[], $3::integer[]) with ordinality as a(id, token, position, ord)
 cross join lateral (
-    select 1 from romancy.history h where h.instance_id = a.id and h.position = a.position and h.token = a.token offset 0
+    select 1 from romancy.history h where h.instance_id = a.id and h.position = a.position and h.token = a.token and coalesce(h.worker, $4::bigint) = $4::bigint offset 0
 ) own;
 
 -- name: RetrySteps
@@ -43,7 +43,7 @@ with ask as materialized (
     select a.*, case when i.cancelled then 'cancelled' when a.stay then 'nothing' else 'parked' end as outcome
     from ask a cross join lateral (
         select a.heeds and i.cancel is not null as cancelled from romancy.instances i
-        where i.id = a.id and i.token = a.token and i.status || '' = 'running'
+        where i.id = a.id and i.token = a.token and i.worker = $9::bigint and i.status || '' = 'running'
         for no key update
     ) i
 ), parked as (
@@ -69,10 +69,10 @@ with ask as materialized (
     update romancy.instances i
     set compensating = true
     from ask a
-    where i.id = any (array[a.id]) and i.token = a.token and i.status || '' = 'running'
+    where i.id = any (array[a.id]) and i.token = a.token and i.worker = $5::bigint and i.status || '' = 'running'
     returning a.ord, a.id, a.position, a.token, a.payload
 )
-insert into romancy.history (instance_id, position, token, kind, name, payload)
-select o.id, o.position, o.token, 'failing', '', o.payload::json
+insert into romancy.history (instance_id, position, token, worker, kind, name, payload)
+select o.id, o.position, o.token, $5::bigint, 'failing', '', o.payload::json
 from owned o
 returning instance_id, position;

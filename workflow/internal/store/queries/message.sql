@@ -12,7 +12,7 @@ with ask as materialized (
     select a.*,
            case when a.position is not null
                 then (select true from romancy.instances i
-                      where i.id = a.sender and i.token = a.token and i.status || '' = 'running' limit 1 for share) is true
+                      where i.id = a.sender and i.token = a.token and i.worker = $10::bigint and i.status || '' = 'running' limit 1 for share) is true
                 else true end as allowed,
            case when a.target is not null
                 then (select true from romancy.instances i
@@ -55,8 +55,8 @@ with ask as materialized (
     -- is true: looked up in a hash of the few, not joined.
     select y.ord from keyed y where y.copy = 1 and (y.key in (select c.key from claimed c)) is true
 ), recorded as (
-    insert into romancy.history (instance_id, position, token, kind, name, payload)
-    select a.sender, a.position, a.token, case when a.target is null then 'publish' else 'send' end, a.channel,
+    insert into romancy.history (instance_id, position, token, worker, kind, name, payload)
+    select a.sender, a.position, a.token, $10::bigint, case when a.target is null then 'publish' else 'send' end, a.channel,
            case when a.target is not null and a.receiver is null and a.known is not true then '{"undeliverable":true}'::json end
     from resolved a
     where a.position is not null and a.allowed and a.free
@@ -93,7 +93,7 @@ select 'held', a.ord, null, null, null, null from ask a where a.allowed and not 
 with sender as materialized (
     select case when $3::integer is null then true
                 else (select true from romancy.instances i
-                      where i.id = $1::text and i.token = $2::bigint and i.status || '' = 'running' limit 1 for share) is true end as allowed
+                      where i.id = $1::text and i.token = $2::bigint and i.worker = $8::bigint and i.status || '' = 'running' limit 1 for share) is true end as allowed
 ), target as materialized (
     select i.id, i.status, i.status in ('ready', 'running', 'waiting', 'stuck') as live from romancy.instances i where i.id = $4::text
 ), receiver as materialized (
@@ -107,8 +107,8 @@ with sender as materialized (
                 end as id
     from target t
 ), recorded as (
-    insert into romancy.history (instance_id, position, token, kind, name, payload)
-    select $1::text, $3::integer, $2::bigint, 'send', $5::text,
+    insert into romancy.history (instance_id, position, token, worker, kind, name, payload)
+    select $1::text, $3::integer, $2::bigint, $8::bigint, 'send', $5::text,
            case when (select r.id from receiver r) is null then '{"undeliverable":true}'::json end
     from sender s
     where $3::integer is not null and s.allowed
@@ -160,7 +160,7 @@ with ask as materialized (
                  where s.channel = a.channel and s.mode = any (array_remove(array['broadcast', 'competing', 'direct'], a.mode))
                    and s.instance_id <> a.id limit 1) as held
     from ask a cross join lateral (
-        select 1 from romancy.instances i where i.id = a.id and i.token = a.token and i.status || '' = 'running' for share
+        select 1 from romancy.instances i where i.id = a.id and i.token = a.token and i.worker = $6::bigint and i.status || '' = 'running' for share
     ) fence
 ), decided as materialized (
     -- Of those in this batch the first that can be has its mode, and the others have to agree with it.
@@ -168,8 +168,8 @@ with ask as materialized (
     from (select o.*, first_value(o.mode) over (partition by o.channel order by o.mode is null or o.held is not null, o.ord) as leading
           from owned o) f
 ), recorded as (
-    insert into romancy.history (instance_id, position, token, kind, name, payload)
-    select d.id, d.position, d.token, case when d.mode is null then 'unsubscribe' else 'subscribe' end, d.channel,
+    insert into romancy.history (instance_id, position, token, worker, kind, name, payload)
+    select d.id, d.position, d.token, $6::bigint, case when d.mode is null then 'unsubscribe' else 'subscribe' end, d.channel,
            json_build_object('mode', d.mode, 'taken', case when d.mode is not null then d.taken end)
     from decided d
 ), added as (

@@ -193,7 +193,7 @@ from unnest($1::text[]) as a(id) cross join lateral (
 update romancy.instances i
 set status = 'ready', ready_at = clock_timestamp(), worker = null
 from unnest($1::text[], $2::bigint[]) as a(id, token)
-where i.id = any (array[a.id]) and i.token = a.token and i.status || '' = 'running'
+where i.id = any (array[a.id]) and i.token = a.token and i.worker = $3::bigint and i.status || '' = 'running'
 returning i.id, i.workflow;
 
 -- name: FinishRuns
@@ -209,7 +209,7 @@ with ask as materialized (
         wake_at = null, wake_position = null, wake_channels = null,
         ended_at = case when a.status <> 'stuck' then clock_timestamp() end
     from ask a
-    where i.id = any (array[a.id]) and i.token = a.token and i.status || '' = 'running'
+    where i.id = any (array[a.id]) and i.token = a.token and i.worker = $6::bigint and i.status || '' = 'running'
     returning i.id, i.status, i.status = 'failed' and not i.compensating as retryable
 ), unsubscribed as (
     delete from romancy.subscriptions s using ended e where s.instance_id = any (array[e.id]) and e.status <> 'stuck'
@@ -229,7 +229,7 @@ with ended as (
     set status = $3::text, output = ($4::text)::json, error = ($5::text)::json, worker = null,
         wake_at = null, wake_position = null, wake_channels = null,
         ended_at = case when $3::text <> 'stuck' then clock_timestamp() end
-    where i.id = $1::text and i.token = $2::bigint and i.status || '' = 'running'
+    where i.id = $1::text and i.token = $2::bigint and i.worker = $6::bigint and i.status || '' = 'running'
     returning i.id, i.status <> 'stuck' as over, i.status = 'failed' and not i.compensating as retryable
 ), unsubscribed as (
     delete from romancy.subscriptions s where s.instance_id = (select e.id from ended e where e.over)
@@ -253,7 +253,7 @@ with ask as materialized (
     set status = 'continued', output = json_build_object('continued_as', a.next_id), worker = null,
         wake_at = null, wake_position = null, wake_channels = null, ended_at = clock_timestamp()
     from ask a
-    where i.id = any (array[a.id]) and i.token = a.token and i.status || '' = 'running'
+    where i.id = any (array[a.id]) and i.token = a.token and i.worker = $5::bigint and i.status || '' = 'running'
     returning i.id, i.workflow, i.parent, i.trace, i.priority, coalesce(i.line, i.id) as line, a.next_id, a.input
 ), next as (
     insert into romancy.instances (id, workflow, status, token, ready_at, input, parent, continued_from, line, trace, priority)
@@ -272,10 +272,10 @@ select id from ended;
 
 -- name: HeldRuns
 -- Of the runs that a worker has in memory, those that it should not have, or not like this: that are to be cancelled, or have ended,
--- or belong to somebody else.
-select i.id, i.status, i.token, i.cancel::text
+-- or belong to another worker. A smaller token than that in memory: the database has lost its last commits.
+select i.id, i.status, i.token, coalesce(i.worker, 0), i.cancel::text
 from unnest($1::text[], $2::bigint[]) as a(id, token) cross join lateral (
     select * from romancy.instances i
-    where i.id = a.id and (i.cancel is not null or i.token > a.token + 1 or i.status not in ('ready', 'running', 'waiting'))
+    where i.id = a.id and (i.cancel is not null or i.token < a.token or i.token > a.token + 1 or i.worker <> $3::bigint or i.status not in ('ready', 'running', 'waiting'))
     offset 0
 ) i;

@@ -15,7 +15,7 @@ with ask as materialized (
     select a.*, i.cancelled, case when not i.cancelled then a.channel end as open_channel
     from ask a cross join lateral (
         select a.heeds and i.cancel is not null as cancelled from romancy.instances i
-        where i.id = a.id and i.token = a.token and i.status || '' = 'running'
+        where i.id = a.id and i.token = a.token and i.worker = $16::bigint and i.status || '' = 'running'
         for no key update
     ) i
 ), addressed as materialized (
@@ -57,14 +57,14 @@ with ask as materialized (
 ), gone as (
     delete from romancy.mailbox m using outcome o where m.id = any (array[o.message_id]) and o.outcome = 'message'
 ), timers as (
-    insert into romancy.history (instance_id, position, token, kind, name, payload)
-    select o.id, o.timer_position, o.token, 'timer', o.timer_name,
+    insert into romancy.history (instance_id, position, token, worker, kind, name, payload)
+    select o.id, o.timer_position, o.token, $16::bigint, 'timer', o.timer_name,
            json_build_object('fires_at_us', (extract(epoch from o.fires_at) * 1000000)::bigint)
     from outcome o
     where o.timer_position is not null and o.outcome <> 'cancelled'
 ), recorded as (
-    insert into romancy.history (instance_id, position, token, kind, name, payload)
-    select o.id, o.position, o.token, o.kind, case when o.kind = 'receive' then o.channel else '' end,
+    insert into romancy.history (instance_id, position, token, worker, kind, name, payload)
+    select o.id, o.position, o.token, $16::bigint, o.kind, case when o.kind = 'receive' then o.channel else '' end,
            case when o.outcome = 'message' then o.message else '{"timeout":true}'::json end
     from outcome o
     where o.position is not null and o.outcome in ('message', 'due')
@@ -96,7 +96,7 @@ with ask as materialized (
     select a.*, i.wake_at
     from ask a cross join lateral (
         select i.wake_at from romancy.instances i
-        where i.id = a.id and i.token = a.token and i.status || '' = 'waiting'
+        where i.id = a.id and i.token = a.token and i.worker = $6::bigint and i.status || '' = 'waiting'
           and exists (select 1 from romancy.workers me where me.id = $6::bigint and me.lease_until > clock_timestamp())
         for no key update of i skip locked
     ) i
@@ -137,8 +137,8 @@ with ask as materialized (
 ), gone as (
     delete from romancy.mailbox m using outcome o where m.id = any (array[o.message_id]) and o.outcome = 'message'
 ), recorded as (
-    insert into romancy.history (instance_id, position, token, kind, name, payload)
-    select o.id, o.position, o.token + 1, o.kind, case when o.kind = 'receive' then o.channel else '' end,
+    insert into romancy.history (instance_id, position, token, worker, kind, name, payload)
+    select o.id, o.position, o.token + 1, $6::bigint, o.kind, case when o.kind = 'receive' then o.channel else '' end,
            case when o.outcome = 'message' then o.message else '{"timeout":true}'::json end
     from outcome o
     where o.position is not null and o.outcome in ('message', 'due')
@@ -159,7 +159,7 @@ from outcome o;
 -- WakeRuns for a single one that does not compete. Most runs are woken alone, and this is most of the time that takes.
 with owned as materialized (
     select i.id, i.wake_at from romancy.instances i
-    where i.id = $1::text and i.token = $2::bigint and i.status || '' = 'waiting'
+    where i.id = $1::text and i.token = $2::bigint and i.worker = $5::bigint and i.status || '' = 'waiting'
       and exists (select 1 from romancy.workers me where me.id = $5::bigint and me.lease_until > clock_timestamp())
     for no key update of i skip locked
 ), own as materialized (
@@ -179,8 +179,8 @@ with owned as materialized (
 ), gone as (
     delete from romancy.mailbox m where m.id = (select o.message_id from outcome o)
 ), recorded as (
-    insert into romancy.history (instance_id, position, token, kind, name, payload)
-    select o.id, $3::integer, $2::bigint + 1, $6::text, case when $6::text = 'receive' then $4::text else '' end,
+    insert into romancy.history (instance_id, position, token, worker, kind, name, payload)
+    select o.id, $3::integer, $2::bigint + 1, $5::bigint, $6::text, case when $6::text = 'receive' then $4::text else '' end,
            case when o.outcome = 'message' then o.message else '{"timeout":true}'::json end
     from outcome o
     where $3::integer is not null and o.outcome in ('message', 'due')
@@ -208,7 +208,7 @@ where (select true from romancy.mailbox m where m.receiver = a.id and m.channel 
 update romancy.instances i
 set worker = null
 from unnest($1::text[], $2::bigint[]) as a(id, token)
-where i.id = any (array[a.id]) and i.token = a.token and i.status || '' = 'waiting';
+where i.id = any (array[a.id]) and i.token = a.token and i.worker = $3::bigint and i.status || '' = 'waiting';
 
 -- name: TakeMore
 -- Up to $5 messages more of a channel, at once, for a run that has just received one there: those sent to it, and, if it
@@ -216,7 +216,7 @@ where i.id = any (array[a.id]) and i.token = a.token and i.status || '' = 'waiti
 -- run is not owned any more. Also returned: whether messages for whoever competes are left that others have found locked meanwhile.
 with owned as materialized (
     select i.id, i.token from romancy.instances i
-    where i.id = $1::text and i.token = $2::bigint and i.status || '' = 'running'
+    where i.id = $1::text and i.token = $2::bigint and i.worker = $9::bigint and i.status || '' = 'running'
     for no key update
 ), own as materialized (
     select m.id, m.channel, m.sender, m.created_at, m.metadata, m.payload
@@ -253,8 +253,8 @@ with owned as materialized (
                                                'metadata', t.metadata, 'body', t.payload) order by t.id), '[]') as list
     from taken t
 ), recorded as (
-    insert into romancy.history (instance_id, position, token, kind, name, payload)
-    select o.id, $3::integer, o.token, 'receive_more', $4::text, m.list
+    insert into romancy.history (instance_id, position, token, worker, kind, name, payload)
+    select o.id, $3::integer, o.token, $9::bigint, 'receive_more', $4::text, m.list
     from owned o cross join messages m
 )
 select m.list::text, (select max(t.id) from taken t where t.common),

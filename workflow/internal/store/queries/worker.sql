@@ -1,8 +1,8 @@
 -- name: RegisterWorker
 -- Also returned, as by Heartbeat: what time it is, in microseconds since 1970.
-insert into romancy.workers (label, listening, lease_until)
-values ($1::text, $2::boolean, clock_timestamp() + $3::bigint * interval '1 microsecond')
-returning id, (extract(epoch from clock_timestamp()) * 1000000)::bigint;
+insert into romancy.workers (id, label, listening, lease_until)
+values ($4::bigint, $1::text, $2::boolean, clock_timestamp() + $3::bigint * interval '1 microsecond')
+returning (extract(epoch from clock_timestamp()) * 1000000)::bigint;
 
 -- name: Heartbeat
 -- A lease that has run out is never revived. Also: in how many microseconds does the first lease of another worker end, and
@@ -44,7 +44,7 @@ with recursive owners (id) as (
 ), found as materialized (
     select r.*
     from dead d cross join lateral (
-        select i.id, i.token, i.deaths, i.died_at from romancy.instances i
+        select i.id, i.token, i.worker, i.deaths, i.died_at from romancy.instances i
         where i.status = 'running' and i.worker = d.id
         limit $1::bigint
         for no key update skip locked
@@ -54,8 +54,8 @@ with recursive owners (id) as (
                       when h.since or (select true from romancy.attempts a where a.instance_id = f.id and a.failed_at > f.died_at limit 1) then 1
                       else least(f.deaths + 1, 32767) end as deaths
     from found f cross join lateral (
-        select coalesce(bool_or(h.token = f.token), false) as own, coalesce(bool_or(h.created_at > f.died_at), false) as since
-        from (select h.token, h.created_at from romancy.history h where h.instance_id = f.id order by h.position desc limit 1000) h
+        select coalesce(bool_or(h.token = f.token and coalesce(h.worker, f.worker) = f.worker), false) as own, coalesce(bool_or(h.created_at > f.died_at), false) as since
+        from (select h.token, h.worker, h.created_at from romancy.history h where h.instance_id = f.id order by h.position desc limit 1000) h
     ) h
 )
 update romancy.instances i
