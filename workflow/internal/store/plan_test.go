@@ -108,6 +108,7 @@ func statements() map[string]statement {
 		"GetRun":              {arguments: "'run-1'", mayScan: "workers"},
 		"GetHistory":          {arguments: "'run-1'"},
 		"GetAttempts":         {arguments: "'run-1'"},
+		"GetInterruptions":    {arguments: "'run-1'"},
 		"ListRuns":            {arguments: "'run-5', 100, 100, array['waiting']" + strings.Repeat(", null", 5)},
 		"CheckPath":           {arguments: "'$.a'"},
 		"StartLater":          {arguments: list(func(n int) string { return fmt.Sprintf("'later-%d'", n) }) + ", " + same("'order'") + ", " + same("'{}'") + ", " + same("1000::bigint") + ", " + same("null::bigint") + ", " + same("null::text") + ", " + same("0::smallint"), bare: true},
