@@ -28,6 +28,8 @@ type run struct {
 
 	work     context.Context //nolint:containedctx // ends with the run's life here, or when it is cancelled: handed to activities
 	stopWork context.CancelFunc
+	left     atomic.Bool                    // the limit of a shutdown is over: see abandon
+	over     atomic.Bool                    // its goroutine has ended
 	lost     atomic.Bool                    // writes of this run are refused, or will be: end
 	mailed   atomic.Bool                    // there may be mail for a goroutine that waits without being parked
 	asked    atomic.Pointer[CancelledError] // it is to be cancelled
@@ -108,7 +110,7 @@ func (r *run) lifetime() context.Context {
 	defer r.engine.mu.Unlock()
 	if r.ctx == nil {
 		r.ctx, r.stop = context.WithCancel(context.Background())
-		if r.phase == gone {
+		if r.phase == gone || r.left.Load() {
 			r.stop()
 		}
 	}
@@ -159,6 +161,9 @@ func (r *run) call() (output []byte, err error) {
 
 // end records how the workflow ended, undoing its steps first if it failed or is cancelled.
 func (r *run) end(output []byte, err error) {
+	if r.left.Load() {
+		r.exit() // it may have ended because its context is cancelled; executed again, it finds what is recorded
+	}
 	next := new(continuation)
 	if past, _ := r.journal.Next(); past.Kind == journal.Failing && r.cancelled == nil && r.asked.Load() != nil {
 		r.cancelled = r.asked.Load() // an earlier execution learnt of it here, where it issued no command
@@ -216,7 +221,7 @@ func (r *run) exit() {
 // checkpoint is passed before every command: a run that is lost ends here, one of a worker that is shutting down is handed
 // over here.
 func (r *run) checkpoint() {
-	if r.lost.Load() {
+	if r.lost.Load() || r.left.Load() {
 		r.exit()
 	}
 	if broken := r.broken.Load(); broken != nil {
@@ -239,21 +244,15 @@ func (r *run) handOver() {
 	}
 }
 
-// abandon hands a run over from outside, while it executes a step: its context is cancelled, and nothing it does from now on
-// is recorded. Its goroutine is not parked, so its token does not change.
-func (r *run) abandon() {
-	r.handOver()
-	r.engine.mu.Lock()
-	defer r.engine.mu.Unlock()
-	r.engine.dropLocked(r)
-}
-
 // giveUp ends the goroutine because an operation of the run failed with err. Nothing wrong has been recorded: the run is
 // executed again from history, unless the operation can never succeed.
 func (r *run) giveUp(err error) {
 	var pgErr *pgconn.PgError
 	switch {
 	case r.lost.Load(), errors.Is(err, commit.ErrFenced), errors.Is(err, commit.ErrClosed):
+		if errors.Is(err, commit.ErrFenced) && !r.lost.Load() {
+			r.engine.refused(r.fence(), r.definition.Name())
+		}
 		r.lost.Store(true) // somebody else's, or will be when the lease has run out
 	case store.IsUniqueViolation(err), errors.Is(err, commit.ErrOutcomeUnknown):
 		// Recorded by an owner before us, or perhaps by us: history knows.
