@@ -237,8 +237,7 @@ func (e *Engine) correctHeld(asked []store.Fence, found []store.Held) {
 			e.dropLocked(r)
 		case r.token == tokens[held.ID] && (held.Token < r.token || held.Worker != 0 && held.Worker != r.worker):
 			// The database has lost its last commits: a failover, a restore, or a crash with synchronous_commit off.
-			r.log().Warn("the database knows less of this run than this worker does, as after losing its last commits; the run is left to what it knows",
-				"token here", r.token, "token there", held.Token)
+			e.sayForgotten(r.fence(), r.definition.Name(), []store.Run{{Token: held.Token}})
 			e.dropLocked(r)
 		case live && held.Cancel != nil:
 			r.askToCancel(decodeCancelled(held.Cancel))

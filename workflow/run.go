@@ -27,6 +27,8 @@ type run struct {
 
 	work     context.Context //nolint:containedctx // ends with the run's life here, or when it is cancelled: handed to activities
 	stopWork context.CancelFunc
+	left     atomic.Bool                    // the limit of a shutdown is over: see abandon
+	over     atomic.Bool                    // its goroutine has ended
 	lost     atomic.Bool                    // writes of this run are refused, or will be: end
 	mailed   atomic.Bool                    // there may be mail for a goroutine that waits without being parked
 	asked    atomic.Pointer[CancelledError] // it is to be cancelled
@@ -107,7 +109,7 @@ func (r *run) lifetime() context.Context {
 	defer r.engine.mu.Unlock()
 	if r.ctx == nil {
 		r.ctx, r.stop = context.WithCancel(context.Background())
-		if r.phase == gone {
+		if r.phase == gone || r.left.Load() {
 			r.stop()
 		}
 	}
@@ -158,6 +160,9 @@ func (r *run) call() (output []byte, err error) {
 
 // end records how the workflow ended, undoing its steps first if it failed or is cancelled.
 func (r *run) end(output []byte, err error) {
+	if r.left.Load() {
+		r.exit() // it may have ended because its context is cancelled; executed again, it finds what is recorded
+	}
 	next := new(continuation)
 	if past, _ := r.journal.Next(); past.Kind == journal.Failing && r.cancelled == nil && r.asked.Load() != nil {
 		r.cancelled = r.asked.Load() // an earlier execution learnt of it here, where it issued no command
@@ -215,7 +220,7 @@ func (r *run) exit() {
 // checkpoint is passed before every command: a run that is lost ends here, one of a worker that is shutting down is handed
 // over here.
 func (r *run) checkpoint() {
-	if r.lost.Load() {
+	if r.lost.Load() || r.left.Load() {
 		r.exit()
 	}
 	if broken := r.broken.Load(); broken != nil {
@@ -239,24 +244,11 @@ func (r *run) handOver() {
 	}
 }
 
-// abandon hands a run over from outside, while it executes a step: its context is cancelled, and nothing it does from now on
-// is recorded. Its goroutine is not parked, so its token does not change.
-func (r *run) abandon() {
-	r.handOver()
-	r.engine.mu.Lock()
-	defer r.engine.mu.Unlock()
-	r.engine.dropLocked(r)
-}
-
 // awaitBodies waits until no body of a step beside the goroutine executes here any more, so that none executes beside itself when
 // another worker goes on with the run.
 func (r *run) awaitBodies() {
 	for r.air.executing() {
-		select {
-		case <-r.pokes():
-		case <-r.lifetime().Done(): // taken from us
-			return
-		}
+		<-r.pokes() // each says so when it ends
 	}
 }
 
@@ -267,6 +259,9 @@ func (r *run) giveUp(err error) {
 	case r.lost.Load():
 	case errors.Is(err, commit.ErrFenced), errors.Is(err, commit.ErrClosed):
 		// Somebody else's, or will be when the lease has run out. If the database says that it is ours, others are to have it.
+		if errors.Is(err, commit.ErrFenced) {
+			r.engine.refused(r.fence(), r.definition.Name())
+		}
 		r.stopWork()
 		r.awaitBodies()
 		r.lost.Store(true)

@@ -67,6 +67,8 @@ func (r *run) step(s step, body stepBody) ([]byte, error) {
 		attempting = false
 		var interrupted *interruption
 		switch {
+		case err != nil && r.left.Load():
+			r.exit() // it ended because a shutdown did: that is no failure
 		case errors.Is(err, errDraining):
 			r.checkpoint() // hands the run over
 		case errors.As(err, &interrupted):

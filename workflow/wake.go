@@ -327,7 +327,10 @@ func (e *Engine) verifyLocked(r *run) {
 			return
 		}
 		switch {
-		case err != nil || len(rows) == 0 || rows[0].Token != r.token:
+		case err != nil || len(rows) == 0 || rows[0].Token != r.token || forgotten(r.fence(), rows[0]):
+			if err == nil && (len(rows) == 0 || forgotten(r.fence(), rows[0])) {
+				e.sayForgotten(r.fence(), r.definition.Name(), rows)
+			}
 			e.dropLocked(r)
 		case rows[0].Status == string(StatusWaiting):
 			e.armLocked(r, time.Now().Add(verifyDelay))

@@ -95,7 +95,9 @@ func statements() map[string]statement {
 		"SubscribeRuns":       {arguments: ids + ", " + same("1::bigint") + ", " + same("9") + ", " + same("'approvals'") + ", " + same("'competing'") + ", 1"},
 		"RegisterWorker":      {arguments: "'me', true, 1000000, 7"},
 		"Heartbeat":           {arguments: "1, 1000000, true", mayScan: "workers"},
-		"DeregisterWorker":    {arguments: "1", mayScan: "workers"},
+		"LeaveWorker":         {arguments: "1", mayScan: "workers"},
+		"SayLived":            {arguments: "array[1, 2]", mayScan: "workers"},
+		"TakeBackDeaths":      {arguments: ids + ", " + same("1::bigint") + ", " + same("1::bigint") + ", " + same("0::bigint")},
 		"TakeOver":            {arguments: "100, true, 5, '{}'", mayScan: "workers instances"},
 		"BuryWorkers":         {arguments: "", mayScan: "workers"},
 		"SweepMail":           {arguments: "0, 100, 0", mayScan: "workers"},
@@ -151,6 +153,8 @@ func fill(t *testing.T, pool *pgxpool.Pool) {
 		 select 'run-' || n, 'paid', case when n % 2 = 0 then array['order'] else array['order', 'region'] end,
 		        jsonb_build_object('order', n::text) || case when n % 2 = 0 then '{}' else '{"region": "eu"}'::jsonb end, '{1,2}'
 		 from generate_series(1, 100000) n`,
+		`update romancy.instances set died_with = '{1}' where status = 'running'`,
+		`insert into romancy.interruptions (instance_id, position, number, token, worker, error) select 'run-' || n, 0, k, k, 7, '{}' from generate_series(1, 20000) n, generate_series(1, 3) k`,
 		`insert into romancy.workers (label, lease_until) select 'worker', now() from generate_series(1, 3)`,
 	} {
 		if _, err := pool.Exec(ctx, statement); err != nil {
@@ -173,7 +177,7 @@ func TestNoStatementReadsMoreThanItNeeds(t *testing.T) {
 	pool := pgtest.Pool(t, func(config *pgxpool.Config) { config.MaxConns = 4 })
 	s := newStore(t)
 	ctx := t.Context()
-	for _, table := range []string{"instances", "history", "attempts", "mailbox", "subscriptions", "sent_keys", "events", "event_waits", "workers"} {
+	for _, table := range []string{"instances", "history", "attempts", "mailbox", "subscriptions", "sent_keys", "events", "event_waits", "workers", "interruptions"} {
 		if _, err := pool.Exec(ctx, "alter table romancy."+table+" set (autovacuum_enabled = off)"); err != nil {
 			t.Fatal(err)
 		}
@@ -215,7 +219,7 @@ func (c session) prepare(t *testing.T, s *store.Store) {
 	t.Helper()
 	cases := statements()
 	for name, query := range s.Queries() {
-		if _, known := cases[name]; !known && name != "Guard" && name != "GuardSession" {
+		if _, known := cases[name]; !known && !strings.HasPrefix(name, "Guard") {
 			t.Errorf("query %s has no arguments here: add them, so that its plan is checked", name)
 		}
 		if _, err := c.conn.Exec(t.Context(), "prepare "+name+" as "+query, pgx.QueryExecModeSimpleProtocol); err != nil {

@@ -102,7 +102,7 @@ with target as materialized (
     -- A cancellation that a run has failed before it noticed is over with that failure.
     update romancy.instances i
     set status = 'ready', ready_at = clock_timestamp(), worker = null, token = i.token + 1, error = null, output = null, ended_at = null,
-        deaths = 0, died_at = null, cancel = case when t.status <> 'failed' then i.cancel end
+        deaths = 0, died_at = null, died_with = null, cancel = case when t.status <> 'failed' then i.cancel end
     from target t
     where i.id = any (array[t.id]) and not exists (select 1 from taken)
     returning i.id, i.workflow
