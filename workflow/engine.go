@@ -289,7 +289,7 @@ func NewEngine(config Config) (*Engine, error) {
 		Holds:     func(worker int64) bool { return !e.lease.Lost(worker) },
 		Abandoned: metrics.abandoned,
 	})
-	e.side = commit.New(commit.Config{Store: statements, Connect: connect, Lazy: true, LockTimeout: 200 * time.Millisecond, Flushed: metrics.flushed(metrics.starts), Logger: e.logger})
+	e.side = commit.New(commit.Config{Store: statements, Connect: connect, Lazy: true, Flushed: metrics.flushed(metrics.starts), Logger: e.logger})
 	e.lease = lease.New(lease.Config{
 		Store: statements, Committer: e.committer, Label: config.Label, Lease: config.Lease,
 		Connect:   func(ctx context.Context) (*pgx.Conn, error) { return dial.Beside(ctx, config.Pool, " lease", nil) },
