@@ -201,7 +201,7 @@ type Engine struct {
 	side       *commit.Committer // for starts with a caller's id, which another transaction may hold
 	lease      *lease.Keeper
 	lingering  *lingering
-	durability sync.Once
+	durability durability
 	watch      *watch
 	admission  *admission
 	intake     intake
@@ -268,11 +268,15 @@ func NewEngine(config Config) (*Engine, error) {
 	}
 	connect := func(ctx context.Context) (*pgx.Conn, error) {
 		conn, err := dial.Beside(ctx, config.Pool, " engine", nil)
-		if err == nil {
-			config.Listener.Retry() // the end of an outage shows here first
-			e.checkDurability(ctx, conn)
+		if err != nil {
+			return nil, err
 		}
-		return conn, err
+		config.Listener.Retry() // the end of an outage shows here first
+		if err := e.noteServer(ctx, conn); err != nil {
+			dial.HangUp(conn)
+			return nil, err
+		}
+		return conn, nil
 	}
 	e.committer = commit.New(commit.Config{Store: statements, Connect: connect, Lanes: 2, Sent: e.sent, SentEvents: e.sentEvents, Flushed: metrics.flushed(metrics.runs), Logger: e.logger})
 	e.side = commit.New(commit.Config{Store: statements, Connect: connect, Lazy: true, LockTimeout: 200 * time.Millisecond, Flushed: metrics.flushed(metrics.starts), Logger: e.logger})
