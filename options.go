@@ -34,9 +34,6 @@ const (
 // Option configures an App. An option given twice counts the last time, except where it says otherwise.
 type Option interface{ apply(o *options) }
 
-// MigrateOption configures Migrate.
-type MigrateOption interface{ applyMigrate(m *migration) }
-
 type optionFunc func(o *options)
 
 func (f optionFunc) apply(o *options) { f(o) }
@@ -98,6 +95,17 @@ func (s schemaOption) applyMigrate(m *migration) { m.schema = string(s) }
 
 // SchemaOption is an Option and a MigrateOption.
 type SchemaOption interface {
+	Option
+	MigrateOption
+}
+
+type loggerOption struct{ logger *slog.Logger }
+
+func (l loggerOption) apply(o *options)          { o.loggerGiven, o.logger = true, l.logger }
+func (l loggerOption) applyMigrate(m *migration) { m.logger = l.logger }
+
+// LoggerOption is an Option and a MigrateOption.
+type LoggerOption interface {
 	Option
 	MigrateOption
 }
@@ -231,9 +239,7 @@ func WithSendKeyRetention(age time.Duration) Option {
 }
 
 // WithLogger sets where everything reports. Default: slog.Default().
-func WithLogger(logger *slog.Logger) Option {
-	return optionFunc(func(o *options) { o.loggerGiven, o.logger = true, logger })
-}
+func WithLogger(logger *slog.Logger) LoggerOption { return loggerOption{logger} }
 
 // WithMeterProvider sets where the App's metrics (romancy.*) are made. Default: otel.GetMeterProvider(). A listener given
 // by WithListener has its own.
@@ -248,7 +254,7 @@ func WithTracerProvider(provider trace.TracerProvider) Option {
 }
 
 // WithAutoMigrate makes Start run Migrate first. Without it, Start returns an error for a schema that is not at the version
-// of this build, which suits deployments whose services may not change tables.
+// of this build, or at a newer one that this build can live with, which suits deployments whose services may not change tables.
 func WithAutoMigrate() Option {
 	return optionFunc(func(o *options) { o.migrate = true })
 }

@@ -65,7 +65,7 @@ func TestMigrateTwiceKeepsData(t *testing.T) {
 func TestConcurrentMigrations(t *testing.T) {
 	t.Parallel()
 	pool := emptyPool(t)
-	errs := make([]error, 4)
+	errs := make([]error, 8)
 	var start, done sync.WaitGroup
 	start.Add(len(errs))
 	for i := range errs {
@@ -87,7 +87,7 @@ func TestConcurrentMigrations(t *testing.T) {
 func TestNewerSchemaIsRefusedAndLeftAlone(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Pool(t)
-	exec(t, pool, "update romancy.schema_version set version = 9999")
+	exec(t, pool, "update romancy.schema_version set version = 9999, compatible_since = 9000")
 	before := relations(t, pool, schema.Default)
 	for name, call := range map[string]func(context.Context, *pgxpool.Pool, string) error{
 		"Check": schema.Check, "Migrate": schema.Migrate,
@@ -97,7 +97,7 @@ func TestNewerSchemaIsRefusedAndLeftAlone(t *testing.T) {
 			t.Errorf("%s: got %v, want a *VersionError", name, err)
 			continue
 		}
-		if want := (schema.VersionError{Schema: schema.Default, Found: 9999, Want: schema.Version()}); *wrong != want {
+		if want := (schema.VersionError{Schema: schema.Default, Found: 9999, Want: schema.Version(), Oldest: 9000}); *wrong != want {
 			t.Errorf("%s: got %+v, want %+v", name, *wrong, want)
 		}
 		if !strings.Contains(wrong.Error(), "newer") || !strings.Contains(wrong.Error(), "deploy") {
