@@ -18,7 +18,11 @@ func Script(schema string, parts ...string) string {
 	var text strings.Builder
 	fmt.Fprintf(&text, "begin isolation level read committed;\nset local search_path = pg_catalog, pg_temp;\nselect pg_advisory_xact_lock(%d);\n", LockKey(schema))
 	for _, part := range parts {
-		if part = strings.TrimSpace(part); part != "" {
+		part = strings.TrimSpace(part)
+		if part != "" && !strings.HasSuffix(part, ";") { // it may end with a comment, too
+			part += "\n;"
+		}
+		if part != "" {
 			text.WriteString(part + "\n")
 		}
 	}

@@ -50,10 +50,12 @@ func Open(ctx context.Context, pool *pgxpool.Pool, schema string, logger *slog.L
 // Close hangs up.
 func (s *Session) Close() { dial.HangUp(s.conn) }
 
-// connect prepares no statements: behind a pooler the next one may reach a server connection that does not know them.
+// connect prepares no statements: behind a pooler the next one may reach a server connection that does not know them. In the
+// extended protocol, moreover, the last query of a transaction keeps its snapshot as long as its portal is there, and CREATE
+// INDEX CONCURRENTLY would wait for the transaction that holds our lock, without end.
 func connect(ctx context.Context, pool *pgxpool.Pool) (*pgx.Conn, error) {
 	return dial.Beside(ctx, pool, " migrate", func(config *pgx.ConnConfig) {
-		config.DefaultQueryExecMode = pgx.QueryExecModeExec
+		config.DefaultQueryExecMode = pgx.QueryExecModeSimpleProtocol
 		config.StatementCacheCapacity, config.DescriptionCacheCapacity = 0, 0
 	})
 }

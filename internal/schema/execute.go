@@ -10,6 +10,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/romancy-go/romancy/internal/refusal"
 )
 
 // script sends statements in one message, which PostgreSQL carries out in order until one fails.
@@ -70,6 +72,9 @@ func oneByOne(ctx context.Context, tx pgx.Tx, free *pgx.Conn, schema string, sta
 			}
 		}
 		if _, err := free.Exec(ctx, statement); err != nil {
+			if remedy := refusal.Remedy(err); remedy != "" {
+				err = fmt.Errorf("%w: %s", err, remedy)
+			}
 			return fmt.Errorf("%s: %w", firstLine(statement), err)
 		}
 		if index == "" {
