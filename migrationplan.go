@@ -22,7 +22,10 @@ type MigrationState struct {
 type MigrationStep struct {
 	Name    string // such as 008_lines; those of River's tables begin with river_
 	Version int32  // of the tables after it: MigrationState's Version, or River
-	SQL     string // a script for psql, with its own transactions, that also records the version
+	// CompatibleSince says which older builds work with the tables after it: those that know this version or a later one. It is 0
+	// for a step that does not concern them.
+	CompatibleSince int32
+	SQL             string // a script for psql, with its own transactions, that also records the version
 }
 
 // MigrationPlan says what Migrate has to do.
@@ -80,7 +83,9 @@ func (m migration) plan(found MigrationState, own []migrator.Planned) (*Migratio
 	}
 	plan := &MigrationPlan{Schema: m.schema, Found: found}
 	for _, planned := range append(own, river...) {
-		plan.Steps = append(plan.Steps, MigrationStep(planned))
+		plan.Steps = append(plan.Steps, MigrationStep{
+			Name: planned.Name, Version: planned.Version, CompatibleSince: planned.Compatible, SQL: planned.SQL,
+		})
 	}
 	return plan, nil
 }

@@ -7,9 +7,10 @@ import (
 
 // Planned is a migration that has not been applied, as a script to be applied by hand.
 type Planned struct {
-	Name    string
-	Version int32
-	SQL     string
+	Name       string
+	Version    int32
+	Compatible int32 // the oldest version whose builds work with the tables after it; 0: it does not concern builds
+	SQL        string
 }
 
 // Script puts parts into one transaction, which waits for the lock and has names mean what we mean. Empty parts are left out.

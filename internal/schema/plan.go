@@ -65,7 +65,7 @@ func scripts(schema string, from int32, makeTable bool, migrations []migration) 
 		planned = append(planned, migrator.Planned{Name: "schema_version", Version: from, SQL: migrator.Script(schema, create, versionTable(schema))})
 	}
 	for _, m := range migrations[from:] {
-		planned = append(planned, migrator.Planned{Name: m.name, Version: m.version, SQL: m.script(schema)})
+		planned = append(planned, migrator.Planned{Name: m.name, Version: m.version, Compatible: m.compatible, SQL: m.script(schema)})
 	}
 	return planned
 }

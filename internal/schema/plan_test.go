@@ -84,6 +84,9 @@ func TestScriptsOutsideOfATransaction(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if last := planned[len(planned)-1]; last.Version != 3 || last.Compatible != 3 {
+		t.Errorf("the last step is %+v", last)
+	}
 	run(t, pool, planned)
 	wantIndexes(t, pool)
 	wantVersion(t, pool, 3, 3)

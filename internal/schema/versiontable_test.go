@@ -31,7 +31,7 @@ const lastOfTern = 8
 func TestDatabasesOfTernContinueAlsoWhenPublished(t *testing.T) {
 	t.Parallel()
 	for version := range lastOfTern + 1 {
-		for _, published := range []string{"never", "before", "after"} {
+		for _, published := range []string{"before", "after"} {
 			t.Run(fmt.Sprintf("version %d, published %s", version, published), func(t *testing.T) {
 				t.Parallel()
 				pool := emptyPool(t)
