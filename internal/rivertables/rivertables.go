@@ -96,7 +96,7 @@ func newMigrator(pool *pgxpool.Pool, schema string) (*rivermigrate.Migrator[pgx.
 	}
 	river, err := rivermigrate.New(riverpgxv5.New(pool), &rivermigrate.Config{Logger: slog.New(slog.DiscardHandler), Schema: schema})
 	if err != nil {
-		return nil, fmt.Errorf("River's migrations: %w", err)
+		return nil, fmt.Errorf("make River's migrator: %w", err)
 	}
 	return river, nil
 }

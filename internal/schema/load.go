@@ -2,6 +2,7 @@ package schema
 
 import (
 	"embed"
+	"errors"
 	"fmt"
 	"io/fs"
 	"path"
@@ -61,7 +62,7 @@ func load(directory fs.FS) ([]migration, error) {
 		return nil, err
 	}
 	if len(names) == 0 {
-		return nil, fmt.Errorf("no migrations")
+		return nil, errors.New("no migrations")
 	}
 	var migrations []migration
 	compatible := int32(0)
@@ -112,7 +113,7 @@ func (m *migration) readMarkers() error {
 	}
 	statements := split(m.text)
 	if len(statements) == 0 {
-		return fmt.Errorf("there is no statement in it")
+		return errors.New("there is no statement in it")
 	}
 	if m.outside {
 		if i := slices.IndexFunc(statements, func(s string) bool { return !repeatable.MatchString(s) }); i >= 0 {
