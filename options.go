@@ -93,8 +93,8 @@ type schemaOption string
 func (s schemaOption) apply(o *options)          { o.schema = string(s) }
 func (s schemaOption) applyMigrate(m *migration) { m.schema = string(s) }
 
-// SchemaOption is an Option and a MigrateOption.
-type SchemaOption interface {
+// SharedOption is an Option and a MigrateOption.
+type SharedOption interface {
 	Option
 	MigrateOption
 }
@@ -104,15 +104,9 @@ type loggerOption struct{ logger *slog.Logger }
 func (l loggerOption) apply(o *options)          { o.loggerGiven, o.logger = true, l.logger }
 func (l loggerOption) applyMigrate(m *migration) { m.logger = l.logger }
 
-// LoggerOption is an Option and a MigrateOption.
-type LoggerOption interface {
-	Option
-	MigrateOption
-}
-
 // WithSchema names the schema of the library's tables, from which the names of the notification channels follow. Two
 // schemas in one database never wake each other. Default: "romancy".
-func WithSchema(name string) SchemaOption { return schemaOption(name) }
+func WithSchema(name string) SharedOption { return schemaOption(name) }
 
 // WithChannels overrides names of notification channels; those left empty are made from the schema. All processes on a
 // schema must agree on them.
@@ -239,7 +233,7 @@ func WithSendKeyRetention(age time.Duration) Option {
 }
 
 // WithLogger sets where everything reports. Default: slog.Default().
-func WithLogger(logger *slog.Logger) LoggerOption { return loggerOption{logger} }
+func WithLogger(logger *slog.Logger) SharedOption { return loggerOption{logger} }
 
 // WithMeterProvider sets where the App's metrics (romancy.*) are made. Default: otel.GetMeterProvider(). A listener given
 // by WithListener has its own.

@@ -123,8 +123,10 @@ func TestDamagedVersionTableIsNamed(t *testing.T) {
 	for name, c := range map[string]struct{ damage, says string }{
 		"truncated": {"truncate romancy.schema_version", "romancy.schema_version is empty or missing, but there are tables"},
 		"dropped":   {"drop table romancy.schema_version", "romancy.schema_version is empty or missing, but there are tables"},
-		"two rows": {"alter table romancy.schema_version drop column only_row; insert into romancy.schema_version values (3)",
-			"romancy.schema_version has 2 rows"},
+		"two rows": {
+			"alter table romancy.schema_version drop column only_row; insert into romancy.schema_version values (3)",
+			"romancy.schema_version has 2 rows",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
