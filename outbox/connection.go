@@ -74,8 +74,9 @@ func (c *connection) connect(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// What the role or the database sets as a default must not end a session that idles for hours.
-	if _, err := conn.Exec(ctx, c.relay.queries.Get("KeepSession"), int64(conn.PgConn().PID())); err != nil {
+	// What the role or the database sets as a default must not end a session that idles for hours. Unprepared: behind a
+	// pooler a prepared statement may be another client's.
+	if _, err := conn.Exec(ctx, c.relay.queries.Get("KeepSession"), pgx.QueryExecModeExec, int64(conn.PgConn().PID())); err != nil {
 		dial.HangUp(conn)
 		return err
 	}

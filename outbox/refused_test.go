@@ -457,3 +457,31 @@ func (l *lines) String() string {
 func (l *lines) count(what string) int { return strings.Count(l.String(), what) }
 
 func (l *lines) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
+
+// Behind a pooler that lends its server connections by the transaction, the relay leaves nothing of its own on one, and a
+// settlement that is refused is kept as well.
+func TestARelayBehindATransactionPooler(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	mustExec(t, pool, "alter database "+pool.Config().ConnConfig.Database+" set idle_session_timeout = '1h'")
+	pooled := pgtest.Connect(t, pgtest.PgBouncer(t, pool.Config().ConnString(), "transaction"), func(c *pgxpool.Config) {
+		c.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
+	})
+	published := newRecorder()
+	startRelay(t, pooled, published, withShortLease)
+	startRelay(t, pool, published, withShortLease)
+	times, mend := refuse(t, pool, "delete", "outbox", "53100")
+	events := several(20)
+	add(t, pool, events...)
+	published.untilPublished(t, len(events))
+	outlast()
+	eventually(t, "it was tried again", func() bool { return times() > 2 })
+	mend()
+	untilEmpty(t, pool)
+	once(t, published, events)
+	for range 10 {
+		if got := query[string](t, pooled, "select current_setting('idle_session_timeout') || ' ' || current_setting('lock_timeout') || ' ' || current_setting('statement_timeout')"); got != "1h 0 0" {
+			t.Errorf("a server connection of the pooler has settings of the relay: %q", got)
+		}
+	}
+}
