@@ -42,10 +42,25 @@ func TestHandlersRejectOnlyWhatCanNeverBeStored(t *testing.T) {
 		sqlstate string
 		poison   bool
 	}{
-		{"22P02", true}, {"22003", true}, {"54000", true},
-		{"42501", false}, {"42P01", false}, {"42703", false}, {"23514", false}, {"28000", false}, {"53300", false},
-		{"53100", false}, {"55P03", false}, {"57014", false}, {"40001", false}, {"40P01", false}, {"25006", false},
-		{"57P01", false}, {"58030", false}, {"XX000", false}, {"P0001", false},
+		{"22P02", true},
+		{"22003", true},
+		{"54000", true},
+		{"42501", false},
+		{"42P01", false},
+		{"42703", false},
+		{"23514", false},
+		{"28000", false},
+		{"53300", false},
+		{"53100", false},
+		{"55P03", false},
+		{"57014", false},
+		{"40001", false},
+		{"40P01", false},
+		{"25006", false},
+		{"57P01", false},
+		{"58030", false},
+		{"XX000", false},
+		{"P0001", false},
 	} {
 		for name, handler := range handlers {
 			uuid := name + test.sqlstate

@@ -44,59 +44,68 @@ type Privilege struct {
 // object is what a need asks for on one object: the privileges separated by blanks.
 type object struct{ kind, name, privileges string }
 
+const (
+	table    = "table"
+	function = "function"
+
+	selects    = "select"
+	noUpdates  = "select insert delete"
+	everything = "select insert update delete"
+)
+
 // needs is the one place that says what a role must be allowed to do. A test explains every statement as a role that has
 // exactly this. Identity columns draw from their sequences by themselves; River's sequence is a serial's, which does not.
 var needs = map[Need][]object{
 	Client: {
-		{"table", "instances", "select insert update"},
-		{"table", "history", "select insert delete"},
-		{"table", "attempts", "select insert delete"},
-		{"table", "mailbox", "select insert delete"},
-		{"table", "subscriptions", "select insert delete"},
-		{"table", "workers", "select"},
-		{"table", "sent_keys", "select insert update"},
-		{"table", "events", "select insert update"},
-		{"table", "event_waits", "select delete"},
-		{"function", "heir", "execute"},
+		{table, "instances", "select insert update"},
+		{table, "history", noUpdates},
+		{table, "attempts", noUpdates},
+		{table, "mailbox", noUpdates},
+		{table, "subscriptions", noUpdates},
+		{table, "workers", selects},
+		{table, "sent_keys", "select insert update"},
+		{table, "events", "select insert update"},
+		{table, "event_waits", "select delete"},
+		{function, "heir", "execute"},
 	},
 	Execute: {
-		{"table", "instances", "select insert update delete"},
-		{"table", "history", "select insert delete"},
-		{"table", "attempts", "select insert delete"},
-		{"table", "mailbox", "select insert update delete"},
-		{"table", "subscriptions", "select insert update delete"},
-		{"table", "workers", "select insert update delete"},
-		{"table", "sent_keys", "select insert update delete"},
-		{"table", "events", "select insert update delete"},
-		{"table", "event_waits", "select insert update delete"},
-		{"function", "heir", "execute"},
+		{table, "instances", everything},
+		{table, "history", noUpdates},
+		{table, "attempts", noUpdates},
+		{table, "mailbox", everything},
+		{table, "subscriptions", everything},
+		{table, "workers", everything},
+		{table, "sent_keys", everything},
+		{table, "events", everything},
+		{table, "event_waits", everything},
+		{function, "heir", "execute"},
 	},
 	Write: {
-		{"table", "outbox", "insert"},
+		{table, "outbox", "insert"},
 	},
 	Relay: {
-		{"table", "outbox", "select update delete"},
-		{"table", "outbox_slots", "select update"},
+		{table, "outbox", "select update delete"},
+		{table, "outbox_slots", "select update"},
 	},
 	Subscribe: {
-		{"table", "pending_workflow_resumable", "select"},
-		{"table", "pending_timer_expired", "select"},
-		{"table", "pending_channel_message", "select"},
-		{"table", "pending_outbox_pending", "select"},
+		{table, "pending_workflow_resumable", selects},
+		{table, "pending_timer_expired", selects},
+		{table, "pending_channel_message", selects},
+		{table, "pending_outbox_pending", selects},
 	},
 	River: {
-		{"table", "river_job", "select insert update delete"},
-		{"table", "river_leader", "select insert update delete"},
-		{"table", "river_queue", "select insert update delete"},
-		{"table", "river_migration", "select"},
+		{table, "river_job", everything},
+		{table, "river_leader", everything},
+		{table, "river_queue", everything},
+		{table, "river_migration", selects},
 		{"sequence", "river_job_id_seq", "usage"},
-		{"function", "river_job_state_in_bitmask", "execute"},
+		{function, "river_job_state_in_bitmask", "execute"},
 	},
 }
 
 // Privileges returns what a role needs for all of what, without repetition, in an order that does not change.
 func Privileges(what ...Need) []Privilege {
-	list := []Privilege{{"schema", "", "usage"}, {"table", "schema_version", "select"}}
+	list := []Privilege{{"schema", "", "usage"}, {table, "schema_version", selects}}
 	for _, need := range what {
 		for _, o := range needs[need] {
 			for name := range strings.FieldsSeq(o.privileges) {
