@@ -4,6 +4,7 @@ package refusal
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/jackc/pgx/v5/pgconn"
 )
@@ -95,3 +96,12 @@ const remedyPooler = "a pooler in transaction mode shares prepared statements: s
 
 // Remedy returns what to do about err, in a few words; "" if nothing is known.
 func Remedy(err error) string { return remedies[Code(err)] }
+
+// WithRemedy returns err with what is known to help added to its text.
+func WithRemedy(err error) error {
+	remedy := Remedy(err)
+	if remedy == "" {
+		return err
+	}
+	return fmt.Errorf("%w: %s", err, remedy)
+}
