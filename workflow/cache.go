@@ -217,7 +217,9 @@ func (e *Engine) evictLocked() bool {
 	e.cache.evicted++
 	e.committer.LetGo(fence, func(_ struct{}, err error) {
 		if err != nil {
-			r.log().Warn("evicted run not noted; the slow sweep will find it", "error", err)
+			e.reports.evictions.Failed(context.Background(), err, aboutRun(r.id, r.definition.Name())...)
+		} else {
+			e.reports.evictions.Succeeded(context.Background())
 		}
 	})
 	return true

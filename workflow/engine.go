@@ -20,6 +20,7 @@ import (
 	"github.com/romancy-go/romancy/bus"
 	"github.com/romancy-go/romancy/internal/dial"
 	"github.com/romancy-go/romancy/internal/pace"
+	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/internal/schema"
 	"github.com/romancy-go/romancy/workflow/internal/commit"
 	"github.com/romancy-go/romancy/workflow/internal/lease"
@@ -190,6 +191,8 @@ type Engine struct {
 	unobserve   func() // ends the observation of metrics
 	unheed      func() // ends the observation of the listener
 	store       *store.Store
+	reports     *reports
+	trouble     func() error // why there is no connection to the database now; nil: nothing is known of that
 	definitions map[string]Definition
 	names       []string // of the workflows executed here
 	endedOn     string   // the channel on which the end of runs is told
@@ -256,6 +259,7 @@ func NewEngine(config Config) (*Engine, error) {
 		matching: newTally(), coldEvents: newTally(), clock: newDueClock(time.Now()),
 	}
 	e.logger = slog.New(workerHandler{config.Logger.Handler(), func() int64 { return e.lease.ID() }})
+	e.reports = newReports(e.logger)
 	for _, definition := range config.Workflows {
 		e.definitions[definition.Name()] = definition
 		if !config.ClientOnly {
@@ -303,16 +307,16 @@ func (e *Engine) Start(ctx context.Context) error {
 		return ErrClosed
 	}
 	if err := e.committer.Open(ctx); err != nil {
-		return fmt.Errorf("start the workflow engine: %w", err)
+		return fmt.Errorf("start the workflow engine: %w", refusal.WithRemedy(err))
 	}
 	if err := e.side.Open(ctx); err != nil {
-		return fmt.Errorf("start the workflow engine: %w", err)
+		return fmt.Errorf("start the workflow engine: %w", refusal.WithRemedy(err))
 	}
 	if err := e.startLoops(ctx); err != nil {
 		e.committer.Close(ctx)
 		e.side.Close(ctx)
 		e.state = stateClosed
-		return fmt.Errorf("start the workflow engine: %w", err)
+		return fmt.Errorf("start the workflow engine: %w", refusal.WithRemedy(err))
 	}
 	e.state = stateStarted
 	return nil
@@ -395,6 +399,7 @@ func (e *Engine) Shutdown(ctx context.Context) error {
 	e.unheed()
 	e.stop()
 	e.loops.Wait()
+	e.reports.failures.Close()
 
 	// What is left must be written even if ctx is over, but not for ever.
 	writeCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)

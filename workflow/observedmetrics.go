@@ -34,7 +34,6 @@ type observedMetrics struct {
 	mu                         sync.Mutex // guards the rest, and held while ready runs are counted
 	ready                      []store.Ready
 	next                       time.Time
-	failing                    bool // the last count failed, and somebody was told
 }
 
 // observe has the metrics read from e until stop is called.
@@ -101,10 +100,12 @@ func (m *observedMetrics) countReady(collection context.Context) []store.Ready {
 	if err != nil && errors.Is(collection.Err(), context.Canceled) {
 		return nil // nobody wants to know any more, which says nothing of the database
 	}
-	if err != nil && !m.failing {
-		m.engine.logger.WarnContext(ctx, "ready runs cannot be counted for the metrics, will be tried again", "error", err)
+	if err != nil {
+		m.engine.reports.readyCount.Failed(ctx, err)
+	} else {
+		m.engine.reports.readyCount.Succeeded(ctx)
 	}
-	m.ready, m.failing = ready, err != nil
+	m.ready = ready
 	m.next = began.Add(max(readyInterval, readyShare*time.Since(began)))
 	return ready
 }
