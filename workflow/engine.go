@@ -235,6 +235,7 @@ type Engine struct {
 	events              eventMarks
 	retained            retainedMark
 	clock               *dueClock
+	unexecuted          unexecuted
 
 	mu    sync.Mutex // guards state and cache
 	state engineState
@@ -276,7 +277,7 @@ func NewEngine(config Config) (*Engine, error) {
 	e.committer = commit.New(commit.Config{Store: statements, Connect: connect, Lanes: 2, Sent: e.sent, SentEvents: e.sentEvents, Flushed: metrics.flushed(metrics.runs), Logger: e.logger})
 	e.side = commit.New(commit.Config{Store: statements, Connect: connect, Lazy: true, LockTimeout: 200 * time.Millisecond, Flushed: metrics.flushed(metrics.starts), Logger: e.logger})
 	e.lease = lease.New(lease.Config{
-		Store: statements, Committer: e.committer, Label: config.Label, Lease: config.Lease,
+		Store: statements, Committer: e.committer, Label: config.Label, Workflows: e.names, Lease: config.Lease,
 		Listening: config.Listener.Healthy, Answered: config.Listener.Retry,
 		Clock: e.readClock, Lost: e.leaseLost, Registered: e.claims.give, Expired: e.takeovers.give,
 		Logger: e.logger,
@@ -345,6 +346,7 @@ func (e *Engine) startLoops(ctx context.Context) error {
 	loopCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	e.stop = stop
 	e.loops.Go(func() { e.watch.loop(loopCtx) })
+	e.loops.Go(func() { e.unexecutedLoop(loopCtx) })
 	if subscription != nil {
 		e.loops.Go(func() { e.listen(loopCtx, subscription) })
 	}

@@ -23,6 +23,7 @@ type Config struct {
 	Store     *store.Store
 	Committer *commit.Committer
 	Label     string
+	Workflows []string      // that the worker executes
 	Lease     time.Duration // renewed three times as often
 	Listening func() bool   // shown in the worker's row
 	// Answered is called after each heartbeat that the database has answered. It must not block.
@@ -76,7 +77,7 @@ func (k *Keeper) Register(ctx context.Context) error {
 	}
 	if _, err := commit.Await(ctx, func(then func(struct{}, error)) {
 		k.config.Committer.Do(false, func(b *pgx.Batch) {
-			k.config.Store.RegisterWorker(b, k.config.Label, listening, k.config.Lease, id, k.clock())
+			k.config.Store.RegisterWorker(b, k.config.Label, listening, k.config.Lease, id, k.config.Workflows, k.clock())
 		}, then)
 	}); err != nil {
 		return err

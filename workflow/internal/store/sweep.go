@@ -6,9 +6,9 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// RegisterWorker adds a worker with a lease under an id of its own choice. now is told the time, in microseconds since 1970.
-func (s *Store) RegisterWorker(b *pgx.Batch, label string, listening bool, lease time.Duration, id int64, now func(micros int64)) {
-	b.Queue(s.queries.Get("RegisterWorker"), label, listening, lease.Microseconds(), id).QueryRow(func(row pgx.Row) error {
+// RegisterWorker adds a worker of these workflows with a lease under an id of its own choice. now is told the time, in microseconds since 1970.
+func (s *Store) RegisterWorker(b *pgx.Batch, label string, listening bool, lease time.Duration, id int64, workflows []string, now func(micros int64)) {
+	b.Queue(s.queries.Get("RegisterWorker"), label, listening, lease.Microseconds(), id, workflows).QueryRow(func(row pgx.Row) error {
 		var micros int64
 		if err := row.Scan(&micros); err != nil {
 			return err
