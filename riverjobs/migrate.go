@@ -44,7 +44,7 @@ func newMigrator(pool *pgxpool.Pool, schemaName string) (*rivermigrate.Migrator[
 		return nil, err
 	}
 	migrator, err := rivermigrate.New(riverpgxv5.New(pool), &rivermigrate.Config{
-		Logger: slog.New(quiet{slog.Default().Handler()}),
+		Logger: slog.New(quiet{slog.Default().Handler(), nil}),
 		Schema: schemaName,
 	})
 	if err != nil {

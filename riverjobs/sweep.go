@@ -211,12 +211,13 @@ func (j *Jobs) work(ctx context.Context, row *rivertype.JobRow, schema string) e
 	}
 	switch {
 	case err == nil:
+		j.outages[row.Kind].Succeeded(ctx)
 		j.logger.DebugContext(ctx, "swept", slog.String("kind", row.Kind), slog.Int("found", found))
 		return nil
 	case errors.Is(context.Cause(ctx), errStopped):
 		return river.JobCancel(errStopped)
 	default:
-		j.logger.ErrorContext(ctx, "sweep failed, the next tick tries again", slog.String("kind", row.Kind), slog.Any("error", err))
+		j.outages[row.Kind].Failed(ctx, err)
 		return river.JobCancel(fmt.Errorf("sweep %s: %w", row.Kind, err))
 	}
 }
