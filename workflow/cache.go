@@ -254,6 +254,7 @@ func (e *Engine) abandonAll() {
 func (e *Engine) leaseLost() {
 	e.metrics.leaseLosses.Add(context.Background(), 1)
 	e.abandonAll()
+	e.committer.Abandon(context.Background())
 }
 
 // resumeLocked lets a parked run go on, which has a slot. token is its row's now.

@@ -162,7 +162,9 @@ func (r *run) learnCancelled() {
 		return
 	}
 	why := new([]byte)
-	if err := r.engine.do(r.lifetime(), true, func(b *pgx.Batch) { r.engine.store.LoadCancel(b, r.id, why) }); err != nil {
+	if err := r.insist(func(ctx context.Context) error {
+		return r.engine.do(ctx, true, func(b *pgx.Batch) { r.engine.store.LoadCancel(b, r.id, why) })
+	}); err != nil {
 		r.giveUp(err)
 	}
 	if *why == nil {

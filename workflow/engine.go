@@ -19,6 +19,7 @@ import (
 
 	"github.com/romancy-go/romancy/bus"
 	"github.com/romancy-go/romancy/internal/dial"
+	"github.com/romancy-go/romancy/internal/outage"
 	"github.com/romancy-go/romancy/internal/pace"
 	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/internal/schema"
@@ -63,6 +64,11 @@ type Config struct {
 	// database, cannot be told from one that died and counts as well; one that shut down does not. Engine.Retry begins
 	// counting anew. The setting of the worker that finds the dead one decides. Default 5.
 	MaxDeaths int
+	// MaxInterruptions is how often the database may refuse what a step has done in its transaction, for a reason that is not the
+	// step's fault (a lock, a full disk, a lost connection), and have it executed again: after that the run is stuck, with the
+	// database's words. What a step without a transaction has done is never thrown away while its worker lives, so it is not executed
+	// again. Engine.Retry begins counting anew. Default 20, about five minutes of refusals.
+	MaxInterruptions int
 	// CacheSize bounds the parked runs kept in memory; those beyond it are resumed by replaying their history. Of these, and of
 	// runs that begin later, only deadlines within two FallbackIntervals are kept. Default 10000.
 	CacheSize int
@@ -102,6 +108,7 @@ func (c Config) withDefaults() Config {
 	c.MaxConcurrentRuns = cmp.Or(c.MaxConcurrentRuns, 1000)
 	c.MaxConcurrentActivities = cmp.Or(c.MaxConcurrentActivities, 1000)
 	c.MaxDeaths = cmp.Or(c.MaxDeaths, 5)
+	c.MaxInterruptions = cmp.Or(c.MaxInterruptions, 20)
 	c.CacheSize = cmp.Or(c.CacheSize, 10_000)
 	c.MaxWorkflowsPerBatch = cmp.Or(c.MaxWorkflowsPerBatch, 100)
 	c.MaxTimersPerBatch = cmp.Or(c.MaxTimersPerBatch, 100)
@@ -132,7 +139,7 @@ func (c Config) validate() error {
 	for field, value := range map[string]int{
 		"MaxConcurrentRuns": c.MaxConcurrentRuns, "CacheSize": c.CacheSize, "MaxWorkflowsPerBatch": c.MaxWorkflowsPerBatch,
 		"MaxTimersPerBatch": c.MaxTimersPerBatch, "MaxMessagesPerBatch": c.MaxMessagesPerBatch,
-		"MaxConcurrentActivities": c.MaxConcurrentActivities, "MaxDeaths": c.MaxDeaths,
+		"MaxConcurrentActivities": c.MaxConcurrentActivities, "MaxDeaths": c.MaxDeaths, "MaxInterruptions": c.MaxInterruptions,
 	} {
 		if value < 1 {
 			errs = append(errs, fmt.Errorf("workflow.Config.%s is %d: use at least 1, or 0 for the default", field, value))
@@ -202,6 +209,8 @@ type Engine struct {
 	committer *commit.Committer // for what belongs to runs of this worker
 	side      *commit.Committer // for starts with a caller's id, which another transaction may hold
 	lease     *lease.Keeper
+	reading   *outage.Reporter // of what runs have to know from the database
+	beginning *outage.Reporter // of transactions of activities
 	watch     *watch
 	admission *admission
 	intake    intake
@@ -261,6 +270,8 @@ func NewEngine(config Config) (*Engine, error) {
 	}
 	e.logger = slog.New(workerHandler{config.Logger.Handler(), func() int64 { return e.lease.ID() }})
 	e.reports = newReports(e.logger)
+	e.reading = outage.New(e.logger, "the database does not say what a run has to know, it is asked again", "the database answers runs again")
+	e.beginning = outage.New(e.logger, "no transaction can be begun for activities, it is tried again", "transactions can be begun for activities again")
 	for _, definition := range config.Workflows {
 		e.definitions[definition.Name()] = definition
 		if !config.ClientOnly {
@@ -274,8 +285,12 @@ func NewEngine(config Config) (*Engine, error) {
 		}
 		return conn, err
 	}
-	e.committer = commit.New(commit.Config{Store: statements, Connect: connect, Lanes: 2, Sent: e.sent, SentEvents: e.sentEvents, Flushed: metrics.flushed(metrics.runs), Logger: e.logger})
+	e.committer = commit.New(commit.Config{Store: statements, Connect: connect, Lanes: 2, Sent: e.sent, SentEvents: e.sentEvents, Flushed: metrics.flushed(metrics.runs), Logger: e.logger,
+		Holds:     func(worker int64) bool { return e.lease.ID() == worker },
+		Abandoned: metrics.abandoned,
+	})
 	e.side = commit.New(commit.Config{Store: statements, Connect: connect, Lazy: true, LockTimeout: 200 * time.Millisecond, Flushed: metrics.flushed(metrics.starts), Logger: e.logger})
+	e.trouble = func() error { return cmp.Or(e.committer.Trouble(), e.side.Trouble()) }
 	e.lease = lease.New(lease.Config{
 		Store: statements, Committer: e.committer, Label: config.Label, Workflows: e.names, Lease: config.Lease,
 		Listening: config.Listener.Healthy, Answered: config.Listener.Retry,

@@ -10,8 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgconn"
-
+	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/workflow/internal/commit"
 	"github.com/romancy-go/romancy/workflow/internal/journal"
 	"github.com/romancy-go/romancy/workflow/internal/store"
@@ -233,8 +232,9 @@ func (r *run) checkpoint() {
 	}
 }
 
-// handOver makes the run ready for others, if it is still ours.
+// handOver makes the run ready for others, if it is still ours, when nothing of it executes here any more.
 func (r *run) handOver() {
+	r.awaitBodies()
 	if !r.lost.Swap(true) {
 		r.engine.release(r.fence(), r.definition.Name())
 	}
@@ -249,45 +249,43 @@ func (r *run) abandon() {
 	r.engine.dropLocked(r)
 }
 
-// giveUp ends the goroutine because an operation of the run failed with err. Nothing wrong has been recorded: the run is
-// executed again from history, unless the operation can never succeed.
+// awaitBodies waits until no body of a step beside the goroutine executes here any more, so that none executes beside itself when
+// another worker goes on with the run.
+func (r *run) awaitBodies() {
+	for r.air.executing() {
+		select {
+		case <-r.pokes():
+		case <-r.lifetime().Done(): // taken from us
+			return
+		}
+	}
+}
+
+// giveUp ends the goroutine because an operation of the run failed with err, which no attempt will change: operations of runs are kept
+// until the database takes them.
 func (r *run) giveUp(err error) {
-	var pgErr *pgconn.PgError
 	switch {
-	case r.lost.Load(), errors.Is(err, commit.ErrFenced), errors.Is(err, commit.ErrClosed):
-		r.lost.Store(true) // somebody else's, or will be when the lease has run out
-	case store.IsUniqueViolation(err), errors.Is(err, commit.ErrOutcomeUnknown):
-		// Recorded by an owner before us, or perhaps by us: history knows.
-		r.handOver()
-	case errors.As(err, &pgErr) && unstorable(pgErr):
+	case r.lost.Load():
+	case errors.Is(err, commit.ErrFenced), errors.Is(err, commit.ErrClosed):
+		// Somebody else's, or will be when the lease has run out. If the database says that it is ours, others are to have it.
+		r.stopWork()
+		r.awaitBodies()
+		r.lost.Store(true)
+		r.engine.orphans.give()
+	case errors.As(err, new(*errInterruptions)), refusal.Of(err) == refusal.Value:
 		r.stuck(err)
+	case errors.Is(err, commit.ErrOutcomeUnknown):
+		r.handOver() // it has resumed by a wake that was not committed, perhaps, and has done nothing since: history knows
 	default:
 		r.log().Warn("run interrupted, it will be executed again from history", "error", err)
-		select {
-		case <-time.After(time.Second): // the database is in trouble: do not add to it
-		case <-r.lifetime().Done():
-		}
 		r.handOver()
 	}
 	r.exit()
 }
 
-// unstorable: the data itself is refused, so trying again is no use. Classes 22 (data exception), 23 (integrity
-// constraint), 42 (access rule, undefined object) and 54 (limit exceeded) of PostgreSQL's appendix A.
-func unstorable(err *pgconn.PgError) bool {
-	if len(err.Code) < 2 {
-		return false
-	}
-	switch err.Code[:2] {
-	case "22", "23", "42", "54":
-		return true
-	default:
-		return false
-	}
-}
-
 // stuck stops the run with its history untouched and ends the goroutine.
 func (r *run) stuck(err error) {
+	r.awaitBodies()
 	r.log().Error("run is stuck", "error", err, "remedy", stuckRemedy)
 	r.endSegment(string(StatusStuck), err)
 	if !r.lost.Swap(true) {

@@ -2,7 +2,7 @@
 select i.id, i.workflow, case when i.compensating and i.status in ('ready', 'running', 'waiting') then 'compensating' else i.status end,
        i.worker, w.label, i.input::text, i.output::text, i.error::text,
        i.continued_from, i.created_at, i.ended_at, i.wake_at, i.wake_channels,
-       i.priority, i.deaths
+       i.priority, i.deaths, (select count(*) from romancy.interruptions n where n.instance_id = i.id)
 from romancy.instances i left join romancy.workers w on w.id = i.worker
 where i.id = $1::text;
 
@@ -17,6 +17,12 @@ select a.position, a.attempt, a.error::text, a.failed_at, a.next_at
 from romancy.attempts a
 where a.instance_id = $1::text
 order by a.position, a.attempt;
+
+-- name: GetInterruptions
+select n.position, n.number, n.error::text, n.created_at
+from romancy.interruptions n
+where n.instance_id = $1::text
+order by n.position, n.number;
 
 -- name: ListRuns
 -- Downwards from $1 (null: from the top). Looks at $2 runs at most, whatever matches: the last one looked at comes back too,
@@ -104,6 +110,8 @@ with target as materialized (
     delete from romancy.history h using revived r where h.instance_id = any (array[r.id]) and h.position = any ($3::integer[])
 ), attempts as (
     delete from romancy.attempts a using revived r where a.instance_id = any (array[r.id]) and a.position = any ($3::integer[])
+), undisturbed as (
+    delete from romancy.interruptions n using revived r where n.instance_id = any (array[r.id])
 ), resubscribed as (
     insert into romancy.subscriptions (instance_id, channel, mode)
     select s.id, s.channel, s.mode from subscribed s join revived r on r.id = s.id
