@@ -53,7 +53,7 @@ type EngineStatus struct {
 	Operations int64    // operations written in them
 	Listening  bool     // notifications arrive
 	// Unexecuted are runs that no living worker has the code for, as this process has found them at its last search. Of all workers
-	// one searches; while there is none, every process does that only starts runs.
+	// the oldest searches; while there is none, every process does that only starts runs.
 	Unexecuted []UnexecutedRuns
 }
 

@@ -32,8 +32,11 @@ func TestCallersLearnThatTheDatabaseCannotBeReached(t *testing.T) {
 		return err != nil && strings.Contains(err.Error(), "the database cannot be reached")
 	})
 	calls := map[string]func(ctx context.Context) error{
-		"Start":         func(ctx context.Context) error { _, err := steps.Start(ctx, w.Engine, 1); return err },
-		"Start with id": func(ctx context.Context) error { _, err := steps.Start(ctx, w.Engine, 1, workflow.WithID("x")); return err },
+		"Start": func(ctx context.Context) error { _, err := steps.Start(ctx, w.Engine, 1); return err },
+		"Start with id": func(ctx context.Context) error {
+			_, err := steps.Start(ctx, w.Engine, 1, workflow.WithID("x"))
+			return err
+		},
 		"StartMany": func(ctx context.Context) error {
 			_, err := steps.StartMany(ctx, w.Engine, make([]workflow.StartRequest[int], 3))
 			return err

@@ -82,7 +82,7 @@ func (e *Engine) findUnexecuted(ctx context.Context, worker int64) (found []Unex
 	for examined := 0; page.Full && examined < examinedNames && len(found) < maxUnexecuted; examined += unexecutedNames {
 		next := &store.UnexecutedPage{Last: page.Last}
 		if err := e.do(ctx, true, func(b *pgx.Batch) {
-			e.store.FindUnexecuted(b, next, worker, unexecutedNames, unexecutedGrace, unexecutedRuns)
+			e.store.FindUnexecuted(b, next, worker, unexecutedNames, unexecutedGrace, unexecutedRuns, len(e.unexecuted.reports) > 0)
 		}); err != nil {
 			return nil, false, err
 		}
@@ -94,21 +94,26 @@ func (e *Engine) findUnexecuted(ctx context.Context, worker int64) (found []Unex
 	return found[:min(len(found), maxUnexecuted)], page.First, nil
 }
 
-// noteUnexecuted keeps what was found for Status and the metrics, and warns of it. If another process searches, it warns.
+// noteUnexecuted keeps what was found for Status and the metrics, and warns of it. When another process has begun to search, that
+// warns, and this one only says that what it has warned of is over.
 func (e *Engine) noteUnexecuted(ctx context.Context, found []UnexecutedRuns, first bool) {
 	u := &e.unexecuted
 	u.mu.Lock()
-	u.found = found
-	u.mu.Unlock()
-	if !first {
-		u.reports = nil
-		return
+	if u.found = nil; first {
+		u.found = found
 	}
+	u.mu.Unlock()
 	before := u.reports
 	u.reports = make(map[string]*outage.Reporter, len(found))
 	for _, runs := range found {
 		report := before[runs.Workflow]
-		if report == nil {
+		switch {
+		case !first && report == nil:
+			continue
+		case !first:
+			u.reports[runs.Workflow] = report
+			continue
+		case report == nil:
 			report = outage.New(e.logger.With("workflow", runs.Workflow),
 				"runs are ready whose workflow no living worker executes", "no run waits for this workflow's worker any more")
 		}

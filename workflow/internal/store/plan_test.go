@@ -94,7 +94,7 @@ func statements() map[string]statement {
 		"LockChannels":        {arguments: same("'approvals'")},
 		"SubscribeRuns":       {arguments: ids + ", " + same("1::bigint") + ", " + same("9") + ", " + same("'approvals'") + ", " + same("'competing'") + ", 1"},
 		"RegisterWorker":      {arguments: "'me', true, 1000000, 7, array['order']"},
-		"FindUnexecuted":      {arguments: "9223372036854775807, '', 20, 60000000, 1000", mayScan: "workers"},
+		"FindUnexecuted":      {arguments: "9223372036854775807, '', 20, 60000000, 1000, false", mayScan: "workers"},
 		"Heartbeat":           {arguments: "1, 1000000, true", mayScan: "workers"},
 		"DeregisterWorker":    {arguments: "1", mayScan: "workers"},
 		"TakeOver":            {arguments: "100, true, 5, '{}'", mayScan: "workers instances"},

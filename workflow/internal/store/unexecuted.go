@@ -15,16 +15,16 @@ type Unexecuted struct {
 
 // UnexecutedPage is where a search for them has come to.
 type UnexecutedPage struct {
-	First bool   // it is this process that searches
+	First bool   // it is this process that searches for the cluster
 	Last  string // the last workflow that was examined
 	Full  bool   // there may be more
 	Found []Unexecuted
 }
 
 // FindUnexecuted examines limit workflows after page.Last that have ready runs, for those whose runs have been ready for grace and that no
-// living worker executes. worker is who asks.
-func (s *Store) FindUnexecuted(b *pgx.Batch, page *UnexecutedPage, worker int64, limit int, grace time.Duration, runs int) {
-	b.Queue(s.queries.Get("FindUnexecuted"), worker, page.Last, limit, grace.Microseconds(), runs).Query(func(rows pgx.Rows) error {
+// living worker executes. worker is who asks; without anyway it finds something only if it is the one that searches.
+func (s *Store) FindUnexecuted(b *pgx.Batch, page *UnexecutedPage, worker int64, limit int, grace time.Duration, runs int, anyway bool) {
+	b.Queue(s.queries.Get("FindUnexecuted"), worker, page.Last, limit, grace.Microseconds(), runs, anyway).Query(func(rows pgx.Rows) error {
 		page.Found = nil
 		var examined int
 		var name *string

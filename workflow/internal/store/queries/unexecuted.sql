@@ -1,16 +1,19 @@
 -- name: FindUnexecuted
 -- Workflows with runs that have been ready for $4 microseconds and that no living worker executes: how many are ready, up to $5, and for
--- how many microseconds the one that would be claimed first of them all or the oldest of those counted. names steps through the index of ready runs from one
--- workflow to the next, $3 of them, after $2. One process of the cluster finds them: the living worker with the lowest id ($1), or, while
--- there is none, everybody who executes nothing (with an id above all). Workers of older builds do not say what they execute.
+-- how many microseconds the oldest of those counted. names steps through the index of ready runs from one
+-- workflow to the next, $3 of them, after $2. One process of the cluster searches: the living worker ($1) that was registered first, or,
+-- while there is none, those that execute nothing ($1 is no worker's); and one that has to find out what became of what it found before
+-- ($6). Workers of older builds do not say what they execute.
 with recursive first as materialized (
     select not exists (
-        select 1 from romancy.workers k where k.id < $1::bigint and k.workflows is not null and k.lease_until > clock_timestamp()
+        select 1 from romancy.workers k
+        where k.workflows is not null and k.lease_until > clock_timestamp()
+          and (k.started_at, k.id) < (coalesce((select o.started_at from romancy.workers o where o.id = $1::bigint), 'infinity'), $1::bigint)
     ) as it_is
 ), names (name, number) as (
     (select i.workflow, 1
      from romancy.instances i
-     where i.status = 'ready' and i.workflow > $2::text and (select f.it_is from first f)
+     where i.status = 'ready' and i.workflow > $2::text and ($6::boolean or (select f.it_is from first f))
      order by i.workflow limit 1)
     union all
     select (select i.workflow from romancy.instances i where i.status = 'ready' and i.workflow > n.name order by i.workflow limit 1),
