@@ -53,13 +53,14 @@ func throughPooler(t *testing.T, pooled, direct string, round int) error {
 			}
 		}
 	}
+	failed := errors.Join(errs...)
 	// What is tried again may succeed; a mode works if nothing has to be.
 	for line := range strings.Lines(log.String()) {
 		if strings.Contains(line, "level=ERROR") || strings.Contains(line, "SQLSTATE") {
-			errs = append(errs, errors.New(line))
+			failed = errors.Join(failed, errors.New(line))
 		}
 	}
-	return errors.Join(errs...)
+	return failed
 }
 
 func orderThrough(ctx context.Context, app *App, id string) error {
