@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/romancy-go/romancy/bus"
+	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/outbox"
 	"github.com/romancy-go/romancy/riverjobs"
 	"github.com/romancy-go/romancy/workflow"
@@ -107,7 +108,7 @@ func (a *App) Start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := a.startParts(ctx, r); err != nil {
+	if err := refusal.WithRemedy(a.startParts(ctx, r)); err != nil {
 		stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), graceTimeout)
 		defer cancel()
 		if stopErr := a.stopStarted(stopCtx); stopErr != nil {

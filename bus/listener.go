@@ -13,6 +13,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"go.opentelemetry.io/otel/metric"
+
+	"github.com/romancy-go/romancy/internal/outage"
 )
 
 // ErrClosed is returned by everything here that was closed.
@@ -130,10 +132,13 @@ type Listener struct {
 	url     *pgx.ConnConfig // what ListenURL says; nil without
 	log     *slog.Logger
 	metrics *listenerMetrics
-	retry   backoff       // the goroutine's
-	deaf    deafBackoff   // the goroutine's
-	hints   chan struct{} // holds a token after Retry
-	done    chan struct{} // closed when the goroutine has ended
+	// Why notifications do not arrive, or cannot be known to.
+	unconnected, unhearing, unprobed *outage.Reporter
+
+	retry backoff       // the goroutine's
+	deaf  deafBackoff   // the goroutine's
+	hints chan struct{} // holds a token after Retry
+	done  chan struct{} // closed when the goroutine has ended
 
 	mu        sync.Mutex
 	status    Status
@@ -163,10 +168,16 @@ func NewListener(cfg ListenerConfig) (*Listener, error) {
 		return nil, err
 	}
 	l := &Listener{
-		cfg:      cfg,
-		url:      url,
-		log:      cfg.Logger,
-		metrics:  metrics,
+		cfg:     cfg,
+		url:     url,
+		log:     cfg.Logger,
+		metrics: metrics,
+
+		unconnected: outage.New(cfg.Logger, "PostgreSQL LISTEN/NOTIFY connection failed, retrying", ""),
+		unhearing:   outage.New(cfg.Logger, "PostgreSQL LISTEN/NOTIFY is deaf, polling instead", ""),
+		unprobed: outage.New(cfg.Logger, "cannot find out whether LISTEN/NOTIFY still works, trying again",
+			"LISTEN/NOTIFY is known to work again"),
+
 		retry:    backoff{limit: cfg.ReconnectDelay},
 		deaf:     deafBackoff{first: 10 * time.Second, limit: 5 * time.Minute},
 		hints:    make(chan struct{}, 1),

@@ -203,8 +203,8 @@ func TestListenerWaitsOutAServerThatIsAway(t *testing.T) {
 	if last := states[len(states)-1]; last != StateListening {
 		t.Errorf("the observer saw %s last: %v", last, states)
 	}
-	if said := book.count("connection failed, retrying"); said == 0 || said > 5 {
-		t.Errorf("an outage was logged %d times, want once for each kind of error:\n%s", said, book.String())
+	if book.count("connection lost, reconnecting") != 1 || book.count("connection failed, retrying") != 0 || book.count("connection established") != 2 {
+		t.Errorf("an outage was not logged once when it began and once when it was over:\n%s", book.String())
 	}
 }
 

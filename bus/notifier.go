@@ -13,6 +13,7 @@ import (
 	"go.opentelemetry.io/otel/metric"
 
 	"github.com/romancy-go/romancy/internal/dial"
+	"github.com/romancy-go/romancy/internal/outage"
 )
 
 const (
@@ -99,6 +100,7 @@ type Notifier struct {
 	cfg     NotifierConfig
 	log     *slog.Logger
 	metrics *notifierMetrics
+	outage  *outage.Reporter
 	wake    chan struct{} // holds a token while there may be something to send
 	closing chan struct{}
 	done    chan struct{} // closed when the goroutine has ended
@@ -132,6 +134,8 @@ func NewNotifier(cfg NotifierConfig) (*Notifier, error) {
 		cfg:     cfg,
 		log:     cfg.Logger,
 		metrics: metrics,
+		outage: outage.New(cfg.Logger, "PostgreSQL NOTIFY connection lost, reconnecting: wake-ups are late until then",
+			"PostgreSQL NOTIFY connection established"),
 		wake:    make(chan struct{}, 1),
 		closing: make(chan struct{}),
 		done:    make(chan struct{}),
@@ -242,7 +246,10 @@ func (n *Notifier) run(ctx context.Context) {
 	retry := backoff{limit: reconnectCeiling}
 	conn, err := connect(ctx, n.cfg.Pool, " notify")
 	if err != nil {
-		conn = nil // the first notification tries again, and reports what is wrong
+		conn = nil
+		if ctx.Err() == nil {
+			n.outage.FailedAs(ctx, "PostgreSQL NOTIFY connection failed, the first notification tries again", err)
+		}
 	}
 	defer func() {
 		if conn != nil {
@@ -276,10 +283,10 @@ func (n *Notifier) run(ctx context.Context) {
 		if conn, err = n.send(ctx, conn, work); err == nil {
 			ration.spend(began, time.Now())
 			retry.healthy()
-			n.recovered()
+			n.recovered(ctx)
 			continue
 		}
-		n.failed(work, err)
+		n.failed(ctx, work, err)
 		if closing || ctx.Err() != nil {
 			n.giveUp(err)
 			return
@@ -364,7 +371,7 @@ func (n *Notifier) pause(d time.Duration) {
 }
 
 // failed puts the batch back, before what has come since, and says so once in an outage.
-func (n *Notifier) failed(work *batch, err error) {
+func (n *Notifier) failed(ctx context.Context, work *batch, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.lookedAt = 0
@@ -375,18 +382,16 @@ func (n *Notifier) failed(work *batch, err error) {
 	for _, tx := range work.transactions {
 		n.keepOpen(tx)
 	}
-	if !n.failing && !n.closed {
-		n.log.Warn("PostgreSQL NOTIFY connection lost, reconnecting: wake-ups are late until then", "error", err)
+	if !n.closed {
+		n.outage.Failed(ctx, err)
 	}
 	n.failing = true
 }
 
-func (n *Notifier) recovered() {
+func (n *Notifier) recovered(ctx context.Context) {
+	n.outage.Succeeded(ctx)
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.failing {
-		n.log.Info("PostgreSQL NOTIFY connection established")
-	}
 	n.failing = false
 }
 

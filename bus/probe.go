@@ -75,12 +75,13 @@ func (s *session) echo(ctx context.Context, nonce string, idle bool) {
 	if p == nil || p.nonce != nonce {
 		return // of an earlier one, sent twice
 	}
-	s.probe, s.unsent = nil, false
+	s.probe = nil
 	if !idle {
 		s.proof = time.Time{} // so that another is due at once
 		return
 	}
 	roundTrip := s.proof.Sub(*p.left.Load())
+	s.l.unprobed.Succeeded(ctx)
 	s.l.probed(s.proof, roundTrip)
 	s.l.metrics.probed(ctx, roundTrip)
 }
@@ -92,7 +93,7 @@ func (s *session) judge(ctx context.Context) error {
 		return nil
 	}
 	if failed := p.failed.Load(); failed != nil {
-		return s.notSent(*failed)
+		return s.notSent(ctx, *failed)
 	}
 	now := time.Now()
 	if now.Before(p.look) {
@@ -119,16 +120,13 @@ func (s *session) judge(ctx context.Context) error {
 
 // notSent ends a probe that could not be sent. That says nothing about a connection which is known to hear; without that
 // knowledge there is no point in having it.
-func (s *session) notSent(err error) error {
+func (s *session) notSent(ctx context.Context, err error) error {
 	if !s.up {
 		return fmt.Errorf("cannot find out whether notifications arrive: %w", err)
 	}
 	s.probe = nil
 	s.proof = time.Now() // the next is due after an interval
-	if !s.unsent {
-		s.l.log.Warn("cannot find out whether LISTEN/NOTIFY still works, trying again", "error", err, "probe_interval", seconds(s.l.cfg.ProbeInterval))
-	}
-	s.unsent = true
+	s.l.unprobed.Failed(ctx, err, "probe_interval", seconds(s.l.cfg.ProbeInterval))
 	return nil
 }
 

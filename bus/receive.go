@@ -34,7 +34,6 @@ func (l *Listener) run(ctx context.Context) {
 		<-ctx.Done()
 		return
 	}
-	var told outage
 	for ctx.Err() == nil {
 		l.setState(StateConnecting)
 		l.retry.attempt()
@@ -42,12 +41,13 @@ func (l *Listener) run(ctx context.Context) {
 		err := l.attempt(ctx, func() {
 			l.retry.healthy()
 			l.deaf.heard = true
-			told = outage{}
+			l.unconnected.Succeeded(ctx)
+			l.unhearing.Succeeded(ctx)
 		})
 		if ctx.Err() != nil {
 			return
 		}
-		l.report(&told, err, l.disconnected(err))
+		l.report(ctx, err, l.disconnected(err))
 		if errors.Is(err, ErrDeaf) {
 			l.setState(StateDeaf)
 			pause(ctx, l.deaf.next())
@@ -101,27 +101,18 @@ func (l *Listener) forgetHints() {
 	}
 }
 
-// outage is what was logged since notifications last arrived: each kind of trouble is said once, however many attempts a
-// long outage takes.
-type outage struct {
-	refused string // the refusal that was logged last
-	deaf    bool
-}
-
-// report logs why there is no connection. lost: there was one that worked.
-func (l *Listener) report(told *outage, err error, lost bool) {
+// report logs why there is no connection, unless it was said a moment ago. lost: there was one that worked. That it works again is
+// said by established.
+func (l *Listener) report(ctx context.Context, err error, lost bool) {
 	delay := seconds(l.cfg.ReconnectDelay)
 	switch {
 	case errors.Is(err, ErrDeaf):
-		if !told.deaf {
-			l.log.Warn("PostgreSQL LISTEN/NOTIFY is deaf, polling instead", "error", err, "remedy", deafRemedy)
-		}
-		told.deaf = true
+		l.unconnected.Succeeded(ctx) // it is another trouble now
+		l.unhearing.Failed(ctx, err, "remedy", deafRemedy)
 	case lost:
-		l.log.Warn("LISTEN/NOTIFY connection lost, reconnecting", "error", err, "reconnect_delay", delay)
-	case err.Error() != told.refused:
-		told.refused = err.Error()
-		l.log.Warn("PostgreSQL LISTEN/NOTIFY connection failed, retrying", "error", err, "reconnect_delay", delay)
+		l.unconnected.FailedAs(ctx, "LISTEN/NOTIFY connection lost, reconnecting", err, "reconnect_delay", delay)
+	default:
+		l.unconnected.Failed(ctx, err, "reconnect_delay", delay)
 	}
 }
 
@@ -138,7 +129,6 @@ type session struct {
 	proof   time.Time      // when a notification came last that no statement of ours can have brought along
 	probe   *probe         // under way; nil if none
 	senders sync.WaitGroup // of probes
-	unsent  bool           // the last probe could not be sent
 }
 
 // serve proves that a notification arrives, listens to what is asked for, and receives until the connection or ctx ends.

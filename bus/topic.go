@@ -11,6 +11,8 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/romancy-go/romancy/internal/outage"
 )
 
 // Keys of the metadata of a message from a [Subscriber].
@@ -46,8 +48,8 @@ type topic struct {
 	slots     chan struct{} // one for each message that is out
 	metrics   topicMetrics
 	unsettled sync.WaitGroup
-	failing   bool   // the last catch-up failed
-	next      *draft // nil if none is written
+	outage    *outage.Reporter // of catch-ups
+	next      *draft           // nil if none is written
 }
 
 // draft is a message that lacks what it is about. One is written while there is nothing else to do, because half of what
@@ -87,6 +89,8 @@ func newTopic(s *Subscriber, sub *Subscription, channel string) *topic {
 		slots:    make(chan struct{}, s.cfg.MaxInFlight),
 		metrics:  s.metrics.of(channel),
 	}
+	t.outage = outage.New(t.log, "cannot read what notifications may have been missed, trying again",
+		"what notifications may have been missed can be read again")
 	if t.event, t.ours = s.cfg.Channels.Event(channel); t.ours {
 		t.pending = newCatchUp(s.cfg.Pool, s.queries, t.event, s.cfg.BatchSize)
 	}
@@ -153,7 +157,7 @@ func (t *topic) run(ctx context.Context) {
 // do not all look at once.
 func (t *topic) untilLook() time.Duration {
 	interval := t.cfg.FallbackInterval
-	if t.failing || !t.listener.Healthy() {
+	if t.outage.Err() != nil || !t.listener.Healthy() {
 		interval = min(interval, t.cfg.PollInterval)
 	}
 	return interval - rand.N(interval/10+1)
@@ -191,13 +195,12 @@ func (t *topic) look(ctx context.Context) {
 		return
 	}
 	t.metrics.caughtUp(ctx, err)
-	if err != nil && !t.failing {
-		t.log.Warn("cannot read what notifications may have been missed, trying again", "error", err, "poll_interval", seconds(t.cfg.PollInterval))
+	if err != nil {
+		t.outage.Failed(ctx, err, "poll_interval", seconds(t.cfg.PollInterval))
+		return
 	}
-	if err == nil {
-		t.listener.Retry()
-	}
-	t.failing = err != nil
+	t.outage.Succeeded(ctx)
+	t.listener.Retry()
 }
 
 // write completes the draft there is, or a new one.

@@ -19,6 +19,8 @@ const (
 	settleStep = 5 * time.Millisecond
 	// retryStep is the longest wait after the first error in a row; it doubles with each further one.
 	retryStep = 100 * time.Millisecond
+	// reportEvery is the least time between two reports of the same error, of one that lasts.
+	reportEvery = time.Minute
 )
 
 // WakeConfig configures a [Waker].
@@ -81,6 +83,7 @@ type Waker struct {
 	asking   bool // what can be seen has been asked since the last sign of life
 	failures int  // in a row
 	reported string
+	told     time.Time // when that was logged
 }
 
 var _ watermillsql.BackoffManager = (*Waker)(nil)
@@ -128,7 +131,7 @@ func (w *Waker) HandleError(logger watermill.LoggerAdapter, noMsg bool, err erro
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.succeeded()
+	w.succeeded(logger)
 	w.alive()
 	return 0
 }
@@ -147,7 +150,7 @@ func (w *Waker) idle(logger watermill.LoggerAdapter) time.Duration {
 func (w *Waker) enter(logger watermill.LoggerAdapter) (round context.Context, wait time.Duration, settled bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.succeeded()
+	w.succeeded(logger)
 	w.waiting++
 	if w.waiting > 1 && !w.shared {
 		w.shared = true
@@ -300,10 +303,10 @@ func (w *Waker) failed(logger watermill.LoggerAdapter, err error) time.Duration 
 	switch {
 	case errors.Is(err, context.Canceled): // the end of a subscription, usually
 		logger.Debug("Looking for messages was cancelled", fields)
-	case err.Error() == w.reported:
+	case err.Error() == w.reported && time.Since(w.told) < reportEvery:
 		logger.Debug("Still cannot look for messages", fields.Add(watermill.LogFields{"err": err.Error()}))
 	default:
-		w.reported = err.Error()
+		w.reported, w.told = err.Error(), time.Now()
 		logger.Error("Cannot look for messages, trying again", err, fields)
 	}
 	return wait
@@ -311,7 +314,10 @@ func (w *Waker) failed(logger watermill.LoggerAdapter, err error) time.Duration 
 
 // succeeded ends a row of errors: the database has answered, which a listener that waits to connect again may want to
 // know. The caller holds mu.
-func (w *Waker) succeeded() {
+func (w *Waker) succeeded(logger watermill.LoggerAdapter) {
+	if w.reported != "" {
+		logger.Info("Messages can be looked for again", watermill.LogFields{"failures": w.failures})
+	}
 	w.failures, w.reported = 0, ""
 	w.listener.Retry()
 }

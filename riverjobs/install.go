@@ -30,7 +30,8 @@ type Jobs struct {
 	logger   *slog.Logger
 	sweeps   map[string]*Sweep
 	lookouts map[string]*lookout         // by kind, of the sweeps with a NextDue
-	outages  map[string]*outage.Reporter // by kind, of the sweeps
+	outages  map[string]*outage.Reporter // by kind
+	flood    *outage.Flood               // of an own client's lines
 
 	lastTick atomic.Int64 // when River last called a constructor here, Unix nanoseconds
 	lastWork atomic.Int64 // when a sweep last ran here
@@ -81,6 +82,7 @@ func New(config Config) (*Jobs, error) {
 		sweeps:   map[string]*Sweep{},
 		lookouts: map[string]*lookout{},
 		outages:  map[string]*outage.Reporter{},
+		flood:    newFlood(config.Logger),
 		idle:     make(chan struct{}),
 		turn:     make(chan struct{}, 1),
 	}
@@ -88,7 +90,8 @@ func New(config Config) (*Jobs, error) {
 	for i := range config.Sweeps {
 		sweep := &config.Sweeps[i]
 		j.sweeps[sweep.Kind] = sweep
-		j.outages[sweep.Kind] = outage.New(j.logger, "sweep failed, the next tick tries again", "sweep of kind "+sweep.Kind+" works again")
+		j.outages[sweep.Kind] = outage.New(config.Logger.With(slog.String("kind", sweep.Kind)),
+			"sweep failed, the next tick tries again", "sweeps succeed again")
 		if sweep.NextDue != nil {
 			j.lookouts[sweep.Kind] = newLookout(lookoutConfig{
 				next: sweep.NextDue, clock: config.Clock, leading: j.Leading, healthy: config.Healthy,
@@ -143,7 +146,7 @@ func (j *Jobs) makeClient() error {
 		DiscardedJobRetentionPeriod: 10 * time.Minute,
 		FetchOnlyKnownKinds:         true, // other processes of this schema may have other sweeps
 		JobTimeout:                  sweepTimeout,
-		Logger:                      slog.New(quiet{j.logger.Handler()}),
+		Logger:                      slog.New(quiet{j.logger.Handler(), j.flood}),
 		PollOnly:                    j.config.PollOnly,
 		Queues:                      map[string]river.QueueConfig{Queue: {MaxWorkers: maxWorkers}},
 		RescueStuckJobsAfter:        2 * sweepTimeout,

@@ -41,7 +41,6 @@ type lookoutConfig struct {
 type lookout struct {
 	lookoutConfig
 	epoch  time.Time
-	outage *outage.Reporter
 
 	overdue       atomic.Bool   // for the tick: a deadline has passed
 	earliest      atomic.Int64  // the earliest deadline known, in nanoseconds since epoch
@@ -50,6 +49,7 @@ type lookout struct {
 	wake          chan struct{} // capacity 1
 
 	// Owned by run.
+	outage   *outage.Reporter
 	lastLook time.Time
 	stuck    time.Time     // the deadline that was overdue at the last look
 	pause    time.Duration // before the look that renew asks for
@@ -165,7 +165,7 @@ func (l *lookout) look(ctx context.Context) {
 		l.pause = min(cmp.Or(2*l.pause, l.spacing), l.every)
 		l.renew.Store(true)
 		if ctx.Err() == nil {
-			l.outage.Failed(ctx, err)
+			l.outage.Failed(ctx, err, slog.Duration("delay", l.pause))
 		}
 		return
 	}

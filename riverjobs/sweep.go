@@ -218,7 +218,7 @@ func (j *Jobs) work(ctx context.Context, row *rivertype.JobRow, schema string) e
 	case errors.Is(context.Cause(ctx), errStopped):
 		return river.JobCancel(errStopped)
 	default:
-		j.outages[row.Kind].Failed(ctx, err, slog.String("kind", row.Kind))
+		j.outages[row.Kind].Failed(ctx, err)
 		return river.JobCancel(fmt.Errorf("sweep %s: %w", row.Kind, err))
 	}
 }

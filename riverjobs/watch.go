@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/riverqueue/river"
+
+	"github.com/romancy-go/romancy/internal/outage"
 )
 
 // watchInterval is several times the longest interval between two jobs of ours, the retention's minute, and River's
@@ -18,6 +20,7 @@ func (j *Jobs) watch(ctx context.Context, interval time.Duration) {
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
 	warned := false
+	unknown := outage.New(j.logger, "cannot find out whether sweeps are being enqueued", "it is known again whether sweeps are being enqueued")
 	for {
 		select {
 		case <-ctx.Done():
@@ -26,10 +29,14 @@ func (j *Jobs) watch(ctx context.Context, interval time.Duration) {
 		}
 		ticking, err := j.ticking(ctx, interval)
 		switch {
+		case ctx.Err() != nil:
+			return
 		case err != nil:
-			if ctx.Err() == nil {
-				j.logger.WarnContext(ctx, "cannot look whether sweeps are being enqueued", slog.Any("error", err))
-			}
+			unknown.Failed(ctx, err)
+			continue
+		}
+		unknown.Succeeded(ctx)
+		switch {
 		case ticking:
 			warned = false
 		case !warned:

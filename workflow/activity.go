@@ -99,10 +99,10 @@ func (a *Activity[In, Out]) Execute(ctx *Context, in In) (Out, error) {
 		return out, err
 	}
 	output, err := ctx.run.step(step{kind: journal.Activity, name: a.name, options: a.options}, a.body(in))
-	if err != nil {
-		return out, err
-	}
 	position := ctx.run.journal.Issued()
+	if err != nil {
+		return out, at(position, err)
+	}
 	if err := decodeResult(a.name, output, &out); err != nil {
 		ctx.run.misfit(position, err)
 	}

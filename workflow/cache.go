@@ -2,6 +2,7 @@ package workflow
 
 import (
 	"container/list"
+	"context"
 	"time"
 
 	"github.com/romancy-go/romancy/workflow/internal/commit"
@@ -222,7 +223,9 @@ func (e *Engine) evictLocked() bool {
 	e.cache.evicted++
 	e.committer.LetGo(fence, func(_ struct{}, err error) {
 		if err != nil {
-			r.log().Warn("evicted run not noted; the slow sweep will find it", "error", err)
+			e.reports.evictions.Failed(context.Background(), err, aboutRun(r.id, r.definition.Name())...)
+		} else {
+			e.reports.evictions.Succeeded(context.Background())
 		}
 	})
 	return true

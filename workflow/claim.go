@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/romancy-go/romancy/internal/outage"
 	"github.com/romancy-go/romancy/workflow/internal/commit"
 	"github.com/romancy-go/romancy/workflow/internal/slots"
 	"github.com/romancy-go/romancy/workflow/internal/store"
@@ -105,9 +106,10 @@ func (e *Engine) claim(ctx context.Context, round *slots.Round) bool {
 	}
 	e.mu.Unlock()
 	if err != nil {
-		e.claimFailed(ctx, err)
+		e.claimFailed(ctx, e.reports.claims, err)
 		return false
 	}
+	e.reports.claims.Succeeded(ctx)
 	e.launch(ctx, worker, look.Claimed)
 	return true
 }
@@ -121,11 +123,11 @@ func counted(runs []store.Claimed) map[string]int {
 	return counts
 }
 
-func (e *Engine) claimFailed(ctx context.Context, err error) {
+func (e *Engine) claimFailed(ctx context.Context, report *outage.Reporter, err error) {
 	if ctx.Err() != nil {
 		return
 	}
-	e.logger.WarnContext(ctx, "claiming runs failed, will be tried again", "error", err)
+	report.Failed(ctx, err)
 	e.orphans.give() // an answer may have been lost
 	select {
 	case <-ctx.Done():
@@ -142,7 +144,9 @@ func (e *Engine) launch(ctx context.Context, worker int64, owned []store.Claimed
 	}
 	pasts, err := e.loadPasts(ctx, rest)
 	if err != nil {
-		e.logger.WarnContext(ctx, "loading the history of claimed runs failed, they are given back", "error", err)
+		e.reports.loads.Failed(ctx, err)
+	} else {
+		e.reports.loads.Succeeded(ctx)
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -224,13 +228,14 @@ func (e *Engine) release(fence store.Fence, workflow string) {
 	e.committer.Release(fence, func(run store.Named, err error) {
 		switch {
 		case err == nil:
+			e.reports.releases.Succeeded(context.Background())
 			e.tellResumable(run.ID, run.Workflow)
 			e.claims.give()
 		case errors.Is(err, commit.ErrFenced):
 			e.claims.give() // it may have been made ready while it was here
 		case errors.Is(err, commit.ErrClosed):
 		default:
-			e.about(fence.ID, workflow).Warn("run could not be given back yet", "error", err)
+			e.reports.releases.Failed(context.Background(), err, aboutRun(fence.ID, workflow)...)
 			e.orphans.give()
 		}
 	})
@@ -246,7 +251,7 @@ func (e *Engine) coldLoop(ctx context.Context) {
 		}
 		counts, more := e.cold.take()
 		if more {
-			e.sweepUntilDone(ctx, "timers", e.SweepTimers, e.SweepChannelTimeouts)
+			e.sweepUntilDone(ctx, e.reports.timers, e.SweepTimers, e.SweepChannelTimeouts)
 		}
 		ids := keys(counts)
 		worker := e.lease.ID()
@@ -261,7 +266,7 @@ func (e *Engine) coldLoop(ctx context.Context) {
 		room, ok := e.cache.slots.Blind(len(ids))
 		e.mu.Unlock()
 		if !ok { // whoever has room claims them
-			e.sweepUntilDone(ctx, "timers", e.SweepTimers, e.SweepChannelTimeouts)
+			e.sweepUntilDone(ctx, e.reports.timers, e.SweepTimers, e.SweepChannelTimeouts)
 			continue
 		}
 		owned := new([]store.Claimed)
@@ -275,9 +280,10 @@ func (e *Engine) coldLoop(ctx context.Context) {
 		e.mu.Unlock()
 		e.coldSize.learn(len(ids), err)
 		if err != nil {
-			e.claimFailed(ctx, err)
+			e.claimFailed(ctx, e.reports.coldClaims, err)
 			continue
 		}
+		e.reports.coldClaims.Succeeded(ctx)
 		for _, run := range *owned {
 			e.metrics.late(run.Late)
 		}
@@ -312,13 +318,15 @@ func (e *Engine) orphanLoop(ctx context.Context) {
 			}
 		}
 		if err != nil && ctx.Err() == nil {
-			e.logger.WarnContext(ctx, "looking for orphaned runs failed, will be tried again", "error", err)
+			e.reports.orphans.Failed(ctx, err)
 			select {
 			case <-ctx.Done():
 				return
 			case <-time.After(orphanDelay):
 			}
 			e.orphans.give()
+		} else if err == nil {
+			e.reports.orphans.Succeeded(ctx)
 		}
 	}
 }

@@ -38,7 +38,7 @@ func (r *Run[Out]) Result(ctx context.Context) (Out, error) {
 	}
 	ended, err := r.engine.awaitEnd(ctx, r.id)
 	if err != nil {
-		return out, fmt.Errorf("result of run %q: %w", r.id, err)
+		return out, fmt.Errorf("result of run %q: %w", r.id, r.engine.explained(ctx, err))
 	}
 	if status := Status(ended.Status); status != StatusCompleted {
 		return out, newRunError(ended)

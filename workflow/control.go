@@ -36,7 +36,7 @@ func (e *Engine) Retry(ctx context.Context, id string) error {
 	}
 	for {
 		if retried, err := e.retryOnce(ctx, id); err != nil {
-			return fmt.Errorf("retry run %q: %w", id, err)
+			return fmt.Errorf("retry run %q: %w", id, e.explained(ctx, err))
 		} else if retried {
 			return nil
 		}

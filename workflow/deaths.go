@@ -52,7 +52,7 @@ func (e *Engine) takenOver(ctx context.Context, runs []store.TakenOver, cause []
 	for _, run := range runs {
 		switch {
 		case run.Stuck:
-			e.about(run.ID, run.Workflow).ErrorContext(ctx, "run is stuck", "error", decodeFailure(cause).Message)
+			e.about(run.ID, run.Workflow).ErrorContext(ctx, "run is stuck", "error", decodeFailure(cause).Message, "remedy", stuckRemedy)
 			e.tellEnded(store.Run{ID: run.ID, Workflow: run.Workflow, Status: string(StatusStuck), Error: cause})
 			continue
 		case run.Until != nil:

@@ -21,6 +21,7 @@ import (
 	"github.com/romancy-go/romancy/internal/dial"
 	"github.com/romancy-go/romancy/internal/outage"
 	"github.com/romancy-go/romancy/internal/pace"
+	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/internal/schema"
 	"github.com/romancy-go/romancy/workflow/internal/commit"
 	"github.com/romancy-go/romancy/workflow/internal/lease"
@@ -198,6 +199,8 @@ type Engine struct {
 	unobserve   func() // ends the observation of metrics
 	unheed      func() // ends the observation of the listener
 	store       *store.Store
+	reports     *reports
+	trouble     func() error // why there is no connection to the database now; nil: nothing is known of that
 	definitions map[string]Definition
 	names       []string // of the workflows executed here
 	endedOn     string   // the channel on which the end of runs is told
@@ -244,6 +247,7 @@ type Engine struct {
 	events              eventMarks
 	retained            retainedMark
 	clock               *dueClock
+	unexecuted          unexecuted
 
 	mu    sync.Mutex // guards state and cache
 	state engineState
@@ -269,6 +273,7 @@ func NewEngine(config Config) (*Engine, error) {
 		matching:  newTally(), coldEvents: newTally(), clock: newDueClock(time.Now()),
 	}
 	e.logger = slog.New(workerHandler{config.Logger.Handler(), func() int64 { return e.lease.ID() }})
+	e.reports = newReports(e.logger)
 	e.reading = outage.New(e.logger, "the database does not say what a run has to know, it is asked again", "the database answers runs again")
 	e.beginning = outage.New(e.logger, "no transaction can be begun for activities, it is tried again", "transactions can be begun for activities again")
 	for _, definition := range config.Workflows {
@@ -294,8 +299,9 @@ func NewEngine(config Config) (*Engine, error) {
 		Abandoned: metrics.abandoned,
 	})
 	e.side = commit.New(commit.Config{Store: statements, Connect: connect, Lazy: true, Flushed: metrics.flushed(metrics.starts), Logger: e.logger})
+	e.trouble = func() error { return cmp.Or(e.committer.Trouble(), e.side.Trouble()) }
 	e.lease = lease.New(lease.Config{
-		Store: statements, Committer: e.committer, Label: config.Label, Lease: config.Lease,
+		Store: statements, Committer: e.committer, Label: config.Label, Workflows: e.names, Lease: config.Lease,
 		Connect:   func(ctx context.Context) (*pgx.Conn, error) { return dial.Beside(ctx, config.Pool, " lease", nil) },
 		Listening: config.Listener.Healthy, Answered: config.Listener.Retry,
 		Clock: e.readClock, Lost: e.leaseLost, Freed: e.freed, Registered: e.claims.give, Expired: e.takeovers.give,
@@ -327,16 +333,16 @@ func (e *Engine) Start(ctx context.Context) error {
 		return ErrClosed
 	}
 	if err := e.committer.Open(ctx); err != nil {
-		return fmt.Errorf("start the workflow engine: %w", err)
+		return fmt.Errorf("start the workflow engine: %w", refusal.WithRemedy(err))
 	}
 	if err := e.side.Open(ctx); err != nil {
-		return fmt.Errorf("start the workflow engine: %w", err)
+		return fmt.Errorf("start the workflow engine: %w", refusal.WithRemedy(err))
 	}
 	if err := e.startLoops(ctx); err != nil {
 		e.committer.Close(ctx)
 		e.side.Close(ctx)
 		e.state = stateClosed
-		return fmt.Errorf("start the workflow engine: %w", err)
+		return fmt.Errorf("start the workflow engine: %w", refusal.WithRemedy(err))
 	}
 	e.state = stateStarted
 	return nil
@@ -366,6 +372,7 @@ func (e *Engine) startLoops(ctx context.Context) error {
 	loopCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	e.stop = stop
 	e.loops.Go(func() { e.watch.loop(loopCtx) })
+	e.loops.Go(func() { e.unexecutedLoop(loopCtx) })
 	if subscription != nil {
 		e.loops.Go(func() { e.listen(loopCtx, subscription) })
 	}

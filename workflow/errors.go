@@ -89,6 +89,8 @@ type ActivityError struct {
 	Details  json.RawMessage // see [Error.ErrorDetails]
 	Attempts int
 	Stack    string // of a panic
+
+	position int32 // of the step, for the log
 }
 
 func (e *ActivityError) Error() string {

@@ -88,10 +88,8 @@ func (e *Engine) matchLoop(ctx context.Context) {
 			continue
 		}
 		found := new([]string)
-		if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.MatchEvents(b, ids, worker, found) }); err != nil {
-			if ctx.Err() == nil {
-				e.logger.WarnContext(ctx, "looking for those who wait for an event failed; the next sweep will find them", "error", err)
-			}
+		err := e.do(ctx, true, func(b *pgx.Batch) { e.store.MatchEvents(b, ids, worker, found) })
+		if noteOutcome(ctx, e.reports.waits, err); err != nil {
 			continue
 		}
 		e.mu.Lock()
@@ -117,9 +115,7 @@ func (e *Engine) eventSweepLoop(ctx context.Context) {
 			return
 		case <-time.After(mailSweepDelay):
 		}
-		if err := e.sweepEventsHeardOf(ctx); err != nil && ctx.Err() == nil {
-			e.logger.WarnContext(ctx, "looking for those who wait for an event failed; the next sweep will find them", "error", err)
-		}
+		noteOutcome(ctx, e.reports.events, e.sweepEventsHeardOf(ctx))
 	}
 }
 

@@ -43,7 +43,7 @@ func (f *Future[Out]) Get(ctx *Context) (Out, error) {
 	}
 	output, err := f.run.outcome(f.flight)
 	if err != nil {
-		return out, err
+		return out, at(f.flight.position, err)
 	}
 	if err := decodeResult(f.flight.step.name, output, &out); err != nil {
 		f.run.misfit(f.flight.position, err)
@@ -83,6 +83,7 @@ func All(ctx *Context, futures ...Awaitable) error {
 		if err == nil {
 			begun, _ := future.begun()
 			_, err = ctx.run.outcome(begun)
+			err = at(begun.position, err)
 		}
 		errs = append(errs, err)
 	}

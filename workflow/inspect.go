@@ -322,7 +322,7 @@ func (e *Engine) read(ctx context.Context, statements func(*pgx.Batch)) error {
 	batch := &pgx.Batch{}
 	e.store.Guard(batch, time.Second)
 	statements(batch)
-	return e.config.Pool.SendBatch(ctx, batch).Close()
+	return e.explained(ctx, e.config.Pool.SendBatch(ctx, batch).Close())
 }
 
 func orZero[T any](value *T) T {

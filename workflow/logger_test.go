@@ -103,7 +103,7 @@ func TestEveryLineAboutARunNamesIt(t *testing.T) {
 		}
 	}
 	for _, message := range []string{
-		"attempt failed, will be retried", "compensation failed for good", "said by the workflow", "workflow panicked", "run is stuck",
+		"attempt failed, will be retried", "compensation failed for good", "said by the workflow", "run failed", "run is stuck",
 	} {
 		if said[message] == 0 {
 			t.Errorf("nothing said %q about a run; what was said: %v", message, said)

@@ -116,6 +116,7 @@ func TestReadyRunsAreCountedNowAndThen(t *testing.T) {
 		}
 	}
 	m := &observedMetrics{engine: engine}
+	failing := func() bool { return engine.reports.readyCount.Err() != nil }
 	want := func(runs int64, why string) {
 		t.Helper()
 		got := m.countReady(t.Context())
@@ -135,14 +136,14 @@ func TestReadyRunsAreCountedNowAndThen(t *testing.T) {
 	given, cancel := context.WithCancel(t.Context())
 	cancel()
 	m.next = time.Time{}
-	if got := m.countReady(given); got != nil || m.failing {
-		t.Errorf("a collection that was given up: got %+v, failing %v", got, m.failing)
+	if got := m.countReady(given); got != nil || failing() {
+		t.Errorf("a collection that was given up: got %+v, failing %v", got, failing())
 	}
 	want(maxReady, "nobody has counted since")
 	overdue, cancel := context.WithDeadline(t.Context(), time.Now().Add(-time.Second))
 	defer cancel()
 	m.next = time.Time{}
-	if got := m.countReady(overdue); got != nil || !m.failing || !m.next.After(time.Now()) {
-		t.Errorf("got %+v from a database that did not answer, failing %v, next %s", got, m.failing, m.next)
+	if got := m.countReady(overdue); got != nil || !failing() || !m.next.After(time.Now()) {
+		t.Errorf("got %+v from a database that did not answer, failing %v, next %s", got, failing(), m.next)
 	}
 }

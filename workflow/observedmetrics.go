@@ -26,7 +26,7 @@ const (
 // observedMetrics is what an [Engine] shows when metrics are collected.
 type observedMetrics struct {
 	engine                     *Engine
-	runs, depth                metric.Int64ObservableGauge
+	runs, depth, unexecuted    metric.Int64ObservableGauge
 	age                        metric.Float64ObservableGauge
 	resumed, replayed, evicted metric.Int64ObservableCounter
 	executing, parked          metric.MeasurementOption
@@ -34,7 +34,6 @@ type observedMetrics struct {
 	mu                         sync.Mutex // guards the rest, and held while ready runs are counted
 	ready                      []store.Ready
 	next                       time.Time
-	failing                    bool // the last count failed, and somebody was told
 }
 
 // observe has the metrics read from e until stop is called.
@@ -47,7 +46,7 @@ func (e *Engine) observe() (stop func(), err error) {
 		m.workflows[name] = with(attribute.String("workflow", name))
 	}
 	meter := e.metrics.meter
-	var errs [7]error
+	var errs [8]error
 	m.runs, errs[0] = meter.Int64ObservableGauge("romancy.workflow.runs", metric.WithUnit("{run}"),
 		metric.WithDescription("Runs in memory here, executing or parked."))
 	m.resumed, errs[1] = meter.Int64ObservableCounter("romancy.workflow.resumed", metric.WithUnit("{run}"),
@@ -60,8 +59,10 @@ func (e *Engine) observe() (stop func(), err error) {
 		metric.WithDescription("Ready runs of the whole cluster that no worker has taken, counted up to 10,000 a workflow."))
 	m.age, errs[5] = meter.Float64ObservableGauge("romancy.workflow.ready.age", metric.WithUnit("s"),
 		metric.WithDescription("How long the oldest ready run has not been taken; 0 if there is none."))
-	registration, err := meter.RegisterCallback(m.collect, m.runs, m.resumed, m.replayed, m.evicted, m.depth, m.age)
-	errs[6] = err
+	m.unexecuted, errs[6] = meter.Int64ObservableGauge("romancy.workflow.runs.unexecuted", metric.WithUnit("{run}"),
+		metric.WithDescription("Ready runs of the whole cluster that no living worker has the code for, counted up to 1,000 a workflow. One worker reports them."))
+	registration, err := meter.RegisterCallback(m.collect, m.runs, m.resumed, m.replayed, m.evicted, m.depth, m.age, m.unexecuted)
+	errs[7] = err
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err
 	}
@@ -79,6 +80,9 @@ func (m *observedMetrics) collect(ctx context.Context, o metric.Observer) error 
 	o.ObserveInt64(m.resumed, status.Resumed)
 	o.ObserveInt64(m.replayed, status.Replayed)
 	o.ObserveInt64(m.evicted, status.Evicted)
+	for _, runs := range status.Unexecuted {
+		o.ObserveInt64(m.unexecuted, int64(runs.Runs), with(attribute.String("workflow", runs.Workflow)))
+	}
 	for _, ready := range m.countReady(ctx) {
 		o.ObserveInt64(m.depth, ready.Runs, m.workflows[ready.Workflow])
 		o.ObserveFloat64(m.age, ready.Age.Seconds(), m.workflows[ready.Workflow])
@@ -101,10 +105,12 @@ func (m *observedMetrics) countReady(collection context.Context) []store.Ready {
 	if err != nil && errors.Is(collection.Err(), context.Canceled) {
 		return nil // nobody wants to know any more, which says nothing of the database
 	}
-	if err != nil && !m.failing {
-		m.engine.logger.WarnContext(ctx, "ready runs cannot be counted for the metrics, will be tried again", "error", err)
+	if err != nil {
+		m.engine.reports.readyCount.Failed(ctx, err)
+	} else {
+		m.engine.reports.readyCount.Succeeded(ctx)
 	}
-	m.ready, m.failing = ready, err != nil
+	m.ready = ready
 	m.next = began.Add(max(readyInterval, readyShare*time.Since(began)))
 	return ready
 }

@@ -73,7 +73,7 @@ type run struct {
 func (e *Engine) launchLocked(definition Definition, owned store.Claimed, past *store.Past) {
 	remembered, err := journal.New(past.Records, past.Attempts)
 	if err != nil {
-		e.about(owned.ID, owned.Workflow).Error("run cannot be replayed", "error", err)
+		e.about(owned.ID, owned.Workflow).Error("run cannot be replayed and is stuck", "error", err, "remedy", stuckRemedy)
 		e.giveSlotLocked(owned.Workflow)
 		e.finishStuck(owned, err)
 		return
@@ -148,9 +148,7 @@ var errWorkflowGoexit = NewError("goexit", "the workflow ended its goroutine ins
 func (r *run) call() (output []byte, err error) {
 	defer func() {
 		if value := recover(); value != nil {
-			panicked := newPanicError("", value)
-			r.log().Error("workflow panicked", "panic", fmt.Sprint(value), "stack", panicked.stack)
-			err = panicked
+			err = newPanicError("", value)
 		}
 	}()
 	input := r.input
@@ -198,6 +196,9 @@ func (r *run) end(output []byte, err error) {
 			r.stuck(diverged)
 		}
 		r.finish(store.Finish{Status: string(status), Error: failed.encode()})
+		if status == StatusFailed {
+			r.reportFailed(failed, err)
+		}
 	}
 }
 
@@ -281,7 +282,7 @@ func (r *run) giveUp(err error) {
 // stuck stops the run with its history untouched and ends the goroutine.
 func (r *run) stuck(err error) {
 	r.awaitBodies()
-	r.log().Error("run is stuck", "error", err)
+	r.log().Error("run is stuck", "error", err, "remedy", stuckRemedy)
 	r.endSegment(string(StatusStuck), err)
 	if !r.lost.Swap(true) {
 		r.engine.finishStuck(store.Claimed{ID: r.id, Workflow: r.definition.Name(), Token: r.token, Worker: r.worker}, err)

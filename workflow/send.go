@@ -71,7 +71,7 @@ func (e *Engine) deliverWhenFree(ctx context.Context, ask store.Deliver) (store.
 	for wait := heldAtFirst; ; wait = min(2*wait, heldAtMost) {
 		delivered, err := takeIn(ctx, e.intake, func(then func(store.Delivered, error)) { e.committer.Deliver(nil, ask, then) })
 		if err != nil || !delivered.Held {
-			return delivered, outward(err)
+			return delivered, e.explained(ctx, outward(err))
 		}
 		select {
 		case <-ctx.Done():

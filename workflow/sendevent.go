@@ -29,7 +29,7 @@ func (e *Engine) SendEvent(ctx context.Context, event OutgoingEvent) error {
 	for wait := heldAtFirst; ; wait = min(2*wait, heldAtMost) {
 		held, err := takeIn(ctx, e.intake, func(then func(bool, error)) { e.committer.SendEvent(nil, ask, then) })
 		if err != nil {
-			return fmt.Errorf("send event %q of %q: %w", ask.EventID, ask.Source, outward(err))
+			return fmt.Errorf("send event %q of %q: %w", ask.EventID, ask.Source, e.explained(ctx, outward(err)))
 		}
 		if !held {
 			return nil

@@ -43,6 +43,7 @@ func (e *Engine) Shutdown(ctx context.Context) error {
 	e.unheed()
 	e.stop()
 	e.loops.Wait()
+	e.reports.failures.Close()
 
 	// What is left must be written even if ctx is over, but not for ever.
 	writeCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeLimit)

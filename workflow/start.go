@@ -183,7 +183,7 @@ func (e *Engine) awaitStart(ctx context.Context, ask newStart, outcome <-chan st
 		case started.err == nil:
 			return true, sameStart(ask.Start, started.Run)
 		case !errors.Is(started.err, commit.ErrLocked):
-			return false, outward(started.err)
+			return false, e.explained(ctx, outward(started.err))
 		}
 		select {
 		case <-ctx.Done():

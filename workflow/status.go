@@ -52,6 +52,9 @@ type EngineStatus struct {
 	Commits    int64    // transactions of the committer
 	Operations int64    // operations written in them
 	Listening  bool     // notifications arrive
+	// Unexecuted are runs that no living worker has the code for, as this process has found them at its last search. Of all workers
+	// the oldest searches; while there is none, every process does that only starts runs.
+	Unexecuted []UnexecutedRuns
 }
 
 // Status returns a snapshot. On a nil engine it is the zero value.
@@ -69,6 +72,6 @@ func (e *Engine) Status() EngineStatus {
 		Due: e.cache.slots.Waiting(), Full: e.cache.slots.Full(), Activities: int(e.admission.executing.Load()), HeldUp: heldUp,
 		Resumed: e.cache.resumed, Replayed: e.cache.replayed, Evicted: e.cache.evicted,
 		Commits: commits, Operations: operations,
-		Listening: e.config.Listener.Healthy(),
+		Listening: e.config.Listener.Healthy(), Unexecuted: e.unexecuted.last(),
 	}
 }

@@ -9,6 +9,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/romancy-go/romancy/internal/outage"
+	"github.com/romancy-go/romancy/workflow/internal/commit"
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
 
@@ -154,7 +156,7 @@ func (e *Engine) takeoverLoop(ctx context.Context) {
 		}
 		// Not only what the dead worker executed: also what it held parked, with mail and deadlines that the others have left
 		// to it for as long as it seemed alive.
-		e.sweepAll(ctx, "runs of dead workers", e.glance(ctx))
+		e.sweepAll(ctx, e.reports.deaths, e.glance(ctx))
 	}
 }
 
@@ -172,9 +174,7 @@ func (e *Engine) mailSweepLoop(ctx context.Context) {
 			return
 		case <-time.After(mailSweepDelay):
 		}
-		if err := e.sweepMailHeardOf(ctx); err != nil && ctx.Err() == nil {
-			e.logger.WarnContext(ctx, "looking for the receivers of messages failed; the next sweep will find them", "error", err)
-		}
+		noteOutcome(ctx, e.reports.messages, e.sweepMailHeardOf(ctx))
 	}
 }
 
@@ -236,7 +236,7 @@ func (e *Engine) safetyNet(ctx context.Context) {
 		if seen.Running {
 			e.orphans.give()
 		}
-		e.sweepAll(ctx, "all", seen)
+		e.sweepAll(ctx, e.reports.sweeps, seen)
 	}
 }
 
@@ -249,7 +249,7 @@ func (e *Engine) fallback() time.Duration {
 }
 
 // sweepAll carries out all sweeps that a glance has found something for.
-func (e *Engine) sweepAll(ctx context.Context, what string, seen store.Glance) {
+func (e *Engine) sweepAll(ctx context.Context, report *outage.Reporter, seen store.Glance) {
 	sweeps := []func(context.Context) (int, error){
 		func(ctx context.Context) (int, error) { return e.sweepResume(ctx, seen) },
 	}
@@ -261,13 +261,24 @@ func (e *Engine) sweepAll(ctx context.Context, what string, seen store.Glance) {
 	if seen.Within(e.ahead()) {
 		sweeps = append(sweeps, e.lookAhead)
 	}
-	e.sweepUntilDone(ctx, what, sweeps...)
+	e.sweepUntilDone(ctx, report, sweeps...)
 }
 
-func (e *Engine) sweepUntilDone(ctx context.Context, what string, sweeps ...func(context.Context) (int, error)) {
+func (e *Engine) sweepUntilDone(ctx context.Context, report *outage.Reporter, sweeps ...func(context.Context) (int, error)) {
+	var errs []error
 	for _, sweep := range sweeps {
-		if _, err := sweep(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, ErrClosed) {
-			e.logger.WarnContext(ctx, "sweep failed, the next will try again", "sweep", what, "error", err)
-		}
+		_, err := sweep(ctx)
+		errs = append(errs, err)
+	}
+	noteOutcome(ctx, report, errors.Join(errs...))
+}
+
+// noteOutcome reports how an attempt has ended that is made again and again. The end of the engine is no failure.
+func noteOutcome(ctx context.Context, report *outage.Reporter, err error) {
+	switch {
+	case err == nil:
+		report.Succeeded(ctx)
+	case ctx.Err() == nil && !errors.Is(err, ErrClosed) && !errors.Is(err, commit.ErrClosed):
+		report.Failed(ctx, err)
 	}
 }

@@ -142,8 +142,11 @@ func (r *run) adoptTrace(origin trace.SpanContext) {
 	r.tracing.origin = origin
 	fence, text := r.fence(), encodeTrace(origin)
 	r.engine.committer.Do(true, func(b *pgx.Batch) { r.engine.store.AdoptTrace(b, fence, text) }, func(_ struct{}, err error) {
-		if err != nil && !errors.Is(err, commit.ErrClosed) {
-			r.log().Warn("the run's trace could not be stored: another worker will begin a new one", "error", err)
+		switch {
+		case err == nil:
+			r.engine.reports.traces.Succeeded(context.Background())
+		case !errors.Is(err, commit.ErrClosed):
+			r.engine.reports.traces.Failed(context.Background(), err, aboutRun(r.id, r.definition.Name())...)
 		}
 	})
 }

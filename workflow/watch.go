@@ -128,10 +128,8 @@ func (w *watch) loop(ctx context.Context) {
 
 func (w *watch) lookAt(ctx context.Context, ids []string) {
 	found := new([]store.Run)
-	if err := w.engine.do(ctx, true, func(b *pgx.Batch) { w.engine.store.QueueFindRuns(b, ids, found) }); err != nil {
-		if ctx.Err() == nil {
-			w.engine.logger.WarnContext(ctx, "looking for the ends of runs failed, will be tried again", "error", err)
-		}
+	err := w.engine.do(ctx, true, func(b *pgx.Batch) { w.engine.store.QueueFindRuns(b, ids, found) })
+	if noteOutcome(ctx, w.engine.reports.results, err); err != nil {
 		return
 	}
 	exists := make(map[string]bool, len(*found))

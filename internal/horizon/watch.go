@@ -7,6 +7,9 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/romancy-go/romancy/internal/outage"
+	"github.com/romancy-go/romancy/internal/refusal"
 )
 
 const (
@@ -34,6 +37,7 @@ type Watch struct {
 	config Config
 	query  string
 	last   atomic.Pointer[Reading]
+	outage *outage.Reporter
 	stop   context.CancelFunc
 	done   sync.WaitGroup
 
@@ -51,7 +55,8 @@ func New(config Config) (*Watch, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Watch{config: config, query: query}, nil
+	return &Watch{config: config, query: query, outage: outage.New(config.Logger,
+		"the age of the oldest snapshot is unknown", "the age of the oldest snapshot is known again")}, nil
 }
 
 // Last returns the last look; the zero Reading before the first.
@@ -88,11 +93,16 @@ func (w *Watch) look(ctx context.Context) {
 	defer cancel()
 	reading, err := look(looking, w.config.Pool, w.query)
 	if err != nil {
-		if ctx.Err() == nil { // somebody else reports a database that cannot be reached, as a warning
+		switch {
+		case ctx.Err() != nil:
+		case refusal.Said(err): // a right is missing, say
+			w.outage.Failed(ctx, err)
+		default: // the listener and the engine report a database that cannot be reached
 			w.config.Logger.DebugContext(ctx, "the age of the oldest snapshot is unknown", "error", err)
 		}
 		return
 	}
+	w.outage.Succeeded(ctx)
 	w.note(ctx, reading)
 }
 

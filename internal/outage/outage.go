@@ -27,13 +27,19 @@ type Reporter struct {
 	last     error
 }
 
-// New returns a reporter whose lines say fails while there is an outage, and over when it has ended.
+// New returns a reporter whose lines say fails while there is an outage, and over when it has ended. An empty over is no line: its
+// owner says so itself.
 func New(logger *slog.Logger, fails, over string) *Reporter {
 	return &Reporter{logger: logger, fails: fails, over: over}
 }
 
 // Failed notes a failure. attrs are added to the line, if there is one. What is known to help is added as "remedy".
 func (r *Reporter) Failed(ctx context.Context, err error, attrs ...any) {
+	r.FailedAs(ctx, r.fails, err, attrs...)
+}
+
+// FailedAs is Failed with another text for the line, if there is one.
+func (r *Reporter) FailedAs(ctx context.Context, fails string, err error, attrs ...any) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := time.Now()
@@ -51,7 +57,7 @@ func (r *Reporter) Failed(ctx context.Context, err error, attrs ...any) {
 	if remedy := refusal.Remedy(err); remedy != "" {
 		attrs = append(attrs, "remedy", remedy)
 	}
-	r.logger.WarnContext(ctx, r.fails, append([]any{"error", err}, attrs...)...)
+	r.logger.WarnContext(ctx, fails, append([]any{"error", err}, attrs...)...)
 }
 
 // Succeeded notes that it works, and says so if it did not.
@@ -61,7 +67,9 @@ func (r *Reporter) Succeeded(ctx context.Context) {
 	if r.began.IsZero() {
 		return
 	}
-	r.logger.InfoContext(ctx, r.over, "failures", r.failures, "lasted", time.Since(r.began).Round(time.Millisecond))
+	if r.over != "" {
+		r.logger.InfoContext(ctx, r.over, "failures", r.failures, "lasted", time.Since(r.began).Round(time.Millisecond))
+	}
 	r.began, r.failures, r.last = time.Time{}, 0, nil
 }
 

@@ -4,6 +4,8 @@ package refusal
 
 import (
 	"errors"
+	"fmt"
+	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
 )
@@ -93,6 +95,7 @@ func KeyTaken(err error) bool { return Code(err) == "23505" }
 var remedies = map[string]string{
 	"42P05": remedyPooler,
 	"26000": remedyPooler,
+	"08P01": remedyPooler,
 	"42501": "grant the role what docs/operations.md lists",
 	"42P01": "run romancy.Migrate, or check search_path and the schema's name",
 	"42703": "run romancy.Migrate",
@@ -103,7 +106,16 @@ var remedies = map[string]string{
 	"57014": "raise or remove the statement_timeout of the role or the database",
 }
 
-const remedyPooler = "a pooler in transaction mode shares prepared statements: set default_query_exec_mode=cache_describe (or exec) in the connection string"
+const remedyPooler = "a pooler in transaction mode shares prepared statements: set default_query_exec_mode=cache_describe (or exec) in the connection string, see docs/operations.md"
 
 // Remedy returns what to do about err, in a few words; "" if nothing is known.
 func Remedy(err error) string { return remedies[Code(err)] }
+
+// WithRemedy returns err with what is known to help added to its text.
+func WithRemedy(err error) error {
+	remedy := Remedy(err)
+	if remedy == "" || strings.Contains(err.Error(), remedy) {
+		return err
+	}
+	return fmt.Errorf("%w: %s", err, remedy)
+}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -40,5 +41,13 @@ func TestWhatTheDatabaseDidNotSayIsTriedLater(t *testing.T) {
 	}
 	if Remedy(&pgconn.PgError{Code: "42P05"}) == "" {
 		t.Error("no remedy for a pooler that shares prepared statements")
+	}
+	shared := &pgconn.PgError{Code: "26000"}
+	once := WithRemedy(WithRemedy(shared))
+	if !errors.Is(once, shared) || strings.Count(once.Error(), Remedy(shared)) != 1 {
+		t.Errorf("the remedy is added as %q", once)
+	}
+	if WithRemedy(io.EOF) != io.EOF { //nolint:errorlint // the very same
+		t.Error("an error without a remedy has changed")
 	}
 }

@@ -28,6 +28,7 @@ type Config struct {
 	// Committer is asked when that cannot be made, or does not answer.
 	Committer *commit.Committer
 	Label     string
+	Workflows []string      // that the worker executes
 	Lease     time.Duration // renewed three times as often
 	Listening func() bool   // shown in the worker's row
 	// Answered is called after each heartbeat that the database has answered. It must not block.
@@ -102,7 +103,7 @@ func (k *Keeper) register(ctx context.Context, unsaid []int64) error {
 		return err
 	}
 	until, err := ask(ctx, k, func(b *pgx.Batch, until *int64) {
-		k.config.Store.RegisterWorker(b, k.config.Label, listening, k.config.Lease, id, k.clock(), until)
+		k.config.Store.RegisterWorker(b, k.config.Label, listening, k.config.Lease, id, k.config.Workflows, k.clock(), until)
 		if len(unsaid) > 0 {
 			k.config.Store.SayLived(b, unsaid)
 		}

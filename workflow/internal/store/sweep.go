@@ -26,10 +26,10 @@ func (s *Store) GuardLease(b *pgx.Batch, lockTimeout, statementTimeout time.Dura
 
 func milliseconds(d time.Duration) string { return fmt.Sprintf("%dms", max(d.Milliseconds(), 1)) }
 
-// RegisterWorker adds a worker with a lease under an id of its own choice. now is told the time, and until is when the lease ends, both
+// RegisterWorker adds a worker of these workflows with a lease under an id of its own choice. now is told the time, and until is when the lease ends, both
 // by the database's clock in microseconds since 1970.
-func (s *Store) RegisterWorker(b *pgx.Batch, label string, listening bool, lease time.Duration, id int64, now func(micros int64), until *int64) {
-	b.Queue(s.queries.Get("RegisterWorker"), label, listening, lease.Microseconds(), id).QueryRow(func(row pgx.Row) error {
+func (s *Store) RegisterWorker(b *pgx.Batch, label string, listening bool, lease time.Duration, id int64, workflows []string, now func(micros int64), until *int64) {
+	b.Queue(s.queries.Get("RegisterWorker"), label, listening, lease.Microseconds(), id, workflows).QueryRow(func(row pgx.Row) error {
 		var micros int64
 		if err := row.Scan(&micros, until); err != nil {
 			return err
