@@ -93,21 +93,25 @@ func (a *Activity[In, Out]) Name() string { return a.name }
 // Execute carries the activity out, or answers from history if it has been. A failure is an *ActivityError. If the run is
 // cancelled it returns a *CancelledError. If the result cannot be decoded, because its type has changed since it was recorded, or
 // cannot be decoded at all, the run is stuck: neither goes it on without the result, nor is the step forgotten.
-func (a *Activity[In, Out]) Execute(ctx *Context, in In) (Out, error) {
-	var out Out
+func (a *Activity[In, Out]) Execute(ctx *Context, in In) (out Out, err error) {
 	if err := a.check(); err != nil {
 		return out, err
 	}
+	before, err := ctx.run.enter(commandExecute)
+	if err != nil {
+		return out, err
+	}
+	defer ctx.run.complete(before, &err)
 	output, err := ctx.run.step(step{kind: journal.Activity, name: a.name, options: a.options}, a.body(in))
 	if err != nil {
 		return out, err
 	}
 	position := ctx.run.journal.Issued()
+	if a.compensate != nil { // first: the step is done, whatever code of the user's decodes it
+		a.registerCompensation(ctx.run, position, in, output)
+	}
 	if err := decodeResult(a.name, output, &out); err != nil {
 		ctx.run.misfit(position, err)
-	}
-	if a.compensate != nil {
-		a.registerCompensation(ctx.run, position, in, output)
 	}
 	return out, nil
 }

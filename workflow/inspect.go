@@ -47,7 +47,7 @@ type RunInfo struct {
 // HistoryEntry is a recorded step of a run.
 type HistoryEntry struct {
 	Position   int    // of the command in the run, from 1
-	Kind       string // activity, compensation, timer, receive, publish, send, subscribe, unsubscribe, side_effect, ...
+	Kind       string // activity, compensation, timer, receive, publish, send, subscribe, unsubscribe, side_effect, side_effect_failed, ...
 	Name       string
 	Payload    json.RawMessage // as recorded; its form is the engine's own and may change between versions
 	RecordedAt time.Time

@@ -46,9 +46,10 @@ type run struct {
 	events        map[string][]seenEvent // it has had, by type; nil: none
 	cancelled     *CancelledError        // the workflow has been told
 	compensating  bool
-	exiting       bool // the goroutine is ending by Goexit
+	exiting       bool // the goroutine is ending, or has to: see exit
 	producing     bool // the workflow's own code makes a value that is to be recorded at the position issued last
 
+	turn   turn                          // of the command under way
 	resume chan *resumption              // to the parked goroutine
 	poked  atomic.Pointer[chan struct{}] // see pokes
 	air    airspace                      // steps that execute beside the goroutine
@@ -155,6 +156,7 @@ func (r *run) call() (output []byte, err error) {
 
 // end records how the workflow ended, undoing its steps first if it failed or is cancelled.
 func (r *run) end(output []byte, err error) {
+	r.enterEnd()
 	next := new(continuation)
 	if past, _ := r.journal.Next(); past.Kind == journal.Failing && r.cancelled == nil && r.asked.Load() != nil {
 		r.cancelled = r.asked.Load() // an earlier execution learnt of it here, where it issued no command
@@ -203,18 +205,23 @@ func (r *run) finish(finish store.Finish) {
 	r.engine.tellEnded(store.Run{ID: r.id, Workflow: r.definition.Name(), Status: finish.Status, Output: finish.Output, Error: finish.Error})
 }
 
-// exit ends the goroutine; the run goes on elsewhere, or later.
+// exit ends the goroutine; the run goes on elsewhere, or later. A goroutine that the workflow has begun itself is not the engine's
+// to end: its command returns an error, and the run's own ends at its next.
 func (r *run) exit() {
 	r.exiting = true
+	if !onRunGoroutine() {
+		panic(departure{})
+	}
 	runtime.Goexit()
 }
 
 // checkpoint is passed before every command: a run that is lost ends here, one of a worker that is shutting down is handed
 // over here.
 func (r *run) checkpoint() {
-	if r.lost.Load() {
+	if r.lost.Load() || r.exiting {
 		r.exit()
 	}
+	r.yieldToClash()
 	if broken := r.broken.Load(); broken != nil {
 		r.giveUp(broken.err)
 	}
@@ -376,25 +383,6 @@ func (r *run) settle() {
 	if err != nil {
 		r.giveUp(err)
 	}
-}
-
-// record makes a value once: the first execution calls produce, later ones get what it returned.
-func (r *run) record(kind journal.Kind, name string, produce func() ([]byte, error)) ([]byte, error) {
-	position, record, recorded, err := r.issue(kind, name)
-	if err != nil || recorded {
-		return record.Payload, err
-	}
-	r.producing = true
-	payload, err := produce()
-	r.producing = false
-	if err != nil {
-		// Nothing was recorded at this position, so the workflow's next command must not find it taken.
-		r.journal.Withdraw()
-		return nil, err
-	}
-	r.settle()
-	r.append(position, kind, name, payload)
-	return payload, nil
 }
 
 // pokes holds a token after something that a goroutine which waits without being parked waits for. Few runs ever need it.

@@ -69,7 +69,11 @@ func Select(ctx *Context, cases ...Case) error {
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("select: %w", err)
 	}
-	return ctx.run.choice(ctx, cases)
+	then, err := ctx.run.choice(cases)
+	if err != nil {
+		return err
+	}
+	return then(ctx)
 }
 
 // choiceRecord is what is recorded of a Select that chose a future; a message, or that the time is over, are recorded as by Receive.
@@ -77,7 +81,13 @@ type choiceRecord struct {
 	Future int32 `json:"future"` // its position
 }
 
-func (r *run) choice(ctx *Context, cases []Case) error {
+// choice returns what is to be called for the case that is chosen: code of the workflow's, which may issue commands.
+func (r *run) choice(cases []Case) (then func(ctx *Context) error, err error) {
+	before, err := r.enter(commandSelect)
+	if err != nil {
+		return nil, err
+	}
+	defer r.complete(before, &err)
 	var channels []listening
 	var end *until
 	seen := map[string]bool{}
@@ -92,7 +102,7 @@ func (r *run) choice(ctx *Context, cases []Case) error {
 	}
 	payload, err := r.choose(journal.Select, "", "select", end, channels, func() []byte { return r.firstLanded(cases) })
 	if err != nil {
-		return err
+		return nil, err
 	}
 	message := r.decodeMessage(payload)
 	var landed choiceRecord
@@ -123,7 +133,7 @@ func (r *run) choice(ctx *Context, cases []Case) error {
 			r.drop(c.flight)
 		}
 	}
-	return cases[chosen].chosen(ctx, message)
+	return func(ctx *Context) error { return cases[chosen].chosen(ctx, message) }, nil
 }
 
 // firstLanded returns the record that chooses the first future that has ended; nil if none has.

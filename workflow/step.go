@@ -111,6 +111,13 @@ func (r *run) fail(s step, position int32, failed *failures, err error) error {
 func (r *run) leave(s step, position int32, failed *failures) {
 	if !r.lost.Load() {
 		_ = r.fail(s, position, failed, errGoexit) // the next execution tells the workflow
+	}
+	r.depart()
+}
+
+// depart hands the run over while its goroutine ends, which nothing can stop.
+func (r *run) depart() {
+	if !r.lost.Load() {
 		r.settle()
 		r.stopWork()
 		r.awaitSilence() // what executes beside it is not to be executed by two at a time

@@ -21,11 +21,13 @@ const (
 	Subscribe    Kind = "subscribe"
 	Unsubscribe  Kind = "unsubscribe"
 	SideEffect   Kind = "side_effect"
-	Select       Kind = "select"
-	ReceiveMore  Kind = "receive_more"
-	WaitEvent    Kind = "wait_event"
-	SendEvent    Kind = "send_event"
-	Failing      Kind = "failing"
+	// SideEffectFailed is a SideEffect that has failed. Its payload is the failure.
+	SideEffectFailed Kind = "side_effect_failed"
+	Select           Kind = "select"
+	ReceiveMore      Kind = "receive_more"
+	WaitEvent        Kind = "wait_event"
+	SendEvent        Kind = "send_event"
+	Failing          Kind = "failing"
 	// Cancelled is where the workflow learnt that its run is cancelled. It stands in for whatever command was issued there.
 	Cancelled Kind = "cancelled"
 )
@@ -115,11 +117,23 @@ func (j *Journal) Launch(kind Kind, name string) (position int32, record Record,
 		record = j.records[position-1]
 		recorded = record.Position != 0
 	}
-	if recorded && record.Kind != Cancelled && (record.Kind != kind || record.Name != name) {
+	if recorded && !record.answers(kind, name) {
 		return position, record, true, &DivergenceError{Position: position, WantKind: record.Kind, WantName: record.Name, GotKind: kind, GotName: name}
 	}
 	j.issued = position
 	return position, record, recorded, nil
+}
+
+// answers reports whether the record can be that of such a command.
+func (r Record) answers(kind Kind, name string) bool {
+	switch r.Kind {
+	case Cancelled:
+		return true
+	case SideEffectFailed:
+		return kind == SideEffect && r.Name == name
+	default:
+		return r.Kind == kind && r.Name == name
+	}
 }
 
 // Replaying reports whether history goes on after the last command.
