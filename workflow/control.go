@@ -139,12 +139,13 @@ func planStepsAgain(ask store.Revive, failure failure, past *store.Past) (store.
 	}
 	// From the last one, because a failure that stays may follow from an earlier one, which then stays, too.
 	var forget []int32
+	begun := lastBegun(past, failed)
 	for _, step := range slices.Backward(failed) {
-		if last > max(step.position, failure.KnownAt[step.position]) {
+		if max(last, begun) > max(step.position, failure.KnownAt[step.position]) {
 			stay, last = append(stay, step), max(last, step.position)
 			continue
 		}
-		forget = append(forget, step.position)
+		forget = append(forget, step.position, journal.NoteAt(journal.Begun, step.position), journal.NoteAt(journal.GivenUp, step.position))
 	}
 	ask.Resubscribe = true
 	ask.Forget = append(attemptsAfter(last, past), forget...)
@@ -154,9 +155,20 @@ func planStepsAgain(ask store.Revive, failure failure, past *store.Past) (store.
 	if len(stay) > 0 && len(forget) == 0 && !panicked {
 		step := stay[0]
 		return ask, fmt.Errorf("%w: %s %q at position %d has failed (%.200s), and history goes on after it to position %d, "+
-			"so its failure stays recorded and nothing would be attempted again: start a new run", ErrNotRetryable, step.what, step.name, step.position, step.failure.Message, last)
+			"so its failure stays recorded and nothing would be attempted again: start a new run", ErrNotRetryable, step.what, step.name, step.position, step.failure.Message, max(last, begun))
 	}
 	return ask, nil
+}
+
+// lastBegun returns the last position of a step that is noted to have begun, but for those that failed.
+func lastBegun(past *store.Past, failed []failedStep) (last int32) {
+	for _, record := range past.Records {
+		position, noted := record.Noted()
+		if noted && !slices.ContainsFunc(failed, func(step failedStep) bool { return step.position == position }) {
+			last = max(last, position)
+		}
+	}
+	return last
 }
 
 // planUndoingAgain forgets the compensations that failed. Those that follow stay: they did not depend on them.

@@ -29,11 +29,11 @@ func (a *Activity[In, Out]) Go(ctx *Context, in In) *Future[Out] {
 		return future
 	}
 	defer r.complete(before, &future.err)
-	future.flight, future.err = r.launch(step{kind: journal.Activity, name: a.name, options: a.options}, a.body(in), nil)
-	if future.err == nil && a.compensate != nil {
-		position := future.flight.position
-		future.flight.settled = func(output []byte) { a.registerCompensation(r, position, in, output) }
+	var undo func(position int32, output []byte)
+	if a.compensate != nil {
+		undo = func(position int32, output []byte) { a.registerCompensation(r, position, in, output) }
 	}
+	future.flight, future.err = r.launch(step{kind: journal.Activity, name: a.name, options: a.options}, a.body(in), undo)
 	return future
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/romancy-go/romancy/workflow/internal/journal"
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
 
@@ -78,7 +79,7 @@ func (e *Engine) Get(ctx context.Context, id string) (*RunInfo, error) {
 }
 
 // History returns what the run with this id has recorded so far, in the order of its commands. A step that is still being
-// retried comes last, without a payload. It returns ErrNotFound if there is no such run, ErrNotStarted and ErrClosed.
+// retried, or of which no more is known than that it has begun beside the workflow, comes last, without a payload. It returns ErrNotFound if there is no such run, ErrNotStarted and ErrClosed.
 func (e *Engine) History(ctx context.Context, id string) ([]HistoryEntry, error) {
 	var found *store.Instance
 	var entries []store.Entry
@@ -98,11 +99,24 @@ func (e *Engine) History(ctx context.Context, id string) ([]HistoryEntry, error)
 func newHistory(entries []store.Entry, attempts []store.Attempt) []HistoryEntry {
 	history := make([]HistoryEntry, 0, len(entries))
 	place := map[int32]int{}
+	var begun []store.Entry
 	for _, entry := range entries {
+		if entry.Position < 0 {
+			begun = append(begun, entry)
+			continue
+		}
 		place[entry.Position] = len(history)
 		history = append(history, HistoryEntry{
 			Position: int(entry.Position), Kind: entry.Kind, Name: entry.Name, Payload: entry.Payload, RecordedAt: entry.RecordedAt,
 		})
+	}
+	for _, entry := range begun {
+		note := journal.Record{Position: entry.Position, Kind: journal.Kind(entry.Kind)}
+		position, ok := note.Noted()
+		if _, recorded := place[position]; ok && !recorded {
+			place[position] = len(history)
+			history = append(history, HistoryEntry{Position: int(position), Kind: string(journal.Activity), Name: entry.Name})
+		}
 	}
 	for _, attempt := range attempts {
 		failed := decodeAttempt(attempt.Error)

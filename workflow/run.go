@@ -45,6 +45,7 @@ type run struct {
 	subscriptions map[string]Mode        // nil: none
 	events        map[string][]seenEvent // it has had, by type; nil: none
 	cancelled     *CancelledError        // the workflow has been told
+	finishing     bool                   // it has failed, and steps beside it are executed to their ends so that they can be undone
 	compensating  bool
 	exiting       bool // the goroutine is ending, or has to: see exit
 	producing     bool // the workflow's own code makes a value that is to be recorded at the position issued last
@@ -349,10 +350,10 @@ func (r *run) heed(position int32, record journal.Record, recorded bool) error {
 	case recorded || r.journal.Replaying():
 		return nil
 	}
-	r.takeOff() // what executed beside the workflow when history ends goes on
 	if r.asked.Load() != nil && !r.compensating {
 		return r.recordCancelled(position)
 	}
+	r.takeOff() // what executed beside the workflow when history ends goes on
 	return nil
 }
 

@@ -130,6 +130,7 @@ func (r *run) choice(cases []Case) (then func(ctx *Context) error, err error) {
 	}
 	for i, c := range cases {
 		if i != chosen && c.flight != nil && c.flight != cases[chosen].flight {
+			c.flight.rejected.Store(true)
 			r.drop(c.flight)
 		}
 	}

@@ -22,6 +22,7 @@ type step struct {
 	kind    journal.Kind
 	name    string
 	options activityOptions
+	begin   func() error // called before each attempt; nil: nothing is
 }
 
 type stepBody func(ctx context.Context) ([]byte, error)

@@ -206,7 +206,7 @@ var timedOut = []byte(`{"timeout":true}`)
 // await returns once the run may go on: with a message of one of the channels, because the deadline of ask has passed or
 // landed says so, or because it is to be cancelled. Unless other steps of the run execute it is parked meanwhile.
 func (r *run) await(ask *store.Wait, channels []listening, landed func() bool) (outcome string, message []byte) {
-	ask.Heeds, ask.Channels = !r.compensating, beyondOne(channels)
+	ask.Heeds, ask.Channels = !r.compensating && !r.finishing, beyondOne(channels)
 	unparked := false
 	defer func() {
 		if unparked {

@@ -61,6 +61,8 @@ type Journal struct {
 	records  []Record // by position - 1; those of position 0 are missing: see Launch
 	issued   int32
 	attempts map[int32]Attempts
+	notes    map[int32]notes // by the position of the step; nil: none
+	last     int32           // the last position that history knows of, by a record or a note
 }
 
 // Attempts are the failed attempts of a step so far.
@@ -75,10 +77,11 @@ type Attempts struct {
 // were still being retried. A position may be missing, because steps may execute beside others. It returns an error if one is there twice.
 func New(records []Record, attempts map[int32]Attempts) (*Journal, error) {
 	var last int32
+	noted, err := collectNotes(records)
+	if err != nil {
+		return nil, err
+	}
 	for _, record := range records {
-		if record.Position < 1 {
-			return nil, fmt.Errorf("history is damaged: there is a position %d", record.Position)
-		}
 		last = max(last, record.Position)
 	}
 	if int(last) > maxGap*(len(records)+1) {
@@ -86,12 +89,18 @@ func New(records []Record, attempts map[int32]Attempts) (*Journal, error) {
 	}
 	placed := make([]Record, last)
 	for _, record := range records {
+		if record.Position < 1 {
+			continue
+		}
 		if placed[record.Position-1].Position != 0 {
 			return nil, fmt.Errorf("history is damaged: position %d is there twice", record.Position)
 		}
 		placed[record.Position-1] = record
 	}
-	return &Journal{records: placed, attempts: attempts}, nil
+	for position := range noted {
+		last = max(last, position)
+	}
+	return &Journal{records: placed, attempts: attempts, notes: noted, last: last}, nil
 }
 
 // maxGap bounds what a damaged position can make New allocate: more steps than this at a time for each recorded one are beyond reason.
@@ -117,6 +126,9 @@ func (j *Journal) Launch(kind Kind, name string) (position int32, record Record,
 		record = j.records[position-1]
 		recorded = record.Position != 0
 	}
+	if about := j.notes[position]; !recorded && about.begun && (kind != Activity || name != about.name) {
+		return position, record, false, &DivergenceError{Position: position, WantKind: Activity, WantName: about.name, GotKind: kind, GotName: name}
+	}
 	if recorded && !record.answers(kind, name) {
 		return position, record, true, &DivergenceError{Position: position, WantKind: record.Kind, WantName: record.Name, GotKind: kind, GotName: name}
 	}
@@ -137,7 +149,7 @@ func (r Record) answers(kind Kind, name string) bool {
 }
 
 // Replaying reports whether history goes on after the last command.
-func (j *Journal) Replaying() bool { return int(j.issued) < len(j.records) }
+func (j *Journal) Replaying() bool { return j.issued < j.last }
 
 // Next returns the first record after the last command; ok is false at the end of history.
 func (j *Journal) Next() (record Record, ok bool) {
@@ -155,11 +167,11 @@ func (j *Journal) Issued() int32 { return j.issued }
 // Attempts returns the failed attempts of the step at position so far.
 func (j *Journal) Attempts(position int32) Attempts { return j.attempts[position] }
 
-// End checks that the workflow, which has returned, issued every recorded command.
+// End checks that the workflow, which has returned, issued every command that is recorded or noted.
 func (j *Journal) End() error {
 	record, more := j.Next()
 	if !more {
-		return nil
+		return j.EndOfNotes()
 	}
 	return &DivergenceError{Position: record.Position, WantKind: record.Kind, WantName: record.Name, EndedWithoutIssuing: true}
 }
