@@ -102,7 +102,7 @@ func (a *Activity[In, Out]) Execute(ctx *Context, in In) (out Out, err error) {
 		return out, err
 	}
 	defer ctx.run.complete(before, &err)
-	output, err := ctx.run.step(step{kind: journal.Activity, name: a.name, options: a.options}, a.body(in))
+	output, err := ctx.run.step(a.step(in), a.body(in))
 	if err != nil {
 		return out, err
 	}
@@ -122,6 +122,10 @@ func decodeResult[Out any](activity string, output []byte, out *Out) error {
 		return fmt.Errorf("decode the recorded result of activity %q into %T: %w", activity, *out, err)
 	}
 	return nil
+}
+
+func (a *Activity[In, Out]) step(in In) step {
+	return step{kind: journal.Activity, name: a.name, options: a.options, input: func() string { return digestOf(in) }}
 }
 
 func (a *Activity[In, Out]) body(in In) stepBody {

@@ -183,18 +183,19 @@ const (
 // Engine starts runs, executes them and brings them what they wait for. All methods are safe for concurrent use; those
 // that need the database return ErrNotStarted before Start and ErrClosed after Shutdown.
 type Engine struct {
-	config      Config
-	logger      *slog.Logger
-	metrics     *engineMetrics
-	tracer      trace.Tracer
-	unobserve   func() // ends the observation of metrics
-	unheed      func() // ends the observation of the listener
-	store       *store.Store
-	definitions map[string]Definition
-	names       []string // of the workflows executed here
-	endedOn     string   // the channel on which the end of runs is told
-	cancelledOn string   // the channel on which the workers of cancelled runs are told
-	leftOn      string   // the channel on which workers that shut down say so
+	strangeInputs said // see checkRecordedInput
+	config        Config
+	logger        *slog.Logger
+	metrics       *engineMetrics
+	tracer        trace.Tracer
+	unobserve     func() // ends the observation of metrics
+	unheed        func() // ends the observation of the listener
+	store         *store.Store
+	definitions   map[string]Definition
+	names         []string // of the workflows executed here
+	endedOn       string   // the channel on which the end of runs is told
+	cancelledOn   string   // the channel on which the workers of cancelled runs are told
+	leftOn        string   // the channel on which workers that shut down say so
 
 	committer *commit.Committer // for what belongs to runs of this worker
 	side      *commit.Committer // for starts with a caller's id, which another transaction may hold

@@ -151,8 +151,14 @@ func (r *run) launch(s step, body stepBody, undo func(position int32, output []b
 	f.ctx, f.stop = context.WithCancel(r.work)
 	if recorded {
 		done := r.decodeStep(position, record)
+		r.checkRecordedInput(s, position, done.Input)
 		f.state, f.record = landed, &done
-	} else if past.Failed > 0 {
+	} else {
+		f.step.digest = s.input()
+		r.checkNewInput(f.step, position)
+		f.failed.input = f.step.digest
+	}
+	if past.Failed > 0 && !recorded {
 		f.due, f.dueMicros = time.Now().Add(micros(past.Until)), past.NextAt
 	}
 	r.air.flights = append(r.air.flights, f)

@@ -3,8 +3,6 @@ package workflow
 import (
 	"errors"
 	"fmt"
-
-	"github.com/romancy-go/romancy/workflow/internal/journal"
 )
 
 // Future is an activity that executes beside the workflow, begun by [Activity.Go].
@@ -33,7 +31,7 @@ func (a *Activity[In, Out]) Go(ctx *Context, in In) *Future[Out] {
 	if a.compensate != nil {
 		undo = func(position int32, output []byte) { a.registerCompensation(r, position, in, output) }
 	}
-	future.flight, future.err = r.launch(step{kind: journal.Activity, name: a.name, options: a.options}, a.body(in), undo)
+	future.flight, future.err = r.launch(a.step(in), a.body(in), undo)
 	return future
 }
 

@@ -42,6 +42,7 @@ type run struct {
 	pending       chan error   // the outcome of the last append, if it has not been waited for
 	logger        *slog.Logger // of the workflow; nil until it asks for it
 	compensations []compensation
+	inputs        inputs                 // of activities
 	subscriptions map[string]Mode        // nil: none
 	events        map[string][]seenEvent // it has had, by type; nil: none
 	cancelled     *CancelledError        // the workflow has been told
