@@ -3,6 +3,7 @@ package workflow_test
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -305,5 +306,59 @@ func TestOnlyAStepThatCanBeUndoneIsNotedWhenItBegins(t *testing.T) {
 	}
 	if history, err = w.History(ctx, run.ID()); err != nil || len(history) != 2 || history[1].Name != "hotel" || history[1].Payload == nil {
 		t.Errorf("history is %+v, %v; want two steps with their results", history, err)
+	}
+}
+
+// Retry forgets of a step beside the workflow that has failed also that it had begun. What was begun after a failure may follow from it.
+func TestRetryKnowsWhatHasBegun(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	var executed tally
+	book := workflow.DefineActivity("book", func(ctx context.Context, wait bool) (int, error) {
+		if wait {
+			<-ctx.Done()
+			return 0, ctx.Err()
+		}
+		if executed.add(workflow.ActivityInfo(ctx).InstanceID) == 1 {
+			return 0, errors.New("no room is left")
+		}
+		return 1, nil
+	}).WithCompensation(func(context.Context, bool, int) error { executed.add("cancel"); return nil })
+	pool := pgtest.Pool(t)
+	flow := workflow.Define("trip", func(ctx *workflow.Context, goesOn bool) (int, error) {
+		room, err := book.Go(ctx, false).Get(ctx)
+		if err != nil && goesOn {
+			book.Go(ctx, true)
+			for count(t, pool, "select count(*) from romancy.history where kind = 'begun' and instance_id = '"+ctx.InstanceID()+"'") < 2 {
+				time.Sleep(time.Millisecond)
+			}
+		}
+		return room, err
+	})
+	w := startWorker(t, pool, []workflow.Definition{flow})
+	for _, goesOn := range []bool{false, true} {
+		run, err := flow.Start(ctx, w.Engine, goesOn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := run.Result(ctx); err == nil {
+			t.Fatal("the run completed")
+		}
+		err = w.Retry(ctx, run.ID())
+		if goesOn {
+			if !errors.Is(err, workflow.ErrNotRetryable) || !strings.Contains(err.Error(), "history goes on after it to position 2") {
+				t.Errorf("retry of a run that went on: %v", err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := run.Result(ctx); err != nil || got != 1 {
+			t.Errorf("got %d, %v", got, err)
+		}
+	}
+	if n := executed.of("cancel"); n != 0 {
+		t.Errorf("%d steps that failed were undone", n)
 	}
 }

@@ -16,6 +16,9 @@ type Future[Out any] struct {
 // is recorded there when it ends, with the activity's options and compensation as if by Execute. What nobody has waited for
 // when the workflow returns is waited for then; when it returns an error, its context ends. A run is not parked, and counts as
 // executing, for as long as an attempt is under way.
+//
+// That an activity with a compensation has begun is durable before its first attempt. If the worker leaves while it is under way
+// and the run fails or is cancelled, the next worker executes it again, to its end and with its retry policy, and then undoes it.
 func (a *Activity[In, Out]) Go(ctx *Context, in In) *Future[Out] {
 	r := ctx.run
 	future := &Future[Out]{run: r}
