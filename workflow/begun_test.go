@@ -116,8 +116,8 @@ func TestStepBesideTheWorkflowIsUndoneThoughItsWorkerLeft(t *testing.T) {
 			return errors.Join(failed, err)
 		},
 	} {
-		for name, options := range map[string][]workflow.ActivityOption{"": nil, " in a transaction": {workflow.WithTransaction()}} {
-			t.Run(how+name, func(t *testing.T) {
+		for name, options := range map[string][]workflow.ActivityOption{"alone": nil, "in a transaction": {workflow.WithTransaction()}} {
+			t.Run(how+", "+name, func(t *testing.T) {
 				t.Parallel()
 				pool := pgtest.Pool(t)
 				ctx := testContext(t)
@@ -173,7 +173,7 @@ func TestStepBesideACancelledRunIsUndoneThoughItsWorkerLeft(t *testing.T) {
 	ctx := testContext(t)
 	rooms := newHotel(t)
 	var attempts tally
-	book := workflow.DefineActivity("hotel", func(ctx context.Context, n int) (string, error) {
+	book := workflow.DefineActivity("hotel", func(ctx context.Context, _ int) (string, error) {
 		if attempts.add("") == 2 {
 			return "", errors.New("the line is busy")
 		}

@@ -103,20 +103,17 @@ type failedStep struct {
 	failure  *failure
 }
 
-// decodeFailedStep returns nil if the record is not that of a step that failed.
-func decodeFailedStep(record journal.Record) (*failedStep, error) {
+// decodeFailedStep returns no failure if the record is not that of a step that failed.
+func decodeFailedStep(record journal.Record) (failedStep, error) {
 	switch record.Kind {
 	case journal.SideEffectFailed:
 		failed := decodeFailure(record.Payload)
-		return &failedStep{record.Position, "side effect", record.Name, &failed}, nil
+		return failedStep{record.Position, "side effect", record.Name, &failed}, nil
 	case journal.Activity:
 		done, err := decodeStepRecord(record.Position, record.Payload)
-		if err != nil || done.Error == nil {
-			return nil, err
-		}
-		return &failedStep{record.Position, "activity", record.Name, done.Error}, nil
+		return failedStep{record.Position, "activity", record.Name, done.Error}, err
 	default:
-		return nil, nil
+		return failedStep{}, nil
 	}
 }
 
@@ -131,8 +128,8 @@ func planStepsAgain(ask store.Revive, failure failure, past *store.Past) (store.
 		if err != nil {
 			return ask, err
 		}
-		if step != nil {
-			failed = append(failed, *step)
+		if step.failure != nil {
+			failed = append(failed, step)
 			continue
 		}
 		last = max(last, record.Position)

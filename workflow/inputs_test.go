@@ -3,6 +3,7 @@ package workflow_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"strings"
 	"sync/atomic"
@@ -45,7 +46,8 @@ func TestResultsAreNeverSwappedInReplay(t *testing.T) {
 								return 0, err
 							}
 						}
-						got, err := 0, error(nil)
+						var got int
+						var err error
 						if beside {
 							got, err = double.Go(ctx, n).Get(ctx)
 						} else {
@@ -161,7 +163,7 @@ func TestInputThatIsRecordedNowhereIsLoggedOnce(t *testing.T) {
 	}
 	warned := map[any]int{}
 	for _, line := range logged.all(t) {
-		if line["instance_id"] == run.ID() && strings.Contains(line["msg"].(string), "another input") {
+		if line["instance_id"] == run.ID() && strings.Contains(fmt.Sprint(line["msg"]), "another input") {
 			warned[line["position"]]++
 		}
 	}

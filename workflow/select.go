@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/romancy-go/romancy/workflow/internal/journal"
@@ -109,22 +110,16 @@ func (r *run) choice(cases []Case) (then func(ctx *Context) error, err error) {
 	if err := json.Unmarshal(payload, &landed); err != nil {
 		r.stuck(fmt.Errorf("history is damaged: position %d: %w", r.journal.Issued(), err))
 	}
-	chosen := -1
-	for i, c := range cases {
+	chosen := slices.IndexFunc(cases, func(c Case) bool {
 		switch {
-		case chosen >= 0:
 		case landed.Future > 0:
-			if c.flight != nil && c.flight.position == landed.Future {
-				chosen = i
-			}
+			return c.flight != nil && c.flight.position == landed.Future
 		case message.Timeout:
-			if c.timer && c.delay == end.delay {
-				chosen = i
-			}
-		case c.channel == message.Channel && c.channel != "":
-			chosen = i
+			return c.timer && c.delay == end.delay
+		default:
+			return c.channel == message.Channel && c.channel != ""
 		}
-	}
+	})
 	if chosen < 0 {
 		r.stuck(fmt.Errorf("replay diverged at position %d: the Select has no case for the choice recorded (%.100s); deploy the code that wrote this history", r.journal.Issued(), payload))
 	}

@@ -96,8 +96,10 @@ var errValueGoexit = NewError("goexit", "the function ended its goroutine instea
 
 // record makes a value once: the first execution calls produce, later ones get what it returned, or that it failed.
 func (r *run) record(name string, produce func() ([]byte, error)) ([]byte, error) {
-	if failed := r.unrecordedFailure(name); failed != nil {
-		return nil, failed
+	if r.cancelled == nil {
+		if failed := r.unrecordedFailure(name); failed != nil {
+			return nil, failed
+		}
 	}
 	position, record, recorded, err := r.issue(journal.SideEffect, name)
 	switch {
@@ -127,7 +129,7 @@ func (r *run) record(name string, produce func() ([]byte, error)) ([]byte, error
 // is that the workflow failed: at the same position after an error, at the one after it after a panic.
 func (r *run) unrecordedFailure(name string) error {
 	past, more := r.journal.Next()
-	if !more || past.Kind != journal.Failing || past.Position > r.journal.Issued()+2 || r.cancelled != nil {
+	if !more || past.Kind != journal.Failing || past.Position > r.journal.Issued()+2 {
 		return nil
 	}
 	if past.Position == r.journal.Issued()+2 {

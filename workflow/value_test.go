@@ -51,7 +51,7 @@ func failingValues() map[string]func(declined error) (any, error) {
 func TestFailureOfARecordedValueIsTheSameLiveAndReplayed(t *testing.T) {
 	t.Parallel()
 	declined := workflow.NewError("declined", "not today").WithDetails(map[string]int{"a": 1})
-	for how, make := range failingValues() {
+	for how, fail := range failingValues() {
 		t.Run(how, func(t *testing.T) {
 			t.Parallel()
 			var made tally
@@ -60,7 +60,7 @@ func TestFailureOfARecordedValueIsTheSameLiveAndReplayed(t *testing.T) {
 				seen.begin()
 				_, err := workflow.SideEffect(ctx, "draw", func() (any, error) {
 					made.add("draw")
-					return make(declined)
+					return fail(declined)
 				})
 				failure := new(workflow.SideEffectError)
 				seen.notef("declined %v, too large %v, deadline %v, as SideEffectError %v: %+v, says %q", errors.Is(err, declined),
@@ -96,7 +96,7 @@ func TestFailureOfARecordedValueIsTheSameLiveAndReplayed(t *testing.T) {
 // and undoes it once.
 func TestRunThatFailedByARecordedValueIsUndoneElsewhere(t *testing.T) {
 	t.Parallel()
-	for how, make := range failingValues() {
+	for how, fail := range failingValues() {
 		t.Run(how, func(t *testing.T) {
 			t.Parallel()
 			pool := pgtest.Pool(t)
@@ -115,7 +115,7 @@ func TestRunThatFailedByARecordedValueIsUndoneElsewhere(t *testing.T) {
 				if _, err := charge.Execute(ctx, n); err != nil {
 					return 0, err
 				}
-				_, err := workflow.SideEffect(ctx, "draw", func() (any, error) { return make(errors.New("no luck")) })
+				_, err := workflow.SideEffect(ctx, "draw", func() (any, error) { return fail(errors.New("no luck")) })
 				return 0, err
 			})
 			one := startWorker(t, pool, []workflow.Definition{flow})

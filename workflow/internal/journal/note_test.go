@@ -79,8 +79,11 @@ func TestNotedStepThatIsAnotherDiverges(t *testing.T) {
 func TestRowThatIsNoNoteIsDamage(t *testing.T) {
 	t.Parallel()
 	for _, record := range []journal.Record{
-		{Position: -1, Kind: journal.Begun}, {Position: -1, Kind: journal.GivenUp}, {Position: -2, Kind: journal.GivenUp},
-		{Position: -3, Kind: journal.Begun}, {Position: -2, Kind: journal.Activity},
+		{Position: -1, Kind: journal.Begun},
+		{Position: -1, Kind: journal.GivenUp},
+		{Position: -2, Kind: journal.GivenUp},
+		{Position: -3, Kind: journal.Begun},
+		{Position: -2, Kind: journal.Activity},
 	} {
 		if _, err := journal.New([]journal.Record{record}, nil); err == nil {
 			t.Errorf("%+v was taken", record)
