@@ -40,7 +40,7 @@ type lookoutConfig struct {
 // translated with its time at epoch, so the setting of neither clock matters.
 type lookout struct {
 	lookoutConfig
-	epoch  time.Time
+	epoch time.Time
 
 	overdue       atomic.Bool   // for the tick: a deadline has passed
 	earliest      atomic.Int64  // the earliest deadline known, in nanoseconds since epoch

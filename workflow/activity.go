@@ -93,21 +93,29 @@ func (a *Activity[In, Out]) Name() string { return a.name }
 // Execute carries the activity out, or answers from history if it has been. A failure is an *ActivityError. If the run is
 // cancelled it returns a *CancelledError. If the result cannot be decoded, because its type has changed since it was recorded, or
 // cannot be decoded at all, the run is stuck: neither goes it on without the result, nor is the step forgotten.
-func (a *Activity[In, Out]) Execute(ctx *Context, in In) (Out, error) {
-	var out Out
+//
+// in is encoded as JSON, if it can be, and a digest of it is recorded. The run is stuck if a replay gives a step the input that is
+// recorded for another of the same activity; an input that is not recorded at all is logged. Commands are issued one after the
+// other: while another is under way it returns ErrConcurrentUse, and the run is stuck.
+func (a *Activity[In, Out]) Execute(ctx *Context, in In) (out Out, err error) {
 	if err := a.check(); err != nil {
 		return out, err
 	}
-	output, err := ctx.run.step(step{kind: journal.Activity, name: a.name, options: a.options}, a.body(in))
+	before, err := ctx.run.enter(commandExecute)
+	if err != nil {
+		return out, err
+	}
+	defer ctx.run.complete(before, &err)
+	output, err := ctx.run.step(a.step(in), a.body(in))
 	position := ctx.run.journal.Issued()
 	if err != nil {
 		return out, at(position, err)
 	}
+	if a.compensate != nil { // first: the step is done, whatever code of the user's decodes it
+		a.registerCompensation(ctx.run, position, in, output)
+	}
 	if err := decodeResult(a.name, output, &out); err != nil {
 		ctx.run.misfit(position, err)
-	}
-	if a.compensate != nil {
-		a.registerCompensation(ctx.run, position, in, output)
 	}
 	return out, nil
 }
@@ -118,6 +126,10 @@ func decodeResult[Out any](activity string, output []byte, out *Out) error {
 		return fmt.Errorf("decode the recorded result of activity %q into %T: %w", activity, *out, err)
 	}
 	return nil
+}
+
+func (a *Activity[In, Out]) step(in In) step {
+	return step{kind: journal.Activity, name: a.name, options: a.options, input: func() string { return digestOf(in) }}
 }
 
 func (a *Activity[In, Out]) body(in In) stepBody {

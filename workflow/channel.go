@@ -83,7 +83,9 @@ func Receive[T any](ctx *Context, channel string, options ...ReceiveOption) (Mes
 	if err := checkChannel(channel); err != nil {
 		return Message[T]{}, err
 	}
-	stored, err := ctx.run.receive(channel, newReceiveOptions(options).timeout)
+	stored, err := carryOut(ctx.run, commandReceive, func() (storedMessage, error) {
+		return ctx.run.receive(channel, newReceiveOptions(options).timeout)
+	})
 	if err != nil {
 		return Message[T]{}, err
 	}
@@ -102,7 +104,9 @@ func ReceiveMany[T any](ctx *Context, channel string, limit int, options ...Rece
 	if limit < 1 || limit > MaxReceived {
 		return nil, fmt.Errorf("receive many: the limit is %d: use 1 to %d", limit, MaxReceived)
 	}
-	stored, err := ctx.run.receiveMany(channel, newReceiveOptions(options).timeout, limit)
+	stored, err := carryOut(ctx.run, commandReceive, func() ([]storedMessage, error) {
+		return ctx.run.receiveMany(channel, newReceiveOptions(options).timeout, limit)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -133,7 +137,7 @@ func Subscribe(ctx *Context, channel string, mode Mode) error {
 	if mode != Broadcast && mode != Competing && mode != Direct {
 		return fmt.Errorf("mode %q: use workflow.Broadcast, workflow.Competing or workflow.Direct", mode)
 	}
-	return ctx.run.subscribe(channel, mode)
+	return ctx.run.carryOut(commandSubscribe, func() error { return ctx.run.subscribe(channel, mode) })
 }
 
 // Unsubscribe ends this run's subscription to channel, if it has one. Messages already delivered to it stay receivable.
@@ -141,7 +145,7 @@ func Unsubscribe(ctx *Context, channel string) error {
 	if err := checkChannel(channel); err != nil {
 		return err
 	}
-	return ctx.run.unsubscribe(channel)
+	return ctx.run.carryOut(commandUnsubscribe, func() error { return ctx.run.unsubscribe(channel) })
 }
 
 // Publish sends value, encoded as JSON, to the subscribers of channel: to each of them if it is in broadcast mode, to one
@@ -151,7 +155,7 @@ func Publish(ctx *Context, channel string, value any, options ...SendOption) err
 	if err != nil {
 		return err
 	}
-	return ctx.run.deliver(ask)
+	return ctx.run.carryOut(commandPublish, func() error { return ctx.run.deliver(ask) })
 }
 
 // SendTo sends value, encoded as JSON, to one run. It is kept until that run receives it. It returns ErrUndeliverable if
@@ -164,7 +168,7 @@ func SendTo(ctx *Context, instanceID, channel string, value any, options ...Send
 	if err != nil {
 		return err
 	}
-	return ctx.run.deliver(ask)
+	return ctx.run.carryOut(commandSendTo, func() error { return ctx.run.deliver(ask) })
 }
 
 // SendOption sets how a message is sent.

@@ -6,7 +6,8 @@ import (
 )
 
 // Context is what a workflow function is given. It is a context.Context that ends when the run loses its worker or the
-// worker shuts down; it must be used by the workflow's own goroutine only.
+// worker shuts down; it must be used by the workflow's own goroutine only. Of two commands at a time one returns ErrConcurrentUse,
+// and the run is stuck. Use Activity.Go for activities that execute side by side.
 type Context struct {
 	context.Context
 

@@ -17,7 +17,7 @@ import (
 // stays recorded. One that failed without any failed step, by an error or a panic of the workflow itself, is executed again
 // from the end of its history, for the code may be another by now.
 //
-// A failed step is not attempted again if the workflow has gone on after it learnt of the failure, since what it has recorded since may be
+// A failed [SideEffect] is a failed step, too. A failed step is not attempted again if the workflow has gone on after it learnt of the failure, since what it has recorded since may be
 // there because of it: a message that tells of it, say. If that leaves nothing to attempt, and the workflow did not
 // panic, Retry returns ErrNotRetryable and says which step it was. What was begun beside the step, by Go, before it failed does not count.
 //
@@ -98,8 +98,23 @@ func planRetry(run store.Run, past *store.Past) (store.Revive, error) {
 // failedStep is a step that was recorded as failed for good.
 type failedStep struct {
 	position int32
+	what     string
 	name     string
 	failure  *failure
+}
+
+// decodeFailedStep returns no failure if the record is not that of a step that failed.
+func decodeFailedStep(record journal.Record) (failedStep, error) {
+	switch record.Kind {
+	case journal.SideEffectFailed:
+		failed := decodeFailure(record.Payload)
+		return failedStep{record.Position, "side effect", record.Name, &failed}, nil
+	case journal.Activity:
+		done, err := decodeStepRecord(record.Position, record.Payload)
+		return failedStep{record.Position, "activity", record.Name, done.Error}, err
+	default:
+		return failedStep{}, nil
+	}
 }
 
 // planStepsAgain forgets the steps that failed, but for those whose failure the workflow has gone on after: whether what it has
@@ -109,26 +124,25 @@ func planStepsAgain(ask store.Revive, failure failure, past *store.Past) (store.
 	var failed, stay []failedStep
 	var last int32 // of the records that stay
 	for _, record := range past.Records {
-		if record.Kind == journal.Activity {
-			done, err := decodeStepRecord(record.Position, record.Payload)
-			if err != nil {
-				return ask, err
-			}
-			if done.Error != nil {
-				failed = append(failed, failedStep{record.Position, record.Name, done.Error})
-				continue
-			}
+		step, err := decodeFailedStep(record)
+		if err != nil {
+			return ask, err
+		}
+		if step.failure != nil {
+			failed = append(failed, step)
+			continue
 		}
 		last = max(last, record.Position)
 	}
 	// From the last one, because a failure that stays may follow from an earlier one, which then stays, too.
 	var forget []int32
+	begun := lastBegun(past, failed)
 	for _, step := range slices.Backward(failed) {
-		if last > max(step.position, failure.KnownAt[step.position]) {
+		if max(last, begun) > max(step.position, failure.KnownAt[step.position]) {
 			stay, last = append(stay, step), max(last, step.position)
 			continue
 		}
-		forget = append(forget, step.position)
+		forget = append(forget, step.position, journal.NoteAt(journal.Begun, step.position), journal.NoteAt(journal.GivenUp, step.position))
 	}
 	ask.Resubscribe = true
 	ask.Forget = append(attemptsAfter(last, past), forget...)
@@ -137,10 +151,21 @@ func planStepsAgain(ask store.Revive, failure failure, past *store.Past) (store.
 	panicked := failure.Stack != "" && !slices.ContainsFunc(failed, func(step failedStep) bool { return step.failure.Stack == failure.Stack })
 	if len(stay) > 0 && len(forget) == 0 && !panicked {
 		step := stay[0]
-		return ask, fmt.Errorf("%w: activity %q at position %d has failed (%.200s), and history goes on after it to position %d, "+
-			"so its failure stays recorded and nothing would be attempted again: start a new run", ErrNotRetryable, step.name, step.position, step.failure.Message, last)
+		return ask, fmt.Errorf("%w: %s %q at position %d has failed (%.200s), and history goes on after it to position %d, "+
+			"so its failure stays recorded and nothing would be attempted again: start a new run", ErrNotRetryable, step.what, step.name, step.position, step.failure.Message, max(last, begun))
 	}
 	return ask, nil
+}
+
+// lastBegun returns the last position of a step that is noted to have begun, but for those that failed.
+func lastBegun(past *store.Past, failed []failedStep) (last int32) {
+	for _, record := range past.Records {
+		position, noted := record.Noted()
+		if noted && !slices.ContainsFunc(failed, func(step failedStep) bool { return step.position == position }) {
+			last = max(last, position)
+		}
+	}
+	return last
 }
 
 // planUndoingAgain forgets the compensations that failed. Those that follow stay: they did not depend on them.

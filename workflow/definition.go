@@ -114,10 +114,16 @@ func (w *Workflow[In, Out]) checkInput(input []byte) error {
 	return nil
 }
 
-func decodeValue(text []byte, into any) error {
+// decodeValue decodes what is recorded into a value of the user's. A panic of its methods is an error.
+func decodeValue(text []byte, into any) (err error) {
 	if len(text) == 0 {
 		return nil
 	}
+	defer func() {
+		if value := recover(); value != nil {
+			err = newPanicError(" while decoding", value)
+		}
+	}()
 	return json.Unmarshal(text, into)
 }
 

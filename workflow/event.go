@@ -86,7 +86,9 @@ func WaitEvent[T any](ctx *Context, eventType string, options ...EventOption) (E
 	if err := errors.Join(checkName("event type", eventType), err); err != nil {
 		return event, fmt.Errorf("wait for an event: %w", err)
 	}
-	stored, err := ctx.run.waitEvent(eventType, attributes, chosen.timeout)
+	stored, err := carryOut(ctx.run, commandWaitEvent, func() (storedEvent, error) {
+		return ctx.run.waitEvent(eventType, attributes, chosen.timeout)
+	})
 	if err != nil {
 		return event, err
 	}
@@ -107,7 +109,7 @@ func SendEvent(ctx *Context, event OutgoingEvent) error {
 	if err != nil {
 		return err
 	}
-	return ctx.run.sendEvent(ask)
+	return ctx.run.carryOut(commandSendEvent, func() error { return ctx.run.sendEvent(ask) })
 }
 
 // newEvent checks and encodes an event.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/romancy-go/romancy/workflow/internal/commit"
@@ -36,9 +37,14 @@ type flight struct {
 	body     stepBody
 	ctx      context.Context //nolint:containedctx // ends when the step is not wanted any more
 	stop     context.CancelFunc
-	dropped  bool  // not wanted any more: the run's goroutine's
-	knownAt  int32 // the last position when the workflow learnt that it had failed; 0: it has not. The run's goroutine's
-	settled  func(output []byte)
+	dropped  bool                // not wanted any more: the run's goroutine's
+	knownAt  int32               // the last position when the workflow learnt that it had failed; 0: it has not. The run's goroutine's
+	settled  func(output []byte) // notes how it is undone; nil: it is not, or that is noted
+
+	unsettled bool        // an earlier execution of the run began it, and nobody knows how that ended: the run's goroutine's
+	steadfast bool        // it goes on although the run is to be cancelled: the run's goroutine's, until it begins
+	begun     atomic.Bool // that it has begun is noted
+	rejected  atomic.Bool // another case of a Select was chosen
 
 	failed failures // its goroutine's while there is one, else the run's
 
@@ -123,7 +129,7 @@ func (a *airspace) recallDelayed() (stay bool, due *int64) {
 
 // launch begins a step beside the workflow, unless history has it already. What history lacks while it goes on begins when it
 // ends: the workflow may turn out not to want it.
-func (r *run) launch(s step, body stepBody, settled func(output []byte)) (*flight, error) {
+func (r *run) launch(s step, body stepBody, undo func(position int32, output []byte)) (*flight, error) {
 	r.checkpoint()
 	if r.cancelled != nil {
 		return nil, r.cancelled
@@ -132,20 +138,31 @@ func (r *run) launch(s step, body stepBody, settled func(output []byte)) (*fligh
 	if err != nil {
 		r.stuck(err)
 	}
-	if err := r.heed(position, record, recorded); err != nil {
-		return nil, err
+	if recorded || !r.journal.Begun(position) { // else the workflow has come past it before
+		if err := r.heed(position, record, recorded); err != nil {
+			return nil, err
+		}
 	}
 	past := r.journal.Attempts(position)
-	f := &flight{step: s, position: position, body: body, settled: settled, failed: newFailures(past)}
+	f := &flight{step: s, position: position, body: body, failed: newFailures(past)}
+	if undo != nil {
+		r.watchBeginning(f, undo)
+	}
 	f.ctx, f.stop = context.WithCancel(r.work)
 	if recorded {
 		done := r.decodeStep(position, record)
+		r.checkRecordedInput(s, position, done.Input)
 		f.state, f.record = landed, &done
-	} else if past.Failed > 0 {
+	} else {
+		f.step.digest = s.input()
+		r.checkNewInput(f.step, position)
+		f.failed.input = f.step.digest
+	}
+	if past.Failed > 0 && !recorded {
 		f.due, f.dueMicros = time.Now().Add(micros(past.Until)), past.NextAt
 	}
 	r.air.flights = append(r.air.flights, f)
-	if !r.journal.Replaying() {
+	if !r.journal.Replaying() && r.asked.Load() == nil {
 		r.takeOff()
 	}
 	return f, nil
@@ -196,6 +213,7 @@ func (r *run) fly(f *flight, recall <-chan struct{}) {
 			}
 		}
 		if !recalled {
+			r.noteGivenUp(f, record)
 			r.air.land(f, record)
 		}
 		r.poke()
@@ -309,6 +327,7 @@ func (r *run) recordFlight(f *flight, done stepRecord) *stepRecord {
 func (r *run) delayFlight(f *flight, cause error) {
 	ask := r.newRetry(f.step, f.position, f.failed.count, cause)
 	ask.Stay = true
+	ask.Heeds = ask.Heeds && !f.steadfast
 	waited, err := commit.Await(context.Background(), func(then func(store.Waited, error)) {
 		r.engine.committer.Retry(r.stream, ask, then)
 	})
@@ -414,25 +433,6 @@ func (r *run) awaitLanding() (outcome string) {
 		}
 		return !r.air.executing()
 	})
-}
-
-// ground ends all flights, waits for those under way to notice, and has what they did undone if the run is undone. Those that
-// have not begun again since a crash never do.
-func (r *run) ground() {
-	for _, f := range r.air.flights {
-		r.drop(f)
-	}
-	r.awaitSilence()
-	r.checkpoint() // history knows more than this process of a step that was interrupted
-	for _, f := range r.air.flights {
-		r.air.mu.Lock() // one that only waited for its next attempt may be just landing
-		record := f.record
-		r.air.mu.Unlock()
-		if f.settled != nil && record != nil && record.Error == nil {
-			f.settled(record.Output)
-		}
-		f.settled = nil
-	}
 }
 
 // drop ends a flight that is not wanted any more, and keeps it from beginning.

@@ -3,8 +3,6 @@ package workflow
 import (
 	"errors"
 	"fmt"
-
-	"github.com/romancy-go/romancy/workflow/internal/journal"
 )
 
 // Future is an activity that executes beside the workflow, begun by [Activity.Go].
@@ -18,26 +16,37 @@ type Future[Out any] struct {
 // is recorded there when it ends, with the activity's options and compensation as if by Execute. What nobody has waited for
 // when the workflow returns is waited for then; when it returns an error, its context ends. A run is not parked, and counts as
 // executing, for as long as an attempt is under way.
+//
+// That an activity with a compensation has begun is durable before its first attempt. If the worker leaves while it is under way
+// and the run fails or is cancelled, the next worker executes it again, to its end and with its retry policy, and then undoes it.
 func (a *Activity[In, Out]) Go(ctx *Context, in In) *Future[Out] {
-	future := &Future[Out]{run: ctx.run}
-	if err := a.check(); err != nil {
-		future.err = err
+	r := ctx.run
+	future := &Future[Out]{run: r}
+	if future.err = a.check(); future.err != nil {
 		return future
 	}
-	r := ctx.run
-	future.flight, future.err = r.launch(step{kind: journal.Activity, name: a.name, options: a.options}, a.body(in), nil)
-	if future.err == nil && a.compensate != nil {
-		position := future.flight.position
-		future.flight.settled = func(output []byte) { a.registerCompensation(r, position, in, output) }
+	var before command
+	if before, future.err = r.enter(commandGo); future.err != nil {
+		return future
 	}
+	defer r.complete(before, &future.err)
+	var undo func(position int32, output []byte)
+	if a.compensate != nil {
+		undo = func(position int32, output []byte) { a.registerCompensation(r, position, in, output) }
+	}
+	future.flight, future.err = r.launch(a.step(in), a.body(in), undo)
 	return future
 }
 
 // Get waits for the activity and returns its result; a failure is an *ActivityError, as from Execute. It returns ErrNotChosen
 // for one that lost a [Select], and a *CancelledError if the run is cancelled. A result
 // that cannot be decoded leaves the run stuck, as by Execute.
-func (f *Future[Out]) Get(ctx *Context) (Out, error) {
-	var out Out
+func (f *Future[Out]) Get(ctx *Context) (out Out, err error) {
+	before, err := ctx.run.enter(commandGet)
+	if err != nil {
+		return out, err
+	}
+	defer ctx.run.complete(before, &err)
 	if err := f.await(ctx); err != nil {
 		return out, err
 	}
@@ -76,7 +85,12 @@ type Awaitable interface {
 
 // All waits until all futures have ended, and returns the errors of those that failed, joined in the order given. Each result
 // is then there without waiting, by Get.
-func All(ctx *Context, futures ...Awaitable) error {
+func All(ctx *Context, futures ...Awaitable) (err error) {
+	before, err := ctx.run.enter(commandAll)
+	if err != nil {
+		return err
+	}
+	defer ctx.run.complete(before, &err)
 	errs := make([]error, 0, len(futures))
 	for _, future := range futures {
 		err := future.await(ctx)

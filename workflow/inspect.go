@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/romancy-go/romancy/workflow/internal/journal"
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
 
@@ -48,7 +49,7 @@ type RunInfo struct {
 // HistoryEntry is a recorded step of a run.
 type HistoryEntry struct {
 	Position   int    // of the command in the run, from 1
-	Kind       string // activity, compensation, timer, receive, publish, send, subscribe, unsubscribe, side_effect, ...
+	Kind       string // activity, compensation, timer, receive, publish, send, subscribe, unsubscribe, side_effect, side_effect_failed, ...
 	Name       string
 	Payload    json.RawMessage // as recorded; its form is the engine's own and may change between versions
 	RecordedAt time.Time
@@ -90,7 +91,7 @@ func (e *Engine) Get(ctx context.Context, id string) (*RunInfo, error) {
 }
 
 // History returns what the run with this id has recorded so far, in the order of its commands. A step that is still being
-// retried comes last, without a payload. It returns ErrNotFound if there is no such run, ErrNotStarted and ErrClosed.
+// retried, or of which no more is known than that it has begun beside the workflow, comes last, without a payload. It returns ErrNotFound if there is no such run, ErrNotStarted and ErrClosed.
 func (e *Engine) History(ctx context.Context, id string) ([]HistoryEntry, error) {
 	var found *store.Instance
 	var entries []store.Entry
@@ -112,11 +113,24 @@ func (e *Engine) History(ctx context.Context, id string) ([]HistoryEntry, error)
 func newHistory(entries []store.Entry, attempts []store.Attempt, interruptions []store.Interruption) []HistoryEntry {
 	history := make([]HistoryEntry, 0, len(entries))
 	place := map[int32]int{}
+	var begun []store.Entry
 	for _, entry := range entries {
+		if entry.Position < 0 {
+			begun = append(begun, entry)
+			continue
+		}
 		place[entry.Position] = len(history)
 		history = append(history, HistoryEntry{
 			Position: int(entry.Position), Kind: entry.Kind, Name: entry.Name, Payload: entry.Payload, RecordedAt: entry.RecordedAt,
 		})
+	}
+	for _, entry := range begun {
+		note := journal.Record{Position: entry.Position, Kind: journal.Kind(entry.Kind)}
+		position, ok := note.Noted()
+		if _, recorded := place[position]; ok && !recorded {
+			place[position] = len(history)
+			history = append(history, HistoryEntry{Position: int(position), Kind: string(journal.Activity), Name: entry.Name})
+		}
 	}
 	// entry returns where what has no record yet stands.
 	entry := func(position int32, failed attemptFailure) int {

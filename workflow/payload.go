@@ -10,8 +10,7 @@ import (
 // engine puts up with (800 KB a second) sends within the ten seconds after which it is given up. What is larger belongs into a table
 // or an object store, and its key into the workflow.
 //
-// It is no setting, because a workflow that is told [ErrTooLarge] may go on otherwise, and has to be told so in every execution. Only that of a
-// [SideEffect] is not recorded, like the errors of its function, and is to be returned.
+// It is no setting, because a workflow that is told [ErrTooLarge] may go on otherwise, and has to be told so in every execution.
 const MaxPayload = 8 << 20
 
 // What is stored of an error. Beyond that it is clipped, and says so.

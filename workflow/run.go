@@ -41,16 +41,20 @@ type run struct {
 	token         int64
 	worker        int64 // that owns it: this one, under the id that it had then
 	stream        *commit.Stream
-	pending       chan error   // the outcome of the last append, if it has not been waited for
+	pending       chan error   // the outcome of the last append, or of the wake, if it has not been waited for
+	woken         chan error   // the outcome of the wake, if nothing was written since
 	logger        *slog.Logger // of the workflow; nil until it asks for it
 	compensations []compensation
+	inputs        inputs                 // of activities
 	subscriptions map[string]Mode        // nil: none
 	events        map[string][]seenEvent // it has had, by type; nil: none
 	cancelled     *CancelledError        // the workflow has been told
+	finishing     bool                   // it has failed, and steps beside it are executed to their ends so that they can be undone
 	compensating  bool
-	exiting       bool // the goroutine is ending by Goexit
+	exiting       bool // the goroutine is ending, or has to: see exit
 	producing     bool // the workflow's own code makes a value that is to be recorded at the position issued last
 
+	turn   turn                          // of the command under way
 	resume chan *resumption              // to the parked goroutine
 	poked  atomic.Pointer[chan struct{}] // see pokes
 	air    airspace                      // steps that execute beside the goroutine
@@ -162,6 +166,7 @@ func (r *run) end(output []byte, err error) {
 	if r.left.Load() {
 		r.exit() // it may have ended because its context is cancelled; executed again, it finds what is recorded
 	}
+	r.enterEnd()
 	next := new(continuation)
 	if past, _ := r.journal.Next(); past.Kind == journal.Failing && r.cancelled == nil && r.asked.Load() != nil {
 		r.cancelled = r.asked.Load() // an earlier execution learnt of it here, where it issued no command
@@ -213,18 +218,23 @@ func (r *run) finish(finish store.Finish) {
 	r.engine.tellEnded(store.Run{ID: r.id, Workflow: r.definition.Name(), Status: finish.Status, Output: finish.Output, Error: finish.Error})
 }
 
-// exit ends the goroutine; the run goes on elsewhere, or later.
+// exit ends the goroutine; the run goes on elsewhere, or later. A goroutine that the workflow has begun itself is not the engine's
+// to end: its command returns an error, and the run's own ends at its next.
 func (r *run) exit() {
 	r.exiting = true
+	if !onRunGoroutine() {
+		panic(departure{})
+	}
 	runtime.Goexit()
 }
 
 // checkpoint is passed before every command: a run that is lost ends here, one of a worker that is shutting down is handed
 // over here.
 func (r *run) checkpoint() {
-	if r.lost.Load() || r.left.Load() {
+	if r.lost.Load() || r.left.Load() || r.exiting {
 		r.exit()
 	}
+	r.yieldToClash()
 	if broken := r.broken.Load(); broken != nil {
 		r.giveUp(broken.err)
 	}
@@ -341,10 +351,10 @@ func (r *run) heed(position int32, record journal.Record, recorded bool) error {
 	case recorded || r.journal.Replaying():
 		return nil
 	}
-	r.takeOff() // what executed beside the workflow when history ends goes on
 	if r.asked.Load() != nil && !r.compensating {
 		return r.recordCancelled(position)
 	}
+	r.takeOff() // what executed beside the workflow when history ends goes on
 	return nil
 }
 
@@ -365,6 +375,13 @@ func (r *run) append(position int32, kind journal.Kind, name string, payload []b
 	}, func(_ struct{}, err error) { outcome <- err })
 }
 
+// settleWake waits until it is known whether the run was woken for good: what it did would be done again otherwise.
+func (r *run) settleWake() {
+	if r.woken != nil && r.woken == r.pending {
+		r.settle()
+	}
+}
+
 // settle waits until what was appended is durable.
 func (r *run) settle() {
 	if r.pending == nil {
@@ -375,25 +392,6 @@ func (r *run) settle() {
 	if err != nil {
 		r.giveUp(err)
 	}
-}
-
-// record makes a value once: the first execution calls produce, later ones get what it returned.
-func (r *run) record(kind journal.Kind, name string, produce func() ([]byte, error)) ([]byte, error) {
-	position, record, recorded, err := r.issue(kind, name)
-	if err != nil || recorded {
-		return record.Payload, err
-	}
-	r.producing = true
-	payload, err := produce()
-	r.producing = false
-	if err != nil {
-		// Nothing was recorded at this position, so the workflow's next command must not find it taken.
-		r.journal.Withdraw()
-		return nil, err
-	}
-	r.settle()
-	r.append(position, kind, name, payload)
-	return payload, nil
 }
 
 // pokes holds a token after something that a goroutine which waits without being parked waits for. Few runs ever need it.

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/romancy-go/romancy/workflow/internal/journal"
@@ -69,7 +70,11 @@ func Select(ctx *Context, cases ...Case) error {
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("select: %w", err)
 	}
-	return ctx.run.choice(ctx, cases)
+	then, err := ctx.run.choice(cases)
+	if err != nil {
+		return err
+	}
+	return then(ctx)
 }
 
 // choiceRecord is what is recorded of a Select that chose a future; a message, or that the time is over, are recorded as by Receive.
@@ -77,7 +82,13 @@ type choiceRecord struct {
 	Future int32 `json:"future"` // its position
 }
 
-func (r *run) choice(ctx *Context, cases []Case) error {
+// choice returns what is to be called for the case that is chosen: code of the workflow's, which may issue commands.
+func (r *run) choice(cases []Case) (then func(ctx *Context) error, err error) {
+	before, err := r.enter(commandSelect)
+	if err != nil {
+		return nil, err
+	}
+	defer r.complete(before, &err)
 	var channels []listening
 	var end *until
 	seen := map[string]bool{}
@@ -92,38 +103,33 @@ func (r *run) choice(ctx *Context, cases []Case) error {
 	}
 	payload, err := r.choose(journal.Select, "", "select", end, channels, func() []byte { return r.firstLanded(cases) })
 	if err != nil {
-		return err
+		return nil, err
 	}
 	message := r.decodeMessage(payload)
 	var landed choiceRecord
 	if err := json.Unmarshal(payload, &landed); err != nil {
 		r.stuck(fmt.Errorf("history is damaged: position %d: %w", r.journal.Issued(), err))
 	}
-	chosen := -1
-	for i, c := range cases {
+	chosen := slices.IndexFunc(cases, func(c Case) bool {
 		switch {
-		case chosen >= 0:
 		case landed.Future > 0:
-			if c.flight != nil && c.flight.position == landed.Future {
-				chosen = i
-			}
+			return c.flight != nil && c.flight.position == landed.Future
 		case message.Timeout:
-			if c.timer && c.delay == end.delay {
-				chosen = i
-			}
-		case c.channel == message.Channel && c.channel != "":
-			chosen = i
+			return c.timer && c.delay == end.delay
+		default:
+			return c.channel == message.Channel && c.channel != ""
 		}
-	}
+	})
 	if chosen < 0 {
 		r.stuck(fmt.Errorf("replay diverged at position %d: the Select has no case for the choice recorded (%.100s); deploy the code that wrote this history", r.journal.Issued(), payload))
 	}
 	for i, c := range cases {
 		if i != chosen && c.flight != nil && c.flight != cases[chosen].flight {
+			c.flight.rejected.Store(true)
 			r.drop(c.flight)
 		}
 	}
-	return cases[chosen].chosen(ctx, message)
+	return func(ctx *Context) error { return cases[chosen].chosen(ctx, message) }, nil
 }
 
 // firstLanded returns the record that chooses the first future that has ended; nil if none has.

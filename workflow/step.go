@@ -19,6 +19,9 @@ type step struct {
 	kind    journal.Kind
 	name    string
 	options activityOptions
+	begin   func() error  // called before each attempt; nil: nothing is
+	input   func() string // its digest; nil: it has none
+	digest  string        // of the input, of a step that is not recorded yet
 }
 
 type stepBody func(ctx context.Context) ([]byte, error)
@@ -28,6 +31,7 @@ type stepRecord struct {
 	Output   json.RawMessage `json:"output,omitempty"`
 	Error    *failure        `json:"error,omitempty"`
 	Attempts int             `json:"attempts,omitempty"` // when more than one, or failed
+	Input    string          `json:"in,omitempty"`       // its digest; former versions recorded none
 }
 
 func (s stepRecord) encode() []byte { return mustEncode(s) }
@@ -38,18 +42,25 @@ func (r *run) step(s step, body stepBody) ([]byte, error) {
 	if s.kind == journal.Compensation {
 		next = r.journal.Launch // Retry forgets one that failed, whatever was undone after it
 	}
+	if s.input != nil && !r.journal.Replaying() {
+		s.digest = s.input() // before its position is taken: it is code of the user's, and before that can change its input
+	}
 	position, record, recorded, err := r.take(next, s.kind, s.name)
 	if err != nil {
 		return nil, err
 	}
 	if recorded {
-		return s.result(r.decodeStep(position, record))
+		done := r.decodeStep(position, record)
+		r.checkRecordedInput(s, position, done.Input)
+		return s.result(done)
 	}
+	r.checkNewInput(s, position)
 	ctx := r.work
 	if r.compensating {
 		ctx = r.lifetime()
 	}
 	failed := newFailures(r.journal.Attempts(position))
+	failed.input = s.digest
 	attempting := false
 	defer func() {
 		if attempting && !r.exiting {
@@ -110,6 +121,13 @@ func (r *run) fail(s step, position int32, failed *failures, err error) error {
 func (r *run) leave(s step, position int32, failed *failures) {
 	if !r.lost.Load() {
 		_ = r.fail(s, position, failed, errGoexit) // the next execution tells the workflow
+	}
+	r.depart()
+}
+
+// depart hands the run over while its goroutine ends, which nothing can stop.
+func (r *run) depart() {
+	if !r.lost.Load() {
 		r.settle()
 		r.stopWork()
 		r.awaitSilence() // what executes beside it is not to be executed by two at a time
@@ -137,6 +155,7 @@ func decodeStepRecord(position int32, payload []byte) (done stepRecord, err erro
 type failures struct {
 	count int
 	since time.Time // when the first failed
+	input string    // the digest of what the step was given
 }
 
 func newFailures(past journal.Attempts) failures {
@@ -157,7 +176,7 @@ func (f *failures) add(policy RetryPolicy, err error) (final bool) {
 // record returns the final failure as it is recorded.
 func (f *failures) record(err error) stepRecord {
 	described := describe(err)
-	return stepRecord{Error: &described, Attempts: f.count}
+	return stepRecord{Error: &described, Attempts: f.count, Input: f.input}
 }
 
 func (s step) result(done stepRecord) ([]byte, error) {
@@ -188,7 +207,7 @@ func (r *run) try(ctx context.Context, s step, position int32, attempt int, body
 		ctx, cancel = context.WithTimeout(ctx, s.options.timeout)
 		defer cancel()
 	}
-	var done attempted
+	done := attempted{stepRecord: stepRecord{Input: s.digest}}
 	if attempt > 1 {
 		done.Attempts = attempt
 	}

@@ -199,6 +199,11 @@ func (r *run) attempt(ctx context.Context, s step, position int32, attempt int, 
 		return attempted{}, fmt.Errorf("wait for a slot: %w", err)
 	}
 	defer leave()
+	if s.begin != nil {
+		if err := s.begin(); err != nil {
+			return attempted{}, &interruption{err: err}
+		}
+	}
 	ctx, shown := r.show(ctx, s, position, attempt)
 	defer shown.end(attemptFailed, errGoexit) // unless the body has returned
 	done, err := r.try(ctx, s, position, attempt, body)

@@ -202,7 +202,7 @@ var timedOut = []byte(`{"timeout":true}`)
 // await returns once the run may go on: with a message of one of the channels, because the deadline of ask has passed or
 // landed says so, or because it is to be cancelled. Unless other steps of the run execute it is parked meanwhile.
 func (r *run) await(ask *store.Wait, channels []listening, landed func() bool) (outcome string, message []byte) {
-	ask.Heeds, ask.Channels = !r.compensating, beyondOne(channels)
+	ask.Heeds, ask.Channels = !r.compensating && !r.finishing, beyondOne(channels)
 	unparked := false
 	defer func() {
 		if unparked {
@@ -367,7 +367,7 @@ func (r *run) stayParked(ask store.Wait, waited store.Waited, channels []listeni
 	if resumed.exit {
 		r.exit()
 	}
-	r.pending = resumed.durable
+	r.pending, r.woken = resumed.durable, resumed.durable
 	r.beginSegment(false)
 	r.engine.metrics.resumed(resumed)
 	return resumed

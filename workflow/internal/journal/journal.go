@@ -5,7 +5,10 @@
 // time, no database and no goroutine.
 package journal
 
-import "fmt"
+import (
+	"fmt"
+	"iter"
+)
 
 // Kind says what sort of command a record belongs to.
 type Kind string
@@ -21,11 +24,13 @@ const (
 	Subscribe    Kind = "subscribe"
 	Unsubscribe  Kind = "unsubscribe"
 	SideEffect   Kind = "side_effect"
-	Select       Kind = "select"
-	ReceiveMore  Kind = "receive_more"
-	WaitEvent    Kind = "wait_event"
-	SendEvent    Kind = "send_event"
-	Failing      Kind = "failing"
+	// SideEffectFailed is a SideEffect that has failed. Its payload is the failure.
+	SideEffectFailed Kind = "side_effect_failed"
+	Select           Kind = "select"
+	ReceiveMore      Kind = "receive_more"
+	WaitEvent        Kind = "wait_event"
+	SendEvent        Kind = "send_event"
+	Failing          Kind = "failing"
 	// Cancelled is where the workflow learnt that its run is cancelled. It stands in for whatever command was issued there.
 	Cancelled Kind = "cancelled"
 )
@@ -59,6 +64,8 @@ type Journal struct {
 	records  []Record // by position - 1; those of position 0 are missing: see Launch
 	issued   int32
 	attempts map[int32]Attempts
+	notes    map[int32]notes // by the position of the step; nil: none
+	last     int32           // the last position that history knows of, by a record or a note
 }
 
 // Attempts are the failed attempts of a step so far.
@@ -73,10 +80,11 @@ type Attempts struct {
 // were still being retried. A position may be missing, because steps may execute beside others. It returns an error if one is there twice.
 func New(records []Record, attempts map[int32]Attempts) (*Journal, error) {
 	var last int32
+	noted, err := collectNotes(records)
+	if err != nil {
+		return nil, err
+	}
 	for _, record := range records {
-		if record.Position < 1 {
-			return nil, fmt.Errorf("history is damaged: there is a position %d", record.Position)
-		}
 		last = max(last, record.Position)
 	}
 	if int(last) > maxGap*(len(records)+1) {
@@ -84,12 +92,18 @@ func New(records []Record, attempts map[int32]Attempts) (*Journal, error) {
 	}
 	placed := make([]Record, last)
 	for _, record := range records {
+		if record.Position < 1 {
+			continue
+		}
 		if placed[record.Position-1].Position != 0 {
 			return nil, fmt.Errorf("history is damaged: position %d is there twice", record.Position)
 		}
 		placed[record.Position-1] = record
 	}
-	return &Journal{records: placed, attempts: attempts}, nil
+	for position := range noted {
+		last = max(last, position)
+	}
+	return &Journal{records: placed, attempts: attempts, notes: noted, last: last}, nil
 }
 
 // maxGap bounds what a damaged position can make New allocate: more steps than this at a time for each recorded one are beyond reason.
@@ -115,15 +129,30 @@ func (j *Journal) Launch(kind Kind, name string) (position int32, record Record,
 		record = j.records[position-1]
 		recorded = record.Position != 0
 	}
-	if recorded && record.Kind != Cancelled && (record.Kind != kind || record.Name != name) {
+	if about := j.notes[position]; !recorded && about.begun && (kind != Activity || name != about.name) {
+		return position, record, false, &DivergenceError{Position: position, WantKind: Activity, WantName: about.name, GotKind: kind, GotName: name}
+	}
+	if recorded && !record.answers(kind, name) {
 		return position, record, true, &DivergenceError{Position: position, WantKind: record.Kind, WantName: record.Name, GotKind: kind, GotName: name}
 	}
 	j.issued = position
 	return position, record, recorded, nil
 }
 
+// answers reports whether the record can be that of such a command.
+func (r Record) answers(kind Kind, name string) bool {
+	switch r.Kind {
+	case Cancelled:
+		return true
+	case SideEffectFailed:
+		return kind == SideEffect && r.Name == name
+	default:
+		return r.Kind == kind && r.Name == name
+	}
+}
+
 // Replaying reports whether history goes on after the last command.
-func (j *Journal) Replaying() bool { return int(j.issued) < len(j.records) }
+func (j *Journal) Replaying() bool { return j.issued < j.last }
 
 // Next returns the first record after the last command; ok is false at the end of history.
 func (j *Journal) Next() (record Record, ok bool) {
@@ -135,17 +164,28 @@ func (j *Journal) Next() (record Record, ok bool) {
 	return Record{}, false
 }
 
+// Records returns all records, in order.
+func (j *Journal) Records() iter.Seq[Record] {
+	return func(yield func(Record) bool) {
+		for _, record := range j.records {
+			if record.Position != 0 && !yield(record) {
+				return
+			}
+		}
+	}
+}
+
 // Issued returns the position of the last command.
 func (j *Journal) Issued() int32 { return j.issued }
 
 // Attempts returns the failed attempts of the step at position so far.
 func (j *Journal) Attempts(position int32) Attempts { return j.attempts[position] }
 
-// End checks that the workflow, which has returned, issued every recorded command.
+// End checks that the workflow, which has returned, issued every command that is recorded or noted.
 func (j *Journal) End() error {
 	record, more := j.Next()
 	if !more {
-		return nil
+		return j.EndOfNotes()
 	}
 	return &DivergenceError{Position: record.Position, WantKind: record.Kind, WantName: record.Name, EndedWithoutIssuing: true}
 }

@@ -151,3 +151,19 @@ func FuzzJournalReplaysWhatItIssued(f *testing.F) {
 		}
 	})
 }
+
+func TestFailedSideEffectAnswersThatSideEffectAlone(t *testing.T) {
+	t.Parallel()
+	j, err := journal.New([]journal.Record{{Position: 1, Kind: journal.SideEffectFailed, Name: "draw"}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for kind, name := range map[journal.Kind]string{journal.SideEffect: "other", journal.Activity: "draw"} {
+		if _, _, _, err := j.Issue(kind, name); err == nil {
+			t.Errorf("it answers %s %q", kind, name)
+		}
+	}
+	if _, record, recorded, err := j.Issue(journal.SideEffect, "draw"); err != nil || !recorded || record.Kind != journal.SideEffectFailed {
+		t.Errorf("%+v, %v, %v", record, recorded, err)
+	}
+}

@@ -161,7 +161,7 @@ where i.id = any (array[f.id])
 returning i.id, i.workflow, i.token, i.input::text, i.trace::text, (extract(epoch from clock_timestamp() - i.wake_at) * 1000000)::bigint;
 
 -- name: LoadHistory
--- What has been recorded of runs, in order: of the first of them after position $2, at most $4 rows, and nothing that comes after $3 bytes of
+-- What has been recorded of runs, in order, notes first: of the first of them after position $2 (0: all), at most $4 rows, and nothing that comes after $3 bytes of
 -- others, as they are stored. Also returned: how many rows there are without the limit in bytes.
 select p.instance_id, p.position, p.kind, p.name, p.payload::text, p.total
 from (
@@ -171,7 +171,7 @@ from (
         from unnest($1::text[]) with ordinality as a(id, ord) cross join lateral (
             select h.instance_id, h.position, h.kind, h.name, h.payload
             from romancy.history h
-            where h.instance_id = a.id and h.position > case when a.ord = 1 then $2::integer else 0 end
+            where h.instance_id = a.id and h.position > case when a.ord = 1 and $2::integer <> 0 then $2::integer else -2147483648 end
             order by h.position
             limit $4::bigint
         ) h
