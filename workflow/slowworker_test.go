@@ -50,7 +50,9 @@ func TestARunOfAWorkerThatWasOnlySlowDoesNotStayStuck(t *testing.T) {
 			})
 			proxy.Resume()
 			back(t, slow)
-			eventually(t, "the run is not stuck any more", func() bool { return count(t, pool, "select count(*) from romancy.instances where status <> 'stuck'") == 1 })
+			eventually(t, "the run is not stuck any more", func() bool {
+				return count(t, pool, "select count(*) from romancy.instances where status <> 'stuck'") == 1
+			})
 			if got, err := flow.Run(heir.Engine, run.ID()).Result(ctx); err != nil || got != 7 {
 				t.Errorf("got %d, %v", got, err)
 			}
@@ -98,7 +100,9 @@ func TestLeasesLostAgainAndAgainMakeNoRunStuck(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, "the run has ended", func() bool { return count(t, pool, "select count(*) from romancy.instances where status = 'completed'") == 1 })
+	eventually(t, "the run has ended", func() bool {
+		return count(t, pool, "select count(*) from romancy.instances where status = 'completed'") == 1
+	})
 	if got, err := run.Result(ctx); err != nil || got != 7 {
 		t.Errorf("got %d, %v", got, err)
 	}
