@@ -145,7 +145,8 @@ func (a *App) startParts(ctx context.Context, r *parts) error {
 
 // Shutdown stops everything in reverse order: no new work is taken, what is in flight ends or is handed to other workers,
 // and an own pool is closed. It waits for all of it, bounded by ctx, or by five seconds if ctx has ended before (as after
-// the signal that ends the process), and returns an error if something outlives that; it may then be called again.
+// the signal that ends the process), and returns an error if something outlives that; it may then be called again. A run with a step
+// that does not return within it stays this process's until its lease ends, and the error names it: see [workflow.Engine.Shutdown].
 // Shutting down twice, before Start, or after a failed Start, is fine.
 func (a *App) Shutdown(ctx context.Context) error {
 	release, err := a.takeTurn(ctx)

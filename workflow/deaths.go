@@ -15,7 +15,7 @@ import (
 var ErrWorkersDied = NewError("workers_died", "the workers that executed the run died")
 
 func deadly(deaths int) error {
-	return NewError(ErrWorkersDied.Type, fmt.Sprintf("%d workers in a row died, or lost their leases, while they executed this run and before anything more of it "+
+	return NewError(ErrWorkersDied.Type, fmt.Sprintf("%d workers in a row died, or lost their leases and have not come back, while they executed this run and before anything more of it "+
 		"was recorded, so it is not executed again: find out what its next step does to the process, then call Engine.Retry", deaths))
 }
 

@@ -43,9 +43,11 @@ func (f *failover) forget(t *testing.T, db execer, status string, token int64) {
 		{"delete from romancy.history where instance_id = $1", []any{f.run}},
 		{"delete from romancy.event_waits where instance_id = $1", []any{f.run}},
 		{"insert into romancy.history (instance_id, position, token, worker, kind, name, payload) values ($1, 1, $2, 7, 'activity', 'step', '{\"output\": 100}')", []any{f.run, token}},
-		{`update romancy.instances set status = $2::text, token = $3::bigint, worker = case when $2::text <> 'ready' then 7 end, wake_at = null, wake_position = null,
+		{
+			`update romancy.instances set status = $2::text, token = $3::bigint, worker = case when $2::text <> 'ready' then 7 end, wake_at = null, wake_position = null,
 			wake_channels = case when $2::text = 'waiting' then array['numbers'] end where id = $1`,
-			[]any{f.run, status, token}},
+			[]any{f.run, status, token},
+		},
 	} {
 		if _, err := db.Exec(testContext(t), statement.text, statement.arguments...); err != nil {
 			t.Fatalf("%s: %v", statement.text, err)
@@ -317,7 +319,7 @@ order by h.instance_id, h.position`
 func TestAHoleInHistoryIsFoundAndMended(t *testing.T) {
 	t.Parallel()
 	var bodies tally
-	step := workflow.DefineActivity("step", func(_ context.Context, n int) (int, error) { return bodies.add("step"), nil })
+	step := workflow.DefineActivity("step", func(_ context.Context, _ int) (int, error) { return bodies.add("step"), nil })
 	flow := workflow.Define("steps_and_message", func(ctx *workflow.Context, _ int) (sum int, err error) {
 		for range 3 {
 			n, err := step.Execute(ctx, 0)

@@ -181,7 +181,9 @@ func (r *run) abandon() {
 func (r *run) giveBack() {
 	r.awaitBodies()
 	if r.pending != nil {
-		<-r.pending // the committer answers every operation
+		if err := <-r.pending; err != nil { // the committer answers every operation
+			r.log().Warn("what a step returned during the shutdown is not recorded, it will be executed again", "error", err)
+		}
 	}
 	r.handOver()
 }

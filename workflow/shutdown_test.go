@@ -1,7 +1,6 @@
 package workflow_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -258,7 +257,7 @@ func TestABodyThatOutlivesItsLeaseIsNamedAndRecordsNothing(t *testing.T) {
 	if n := count(t, pool, "select count(*) from romancy.history"); n != before {
 		t.Errorf("%d records, %d before it returned", n, before)
 	}
-	if said := bytes.Count([]byte(log.String()), []byte(line)); said != 1 || !strings.Contains(log.String(), run.ID()) {
+	if said := strings.Count(log.String(), line); said != 1 || !strings.Contains(log.String(), run.ID()) {
 		t.Errorf("said %d times: %s", said, log.String())
 	}
 }

@@ -123,7 +123,7 @@ func (p *process) run(t *testing.T) (stop func()) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
-	running.Go(func() { p.Keeper.Run(ctx) })
+	running.Go(func() { p.Run(ctx) })
 	p.stopped = ctx.Done()
 	stop = func() { cancel(); running.Wait() }
 	t.Cleanup(stop)

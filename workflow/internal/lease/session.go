@@ -49,13 +49,13 @@ func newSession(config Config) *session {
 	}
 }
 
-// errNoConnection says that there is no connection, not that the database has refused a statement.
-type errNoConnection struct{ err error }
+// noConnectionError says that there is no connection, not that the database has refused a statement.
+type noConnectionError struct{ err error }
 
-func (e errNoConnection) Error() string {
+func (e noConnectionError) Error() string {
 	return fmt.Sprintf("connect for this worker's lease: %v", e.err)
 }
-func (e errNoConnection) Unwrap() error { return e.err }
+func (e noConnectionError) Unwrap() error { return e.err }
 
 func (s *session) lockTimeout() time.Duration { return min(s.lease/10, longestLockWait) }
 
@@ -82,13 +82,13 @@ func (s *session) ready(ctx context.Context) error {
 	}
 	s.hangUp()
 	if time.Now().Before(s.again) {
-		return errNoConnection{s.failed}
+		return noConnectionError{s.failed}
 	}
 	err := s.dial(ctx)
 	if err != nil {
 		s.wait = min(max(2*s.wait, firstWait), longestWait)
 		s.again, s.failed = time.Now().Add(s.wait), err
-		return errNoConnection{err}
+		return noConnectionError{err}
 	}
 	s.wait = 0
 	return nil
@@ -183,7 +183,7 @@ func ask[T any](ctx context.Context, k *Keeper, statements func(*pgx.Batch, *T))
 	select {
 	case got := <-own:
 		pending = false
-		var missing errNoConnection
+		var missing noConnectionError
 		if got.err == nil || refusal.Said(got.err) && !errors.As(got.err, &missing) {
 			return got.value, got.err
 		}

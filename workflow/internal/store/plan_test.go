@@ -155,7 +155,7 @@ func fill(t *testing.T, pool *pgxpool.Pool) {
 		        jsonb_build_object('order', n::text) || case when n % 2 = 0 then '{}' else '{"region": "eu"}'::jsonb end, '{1,2}'
 		 from generate_series(1, 100000) n`,
 		`update romancy.instances set died_with = '{1}' where status = 'running'`,
-		`insert into romancy.interruptions (instance_id, position, number, token, worker, error) select 'run-' || n, 0, k, k, 7, '{}' from generate_series(1, 20000) n, generate_series(1, 3) k`,
+		`insert into romancy.interruptions (instance_id, position, number, token, worker, error) select 'run-' || n, 0, k, 1, 7, '{}' from generate_series(1, 20000) n, generate_series(1, 3) k`,
 		`insert into romancy.workers (label, lease_until) select 'worker', now() from generate_series(1, 3)`,
 	} {
 		if _, err := pool.Exec(ctx, statement); err != nil {
