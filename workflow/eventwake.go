@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/romancy-go/romancy/internal/outage"
 	"github.com/romancy-go/romancy/internal/pace"
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
@@ -60,38 +61,33 @@ func (e *Engine) heardEvent(event store.SentEvent) {
 	e.coldEvents.add(id)
 }
 
-// eventIDs takes the ids that were counted.
-func eventIDs(counted *tally) (ids []int64, more bool) {
-	counts, more := counted.take()
+// eventIDs returns the ids of events that were counted.
+func eventIDs(counts map[string]int) (ids []int64) {
 	for name := range counts {
 		if id, err := strconv.ParseInt(name, 10, 64); err == nil { // as FormatInt has written it
 			ids = append(ids, id)
 		}
 	}
-	return ids, more
+	return ids
 }
 
-// matchLoop asks which of the many runs parked here events are for, and wakes them.
+// matchLoop polls which of the many runs parked here events are for, and wakes them.
 func (e *Engine) matchLoop(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-e.matching.some:
-		}
-		ids, more := eventIDs(e.matching)
+	trouble := outage.New(e.logger, "polling for those who wait for an event failed, will be tried again", "those who wait for events are found again")
+	again := retrying{}
+	for again.wait(ctx, e.matching.some, nil) {
+		counts, more := e.matching.take()
 		if more {
 			e.lookForAll()
 		}
-		worker := e.lease.ID()
-		if len(ids) == 0 || worker == 0 {
+		ids, worker, found := eventIDs(counts), e.lease.ID(), new([]string)
+		if len(ids) == 0 || worker == 0 { // without a lease nothing is parked here
 			continue
 		}
-		found := new([]string)
-		if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.MatchEvents(b, ids, worker, found) }); err != nil {
-			if ctx.Err() == nil {
-				e.logger.WarnContext(ctx, "looking for those who wait for an event failed; the next sweep will find them", "error", err)
-			}
+		err := e.do(ctx, true, func(b *pgx.Batch) { e.store.MatchEvents(b, ids, worker, found) })
+		e.report(ctx, trouble, err)
+		if again.after(err != nil); err != nil {
+			e.matching.putBack(counts, false)
 			continue
 		}
 		e.mu.Lock()
@@ -104,40 +100,45 @@ func (e *Engine) matchLoop(ctx context.Context) {
 	}
 }
 
-// eventSweepLoop looks, a little later, for those who wait for an event and are not in memory here.
+// eventSweepLoop polls, a little later, for those who wait for an event and are not in memory here.
 func (e *Engine) eventSweepLoop(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-e.coldEvents.some:
-		}
+	trouble := outage.New(e.logger, "polling for those who wait for an event failed, will be tried again", "those who wait for events are found again")
+	again := retrying{}
+	for again.wait(ctx, e.coldEvents.some, nil) {
 		select {
 		case <-ctx.Done():
 			return
 		case <-time.After(mailSweepDelay):
 		}
-		if err := e.sweepEventsHeardOf(ctx); err != nil && ctx.Err() == nil {
-			e.logger.WarnContext(ctx, "looking for those who wait for an event failed; the next sweep will find them", "error", err)
+		counts, more := e.coldEvents.take()
+		held, err := e.sweepEventsFor(ctx, eventIDs(counts), more)
+		e.report(ctx, trouble, err)
+		if err != nil || held {
+			e.coldEvents.putBack(counts, more && err != nil)
 		}
+		again.after(err != nil || held)
 	}
 }
 
-func (e *Engine) sweepEventsHeardOf(ctx context.Context) error {
-	ids, more := eventIDs(e.coldEvents)
+// sweepEventsFor makes those ready that wait for these events, or, if there are more than can be named, for any. held: the rows of some
+// are held at the moment.
+func (e *Engine) sweepEventsFor(ctx context.Context, ids []int64, more bool) (held bool, err error) {
+	if err := e.letting.wait(ctx); err != nil {
+		return false, err
+	}
 	if more {
 		_, err := e.sweepEvents(ctx)
-		return err
+		return false, err
 	}
 	for again := len(ids) > 0; again; {
-		woken, full := new([]store.Named), new(bool)
-		if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.SweepEventsFor(b, ids, eventRuns, woken, full) }); err != nil {
-			return err
+		woken, full, skipped := new([]store.Named), new(bool), new(bool)
+		if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.SweepEventsFor(b, ids, eventRuns, woken, full, skipped) }); err != nil {
+			return held, err
 		}
 		e.madeReady(*woken)
-		again = *full
+		again, held = *full, *skipped
 	}
-	return nil
+	return held, nil
 }
 
 // eventMarks say where sweeps of the events begin. An event stays when those who waited for it have had it, so the mark

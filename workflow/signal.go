@@ -50,6 +50,24 @@ func (t *tally) tooMany() {
 	t.some.give()
 }
 
+// putBack returns to a tally what was taken from it without result.
+func (t *tally) putBack(counts map[string]int, overflow bool) {
+	t.mu.Lock()
+	t.overflow = t.overflow || overflow
+	for name, count := range counts {
+		if _, known := t.counts[name]; !known && len(t.counts) >= maxTally {
+			t.overflow = true
+			continue
+		}
+		t.counts[name] += count
+	}
+	some := t.overflow || len(t.counts) > 0
+	t.mu.Unlock()
+	if some {
+		t.some.give()
+	}
+}
+
 // take returns what was counted and whether there was more, and starts over.
 func (t *tally) take() (counts map[string]int, overflow bool) {
 	t.mu.Lock()
