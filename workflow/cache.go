@@ -2,7 +2,6 @@ package workflow
 
 import (
 	"container/list"
-	"context"
 	"errors"
 	"time"
 
@@ -99,6 +98,10 @@ func (e *Engine) dropLocked(r *run) {
 
 // ended removes a run whose goroutine is over.
 func (e *Engine) ended(r *run) {
+	if r.left.Load() {
+		r.giveBack()
+	}
+	r.over.Store(true)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if r.lost.Load() {
@@ -248,21 +251,6 @@ func (e *Engine) letGoOfParkedLocked() {
 	for e.cache.parked.Len() > 0 {
 		e.dropLocked(e.cache.parked.Front().Value.(*run)) //nolint:forcetypeassert // the list holds nothing else
 	}
-}
-
-// abandonAll ends every run here: this worker has lost its lease, and they belong to whoever takes them.
-func (e *Engine) abandonAll() {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	for _, r := range e.cache.runs {
-		e.dropLocked(r)
-	}
-}
-
-// leaseLost ends every run here and counts why.
-func (e *Engine) leaseLost() {
-	e.metrics.leaseLosses.Add(context.Background(), 1)
-	e.abandonAll()
 }
 
 // resumeLocked lets a parked run go on, which has a slot. token is its row's now.

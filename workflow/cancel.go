@@ -203,7 +203,9 @@ func (r *run) overtaken(err error) bool {
 		return false
 	}
 	why := new([]byte)
-	if err := r.engine.do(r.lifetime(), true, func(b *pgx.Batch) { r.engine.store.FindCancel(b, r.fence(), why) }); err != nil {
+	if err := r.insist(func(ctx context.Context) error {
+		return r.engine.do(ctx, true, func(b *pgx.Batch) { r.engine.store.FindCancel(b, r.fence(), why) })
+	}); err != nil {
 		r.giveUp(err)
 	}
 	if *why == nil {
@@ -221,7 +223,9 @@ func (r *run) learnCancelled() {
 		return
 	}
 	why := new([]byte)
-	if err := r.engine.do(r.lifetime(), true, func(b *pgx.Batch) { r.engine.store.LoadCancel(b, r.id, why) }); err != nil {
+	if err := r.insist(func(ctx context.Context) error {
+		return r.engine.do(ctx, true, func(b *pgx.Batch) { r.engine.store.LoadCancel(b, r.id, why) })
+	}); err != nil {
 		r.giveUp(err)
 	}
 	if *why == nil {
@@ -294,8 +298,7 @@ func (e *Engine) correctHeld(asked []store.Fence, found []store.Held) {
 			e.dropLocked(r)
 		case r.token == tokens[held.ID] && (held.Token < r.token || held.Worker != 0 && held.Worker != r.worker):
 			// The database has lost its last commits: a failover, a restore, or a crash with synchronous_commit off.
-			r.log().Warn("the database knows less of this run than this worker does, as after losing its last commits; the run is left to what it knows",
-				"token here", r.token, "token there", held.Token)
+			e.sayForgotten(r.fence(), r.definition.Name(), []store.Run{{Token: held.Token}})
 			e.dropLocked(r)
 		case live && held.Cancel != nil:
 			r.askToCancel(decodeCancelled(held.Cancel))

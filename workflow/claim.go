@@ -150,6 +150,9 @@ func (e *Engine) launch(ctx context.Context, worker int64, owned []store.Claimed
 		if err != nil || e.draining.Load() || e.lease.ID() != worker {
 			e.giveSlotLocked(run.Workflow)
 			e.release(run.Fence(), run.Workflow)
+			if e.lease.ID() != worker {
+				e.lease.TakenFrom(run.Fence())
+			}
 			continue
 		}
 		e.launchLocked(e.definitions[run.Workflow], run, pasts[run.ID])
@@ -370,18 +373,6 @@ func (e *Engine) orphanLoop(ctx context.Context) {
 			}
 			e.orphans.give()
 		}
-	}
-}
-
-// giveBackRest gives back, at the end, what the database says we own: a claim may have been under way when its loop ended. A
-// worker that left with a run would be counted as having died with it.
-func (e *Engine) giveBackRest(ctx context.Context) {
-	rest, err := e.findOrphans(ctx)
-	if err != nil {
-		e.logger.WarnContext(ctx, "looking for runs to give back failed; others will take what there is", "error", err)
-	}
-	for fence, workflow := range rest {
-		e.release(fence, workflow)
 	}
 }
 

@@ -30,8 +30,8 @@ import (
 // Config configures an Engine. Only Pool is required.
 type Config struct {
 	// Pool is the application's; transactional activities and callers' transactions run on it. The engine never closes it,
-	// and makes one connection of its own beside it, from its configuration, for everything that it writes (a second one
-	// while runs are started with ids of the caller's).
+	// and makes connections of its own beside it, from its configuration: one for everything that it writes (a second under
+	// load, and a third while runs are started with ids of the caller's), and one for this worker's lease.
 	Pool *pgxpool.Pool
 	// Schema is where the tables are. Default "romancy".
 	Schema string
@@ -48,7 +48,8 @@ type Config struct {
 	// Label is shown in the workers table, for people. Default: host name and process id.
 	Label string
 	// Lease is how long this worker owns its runs without a sign of life: after a crash they continue elsewhere when it
-	// has run out. Renewed three times as often. Default 15 s, at least 1 s.
+	// has run out. Renewed three times as often, on a connection that is used for nothing else. A worker that cannot renew it cancels
+	// the contexts of its steps before it runs out, and comes back under another id. Default 15 s, at least 1 s.
 	Lease time.Duration
 	// MaxConcurrentRuns bounds the runs executing here at one time, parked ones not counted; others wait in the database, or
 	// parked. The workflows share it: who has fewest goes first, and the last slots are kept for workflows that have none.
@@ -59,10 +60,15 @@ type Config struct {
 	// WithMaxConcurrentActivities and WithMaxConcurrent for limits of one workflow and one activity. Default 1000.
 	MaxConcurrentActivities int
 	// MaxDeaths is how many workers in a row may die with a run, having recorded nothing: then it is stuck, so that a run that
-	// kills its worker does not kill them all. A worker that only lost its lease, because it was frozen or cut off from the
-	// database, cannot be told from one that died and counts as well; one that shut down does not. Engine.Retry begins
-	// counting anew. The setting of the worker that finds the dead one decides. Default 5.
+	// kills its worker does not kill them all. Only deaths count: a worker that lost its lease because it was slow, frozen or cut off
+	// from the database is counted until it is back and says that it lived; then the count is taken back, and a run that was stuck
+	// for it is ready again. One that shut down never counts. Engine.Retry begins counting anew. The setting of the worker that finds the dead one decides. Default 5.
 	MaxDeaths int
+	// MaxInterruptions is how often the database may refuse what a step has done in its transaction, for a reason that is not the
+	// step's fault (a lock, a full disk, a lost connection), and have it executed again: after that the run is stuck, with the
+	// database's words. What a step without a transaction has done is never thrown away while its worker lives, so it is not executed
+	// again. Engine.Retry begins counting anew. Default 20, about five minutes of refusals.
+	MaxInterruptions int
 	// CacheSize bounds the parked runs kept in memory; those beyond it are resumed by replaying their history. Of these, and of
 	// runs that begin later, only deadlines within two FallbackIntervals are kept. Default 10000.
 	CacheSize int
@@ -102,6 +108,7 @@ func (c Config) withDefaults() Config {
 	c.MaxConcurrentRuns = cmp.Or(c.MaxConcurrentRuns, 1000)
 	c.MaxConcurrentActivities = cmp.Or(c.MaxConcurrentActivities, 1000)
 	c.MaxDeaths = cmp.Or(c.MaxDeaths, 5)
+	c.MaxInterruptions = cmp.Or(c.MaxInterruptions, 20)
 	c.CacheSize = cmp.Or(c.CacheSize, 10_000)
 	c.MaxWorkflowsPerBatch = cmp.Or(c.MaxWorkflowsPerBatch, 100)
 	c.MaxTimersPerBatch = cmp.Or(c.MaxTimersPerBatch, 100)
@@ -132,7 +139,7 @@ func (c Config) validate() error {
 	for field, value := range map[string]int{
 		"MaxConcurrentRuns": c.MaxConcurrentRuns, "CacheSize": c.CacheSize, "MaxWorkflowsPerBatch": c.MaxWorkflowsPerBatch,
 		"MaxTimersPerBatch": c.MaxTimersPerBatch, "MaxMessagesPerBatch": c.MaxMessagesPerBatch,
-		"MaxConcurrentActivities": c.MaxConcurrentActivities, "MaxDeaths": c.MaxDeaths,
+		"MaxConcurrentActivities": c.MaxConcurrentActivities, "MaxDeaths": c.MaxDeaths, "MaxInterruptions": c.MaxInterruptions,
 	} {
 		if value < 1 {
 			errs = append(errs, fmt.Errorf("workflow.Config.%s is %d: use at least 1, or 0 for the default", field, value))
@@ -197,12 +204,16 @@ type Engine struct {
 	cancelledOn string   // the channel on which the workers of cancelled runs are told
 	leftOn      string   // the channel on which workers that shut down say so
 
-	committer *commit.Committer // for what belongs to runs of this worker
-	side      *commit.Committer // for starts with a caller's id, which another transaction may hold
-	lease     *lease.Keeper
-	watch     *watch
-	admission *admission
-	intake    intake
+	committer  *commit.Committer // for what belongs to runs of this worker
+	side       *commit.Committer // for starts with a caller's id, which another transaction may hold
+	lease      *lease.Keeper
+	lingering  *lingering
+	durability sync.Once
+	reading    *outage.Reporter // of what runs have to know from the database
+	beginning  *outage.Reporter // of transactions of activities
+	watch      *watch
+	admission  *admission
+	intake     intake
 
 	stop       context.CancelFunc // ends the loops
 	loops      sync.WaitGroup
@@ -257,10 +268,13 @@ func NewEngine(config Config) (*Engine, error) {
 		claims: newSignal(), timers: newSignal(), takeovers: newSignal(), orphans: newSignal(), held: newSignal(),
 		published: newTally(), mailRuns: newTally(), mailChannels: newTally(), cold: newTally(),
 		admission: newAdmission(config), intake: make(intake, maxIntake),
-		matching: newTally(), coldEvents: newTally(), clock: newDueClock(time.Now()),
+		lingering: newLingering(),
+		matching:  newTally(), coldEvents: newTally(), clock: newDueClock(time.Now()),
 	}
 	e.rousing = newRousing()
 	e.logger = slog.New(workerHandler{config.Logger.Handler(), func() int64 { return e.lease.ID() }})
+	e.reading = outage.New(e.logger, "the database does not say what a run has to know, it is asked again", "the database answers runs again")
+	e.beginning = outage.New(e.logger, "no transaction can be begun for activities, it is tried again", "transactions can be begun for activities again")
 	for _, definition := range config.Workflows {
 		e.definitions[definition.Name()] = definition
 		if !config.ClientOnly {
@@ -272,15 +286,20 @@ func NewEngine(config Config) (*Engine, error) {
 		conn, err := dial.Beside(ctx, config.Pool, " engine", nil)
 		if err == nil {
 			config.Listener.Retry() // the end of an outage shows here first
+			e.checkDurability(ctx, conn)
 		}
 		return conn, err
 	}
-	e.committer = commit.New(commit.Config{Store: statements, Connect: connect, Lanes: 2, Sent: e.sent, SentEvents: e.sentEvents, Flushed: metrics.flushed(metrics.runs), Logger: e.logger})
+	e.committer = commit.New(commit.Config{Store: statements, Connect: connect, Lanes: 2, Sent: e.sent, SentEvents: e.sentEvents, Flushed: metrics.flushed(metrics.runs), Logger: e.logger,
+		Holds:     func(worker int64) bool { return !e.lease.Lost(worker) },
+		Abandoned: metrics.abandoned,
+	})
 	e.side = commit.New(commit.Config{Store: statements, Connect: connect, Lazy: true, LockTimeout: 200 * time.Millisecond, Flushed: metrics.flushed(metrics.starts), Logger: e.logger})
 	e.lease = lease.New(lease.Config{
 		Store: statements, Committer: e.committer, Label: config.Label, Lease: config.Lease,
+		Connect:   func(ctx context.Context) (*pgx.Conn, error) { return dial.Beside(ctx, config.Pool, " lease", nil) },
 		Listening: config.Listener.Healthy, Answered: config.Listener.Retry,
-		Clock: e.readClock, Lost: e.leaseLost, Registered: e.claims.give, Expired: e.takeovers.give,
+		Clock: e.readClock, Lost: e.leaseLost, Freed: e.freed, Registered: e.claims.give, Expired: e.takeovers.give,
 		Logger: e.logger,
 	})
 	e.watch = newWatch(e)
@@ -338,6 +357,7 @@ func (e *Engine) startLoops(ctx context.Context) error {
 	}
 	if e.executes() {
 		if err := e.lease.Register(ctx); err != nil {
+			e.lease.Close()
 			if subscription != nil {
 				subscription.Close()
 			}
@@ -361,6 +381,7 @@ func (e *Engine) startLoops(ctx context.Context) error {
 	e.unheed = e.config.Listener.OnChange(func(bus.State) { e.lease.ListeningChanged() })
 	e.lease.ListeningChanged() // it may have changed since the registration
 	e.loops.Go(func() { e.lease.Run(loopCtx) })
+	e.loops.Go(func() { e.lingerLoop(loopCtx) })
 	e.loops.Go(func() { e.claimLoop(loopCtx) })
 	e.loops.Go(func() { e.timerLoop(loopCtx) })
 	e.loops.Go(func() { e.takeoverLoop(loopCtx) })
@@ -376,82 +397,6 @@ func (e *Engine) startLoops(ctx context.Context) error {
 	e.claims.give()
 	e.takeovers.give() // what was parked by workers that are gone is nobody's until somebody looks
 	return nil
-}
-
-// Shutdown stops taking runs, lets each run here finish the step it is in, and hands it over: another worker continues it
-// at once. When ctx ends first, the contexts of the steps still executing are cancelled, their runs are handed over all the
-// same, and an error says which: what those steps do from then on is not recorded. Later calls return nil.
-func (e *Engine) Shutdown(ctx context.Context) error {
-	e.mu.Lock()
-	if e.state != stateStarted {
-		if e.state == stateNew {
-			e.state = stateClosed
-		}
-		e.mu.Unlock()
-		return nil
-	}
-	e.state = stateDraining
-	e.draining.Store(true)
-	e.admission.close()
-	e.letGoOfParkedLocked()
-	e.pokeAllLocked()
-	e.mu.Unlock()
-
-	overrun := e.drain(ctx)
-	e.unobserve()
-	e.unheed()
-	e.stop()
-	e.loops.Wait()
-
-	// What is left must be written even if ctx is over, but not for ever.
-	writeCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-	defer cancel()
-	e.giveBackRest(writeCtx)
-	e.leave(writeCtx)
-	e.committer.Close(writeCtx)
-	e.side.Close(writeCtx)
-	e.mu.Lock()
-	e.state = stateClosed
-	e.mu.Unlock()
-	e.watch.close()
-	return overrun
-}
-
-// leave gives this worker's id up and has the others look: what it held parked has nobody now who knows its deadlines or whom
-// it was to be told of mail.
-func (e *Engine) leave(ctx context.Context) {
-	if !e.executes() {
-		return
-	}
-	if err := e.lease.Deregister(ctx); err != nil {
-		e.logger.WarnContext(ctx, "worker could not deregister; its lease will run out instead", "error", err)
-		return
-	}
-	e.config.Notifier.Notify(e.leftOn, "") // no payload: look for yourselves
-}
-
-// drain waits for the runs executing here to hand themselves over, and at the end of ctx takes the rest from them.
-func (e *Engine) drain(ctx context.Context) error {
-	drained := make(chan struct{})
-	go func() { e.runs.Wait(); close(drained) }()
-	select {
-	case <-drained:
-		return nil
-	case <-ctx.Done():
-	}
-	e.mu.Lock()
-	var left []*run
-	for _, r := range e.cache.runs {
-		left = append(left, r)
-	}
-	e.mu.Unlock()
-	ids := make([]string, 0, len(left))
-	for _, r := range left {
-		r.abandon()
-		ids = append(ids, r.id)
-	}
-	return fmt.Errorf("shutdown limit reached, %d run(s) handed over in the middle of a step: %q; %d step(s) still executing: %w",
-		len(ids), ids, e.goroutines.Load(), ctx.Err())
 }
 
 // check returns why the engine cannot serve a call now, or nil.

@@ -257,7 +257,7 @@ func (r *run) awaitTurn(f *flight, recall <-chan struct{}) (begin, recalled bool
 // flyOnce attempts the step and returns what it has recorded, if the step is over by that. recalled: it had not begun when the
 // worker began to shut down.
 func (r *run) flyOnce(f *flight) (record *stepRecord, recalled bool) {
-	done, err := r.attempt(f.ctx, f.step, f.position, f.failed.count+1, f.body)
+	done, err := r.executeUntilKept(f.ctx, f.step, f.position, f.failed.count+1, f.body)
 	var interrupted *interruption
 	switch {
 	case errors.Is(err, errDraining):
@@ -295,11 +295,11 @@ func (r *run) failFlight(f *flight, err error) *stepRecord {
 // recordFlight returns once the result is durable. A step that is not wanted any more is recorded too: it has had its effect.
 func (r *run) recordFlight(f *flight, done stepRecord) *stepRecord {
 	if _, err := commit.Await(context.Background(), func(then func(struct{}, error)) {
-		r.engine.committer.Append(r.stream, store.Append{
+		r.engine.committer.Append(nil, store.Append{ // not in the run's stream: it does not follow from what comes before it there
 			Fence: r.fence(), Position: f.position, Kind: f.step.kind, Name: f.step.name, Payload: done.encode(),
 		}, then)
 	}); err != nil {
-		r.broken.CompareAndSwap(nil, &interruption{err})
+		r.broken.CompareAndSwap(nil, &interruption{err: err})
 		return nil
 	}
 	return &done
@@ -314,7 +314,7 @@ func (r *run) delayFlight(f *flight, cause error) {
 	})
 	switch {
 	case err != nil:
-		r.broken.CompareAndSwap(nil, &interruption{err})
+		r.broken.CompareAndSwap(nil, &interruption{err: err})
 		return
 	case waited.Outcome == store.Cancelled:
 		f.stop() // its run is cancelled, which the workflow learns at its next command

@@ -41,6 +41,7 @@ type RunInfo struct {
 	WaitingOn     []string  // of a waiting run: the channels whose messages wake it; "event:" and the type of an event
 	Priority      int       // see WithPriority
 	Deaths        int       // workers in a row that died with it, see Config.MaxDeaths
+	Interruptions int       // executions again that were not its fault, see History and Config.MaxInterruptions
 	HeldUp        []HeldUp  // of a run executing in this very process: its activities that wait for others to end
 }
 
@@ -52,6 +53,17 @@ type HistoryEntry struct {
 	Payload    json.RawMessage // as recorded; its form is the engine's own and may change between versions
 	RecordedAt time.Time
 	Attempts   []FailedAttempt
+	// Interruptions are the times that the step was executed again although it had not failed: the database had refused its
+	// transaction. At position 0 are those of the whole run, whose worker had lost its lease although it lived.
+	Interruptions []Interruption
+}
+
+// Interruption is a time that a step was executed again without being its fault.
+type Interruption struct {
+	Number        int
+	Type          string // see [Error.ErrorType]
+	Message       string // the database's words
+	InterruptedAt time.Time
 }
 
 // FailedAttempt is an attempt of a step that failed and was, or will be, followed by another.
@@ -83,19 +95,21 @@ func (e *Engine) History(ctx context.Context, id string) ([]HistoryEntry, error)
 	var found *store.Instance
 	var entries []store.Entry
 	var attempts []store.Attempt
+	var interruptions []store.Interruption
 	if err := e.read(ctx, func(b *pgx.Batch) {
 		e.store.GetRun(b, id, &found)
 		e.store.GetHistory(b, id, &entries, &attempts)
+		e.store.GetInterruptions(b, id, &interruptions)
 	}); err != nil {
 		return nil, fmt.Errorf("history of run %q: %w", id, err)
 	}
 	if found == nil {
 		return nil, fmt.Errorf("history of run %q: %w", id, ErrNotFound)
 	}
-	return newHistory(entries, attempts), nil
+	return newHistory(entries, attempts, interruptions), nil
 }
 
-func newHistory(entries []store.Entry, attempts []store.Attempt) []HistoryEntry {
+func newHistory(entries []store.Entry, attempts []store.Attempt, interruptions []store.Interruption) []HistoryEntry {
 	history := make([]HistoryEntry, 0, len(entries))
 	place := map[int32]int{}
 	for _, entry := range entries {
@@ -104,14 +118,26 @@ func newHistory(entries []store.Entry, attempts []store.Attempt) []HistoryEntry 
 			Position: int(entry.Position), Kind: entry.Kind, Name: entry.Name, Payload: entry.Payload, RecordedAt: entry.RecordedAt,
 		})
 	}
-	for _, attempt := range attempts {
-		failed := decodeAttempt(attempt.Error)
-		at, known := place[attempt.Position]
+	// entry returns where what has no record yet stands.
+	entry := func(position int32, failed attemptFailure) int {
+		at, known := place[position]
 		if !known {
 			at = len(history)
-			place[attempt.Position] = at
-			history = append(history, HistoryEntry{Position: int(attempt.Position), Kind: string(failed.Kind), Name: failed.Step})
+			place[position] = at
+			history = append(history, HistoryEntry{Position: int(position), Kind: string(failed.Kind), Name: failed.Step})
 		}
+		return at
+	}
+	for _, interrupted := range interruptions {
+		failed := decodeAttempt(interrupted.Error)
+		at := entry(interrupted.Position, failed)
+		history[at].Interruptions = append(history[at].Interruptions, Interruption{
+			Number: interrupted.Number, Type: failed.Type, Message: failed.Message, InterruptedAt: interrupted.At,
+		})
+	}
+	for _, attempt := range attempts {
+		failed := decodeAttempt(attempt.Error)
+		at := entry(attempt.Position, failed)
 		history[at].Attempts = append(history[at].Attempts, FailedAttempt{
 			Number: attempt.Number, Type: failed.Type, Message: failed.Message, FailedAt: attempt.FailedAt, NextAt: orZero(attempt.NextAt),
 		})
@@ -123,7 +149,7 @@ func newRunInfo(found *store.Instance) *RunInfo {
 	info := &RunInfo{
 		ID: found.ID, Workflow: found.Workflow, Status: Status(found.Status), Input: found.Input, Output: found.Output,
 		Worker: found.WorkerLabel, ContinuedFrom: found.ContinuedFrom,
-		CreatedAt: found.CreatedAt, EndedAt: orZero(found.EndedAt), Priority: int(found.Priority), Deaths: found.Deaths,
+		CreatedAt: found.CreatedAt, EndedAt: orZero(found.EndedAt), Priority: int(found.Priority), Deaths: found.Deaths, Interruptions: found.Interruptions,
 	}
 	if info.Status == StatusWaiting {
 		info.WakeAt, info.WaitingOn = orZero(found.WakeAt), found.WakeChannels

@@ -37,6 +37,8 @@ type engineMetrics struct {
 	activity     metric.Float64Histogram
 	ended        metric.Int64Counter
 	leaseLosses  metric.Int64Counter
+	interrupted  metric.Int64Counter
+	unrecorded   metric.Int64Counter
 	commitSize   metric.Int64Histogram
 	commitWait   metric.Float64Histogram
 	commitFlush  metric.Float64Histogram
@@ -74,7 +76,7 @@ func newEngineMetrics(provider metric.MeterProvider) (*engineMetrics, error) {
 		runs:   []metric.RecordOption{with(attribute.String("committer", "runs"))},
 		starts: []metric.RecordOption{with(attribute.String("committer", "starts"))},
 	}
-	var errs [8]error
+	var errs [10]error
 	m.wake, errs[0] = meter.Float64Histogram("romancy.workflow.wake.latency", metric.WithUnit("s"), fastSeconds,
 		metric.WithDescription("From the sending of a message, by the database's clock, to its parked receiver's next line."))
 	m.lateness, errs[1] = meter.Float64Histogram("romancy.workflow.timer.lateness", metric.WithUnit("s"), fastSeconds,
@@ -85,6 +87,10 @@ func newEngineMetrics(provider metric.MeterProvider) (*engineMetrics, error) {
 		metric.WithDescription("Runs that this process has ended or stopped as stuck."))
 	m.leaseLosses, errs[4] = meter.Int64Counter("romancy.workflow.lease.losses", metric.WithUnit("{lease}"),
 		metric.WithDescription("Times this worker lost its lease, and with it its runs."))
+	m.interrupted, errs[8] = meter.Int64Counter("romancy.workflow.interruptions", metric.WithUnit("{interruption}"),
+		metric.WithDescription("Steps that are executed again because the database has refused their transactions."))
+	m.unrecorded, errs[9] = meter.Int64Counter("romancy.workflow.commit.abandoned", metric.WithUnit("{operation}"),
+		metric.WithDescription("What runs had done and the database had not taken when this worker lost its lease: it is done again elsewhere."))
 	m.commitSize, errs[5] = meter.Int64Histogram("romancy.workflow.commit.batch", metric.WithUnit("{operation}"), batchSizes,
 		metric.WithDescription("Operations that the committer wrote together."))
 	m.commitWait, errs[6] = meter.Float64Histogram("romancy.workflow.commit.wait", metric.WithUnit("s"), fastSeconds,
@@ -117,6 +123,11 @@ func (m *engineMetrics) resumed(with resumption) {
 		return // the run will say that its history is damaged
 	}
 	m.wake.Record(context.Background(), max(now.Sub(message.SentAt), 0).Seconds())
+}
+
+// abandoned notes what runs had done and was not recorded before this worker lost its lease.
+func (m *engineMetrics) abandoned(operations int) {
+	m.unrecorded.Add(context.Background(), int64(operations))
 }
 
 // flushed is told by the committer of each batch.

@@ -127,6 +127,13 @@ func TestWhatIsPutBackIntoATallyIsNotForgotten(t *testing.T) {
 	if got, more := counts.take(); more || !maps.Equal(got, map[string]int{"a": 3, "b": 1}) {
 		t.Errorf("got %v, %t", got, more)
 	}
+	counts.add()
+	counts.putBack(nil, false)
+	select {
+	case <-counts.some:
+		t.Error("somebody is told of nothing")
+	default:
+	}
 	counts.putBack(nil, true)
 	if _, more := counts.take(); !more {
 		t.Error("that there is more was forgotten")

@@ -28,6 +28,9 @@ type rousing struct {
 func newRousing() *rousing { return &rousing{some: newSignal(), runs: map[string]store.Fence{}} }
 
 func (s *rousing) add(fences ...store.Fence) {
+	if len(fences) == 0 {
+		return
+	}
 	s.mu.Lock()
 	for _, fence := range fences {
 		if known, there := s.runs[fence.ID]; !there || known.Token <= fence.Token {

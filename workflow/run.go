@@ -10,8 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgconn"
-
+	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/workflow/internal/commit"
 	"github.com/romancy-go/romancy/workflow/internal/journal"
 	"github.com/romancy-go/romancy/workflow/internal/store"
@@ -28,6 +27,8 @@ type run struct {
 
 	work     context.Context //nolint:containedctx // ends with the run's life here, or when it is cancelled: handed to activities
 	stopWork context.CancelFunc
+	left     atomic.Bool                    // the limit of a shutdown is over: see abandon
+	over     atomic.Bool                    // its goroutine has ended
 	lost     atomic.Bool                    // writes of this run are refused, or will be: end
 	mailed   atomic.Bool                    // there may be mail for a goroutine that waits without being parked
 	asked    atomic.Pointer[CancelledError] // it is to be cancelled
@@ -107,7 +108,7 @@ func (r *run) lifetime() context.Context {
 	defer r.engine.mu.Unlock()
 	if r.ctx == nil {
 		r.ctx, r.stop = context.WithCancel(context.Background())
-		if r.phase == gone {
+		if r.phase == gone || r.left.Load() {
 			r.stop()
 		}
 	}
@@ -158,6 +159,9 @@ func (r *run) call() (output []byte, err error) {
 
 // end records how the workflow ended, undoing its steps first if it failed or is cancelled.
 func (r *run) end(output []byte, err error) {
+	if r.left.Load() {
+		r.exit() // it may have ended because its context is cancelled; executed again, it finds what is recorded
+	}
 	next := new(continuation)
 	if past, _ := r.journal.Next(); past.Kind == journal.Failing && r.cancelled == nil && r.asked.Load() != nil {
 		r.cancelled = r.asked.Load() // an earlier execution learnt of it here, where it issued no command
@@ -230,7 +234,7 @@ func (r *run) exit() {
 // checkpoint is passed before every command: a run that is lost ends here, one of a worker that is shutting down is handed
 // over here.
 func (r *run) checkpoint() {
-	if r.lost.Load() {
+	if r.lost.Load() || r.left.Load() {
 		r.exit()
 	}
 	if broken := r.broken.Load(); broken != nil {
@@ -246,61 +250,50 @@ func (r *run) checkpoint() {
 	}
 }
 
-// handOver makes the run ready for others, if it is still ours.
+// handOver makes the run ready for others, if it is still ours, when nothing of it executes here any more.
 func (r *run) handOver() {
+	r.awaitBodies()
 	if !r.lost.Swap(true) {
 		r.engine.release(r.fence(), r.definition.Name())
 	}
 }
 
-// abandon hands a run over from outside, while it executes a step: its context is cancelled, and nothing it does from now on
-// is recorded. Its goroutine is not parked, so its token does not change.
-func (r *run) abandon() {
-	r.handOver()
-	r.engine.mu.Lock()
-	defer r.engine.mu.Unlock()
-	r.engine.dropLocked(r)
+// awaitBodies waits until no body of a step beside the goroutine executes here any more, so that none executes beside itself when
+// another worker goes on with the run.
+func (r *run) awaitBodies() {
+	for r.air.executing() {
+		<-r.pokes() // each says so when it ends
+	}
 }
 
-// giveUp ends the goroutine because an operation of the run failed with err. Nothing wrong has been recorded: the run is
-// executed again from history, unless the operation can never succeed.
+// giveUp ends the goroutine because an operation of the run failed with err, which no attempt will change: operations of runs are kept
+// until the database takes them.
 func (r *run) giveUp(err error) {
-	var pgErr *pgconn.PgError
 	switch {
-	case r.lost.Load(), errors.Is(err, commit.ErrFenced), errors.Is(err, commit.ErrClosed):
-		r.lost.Store(true) // somebody else's, or will be when the lease has run out
-	case store.IsUniqueViolation(err), errors.Is(err, commit.ErrOutcomeUnknown):
-		// Recorded by an owner before us, or perhaps by us: history knows.
-		r.handOver()
-	case errors.As(err, &pgErr) && unstorable(pgErr):
+	case r.lost.Load():
+	case errors.Is(err, commit.ErrFenced), errors.Is(err, commit.ErrClosed):
+		// Somebody else's, or will be when the lease has run out. If the database says that it is ours, others are to have it.
+		if errors.Is(err, commit.ErrFenced) {
+			r.engine.refused(r.fence(), r.definition.Name())
+		}
+		r.stopWork()
+		r.awaitBodies()
+		r.lost.Store(true)
+		r.engine.orphans.give()
+	case errors.As(err, new(*errInterruptions)), refusal.Of(err) == refusal.Value:
 		r.stuck(err)
+	case errors.Is(err, commit.ErrOutcomeUnknown):
+		r.handOver() // it has resumed by a wake that was not committed, perhaps, and has done nothing since: history knows
 	default:
 		r.log().Warn("run interrupted, it will be executed again from history", "error", err)
-		select {
-		case <-time.After(time.Second): // the database is in trouble: do not add to it
-		case <-r.lifetime().Done():
-		}
 		r.handOver()
 	}
 	r.exit()
 }
 
-// unstorable: the data itself is refused, so trying again is no use. Classes 22 (data exception), 23 (integrity
-// constraint), 42 (access rule, undefined object) and 54 (limit exceeded) of PostgreSQL's appendix A.
-func unstorable(err *pgconn.PgError) bool {
-	if len(err.Code) < 2 {
-		return false
-	}
-	switch err.Code[:2] {
-	case "22", "23", "42", "54":
-		return true
-	default:
-		return false
-	}
-}
-
 // stuck stops the run with its history untouched and ends the goroutine.
 func (r *run) stuck(err error) {
+	r.awaitBodies()
 	r.log().Error("run is stuck", "error", err)
 	r.endSegment(string(StatusStuck), err)
 	if !r.lost.Swap(true) {

@@ -30,6 +30,9 @@ type tally struct {
 func newTally() *tally { return &tally{some: newSignal(), counts: map[string]int{}} }
 
 func (t *tally) add(names ...string) {
+	if len(names) == 0 {
+		return
+	}
 	t.mu.Lock()
 	for _, name := range names {
 		if _, known := t.counts[name]; !known && len(t.counts) >= maxTally {

@@ -190,7 +190,7 @@ func (e *Engine) awaitStart(ctx context.Context, ask newStart, outcome <-chan st
 			return false, fmt.Errorf("id %q is being started by a transaction that has not ended: %w", ask.ID, ctx.Err())
 		case <-time.After(wait):
 		}
-		outcome = e.queueStart(ctx, ask)
+		outcome = e.queueStartBy(ctx, ask, (*commit.Committer).StartApart) // others do not wait for what holds it
 	}
 }
 
@@ -209,6 +209,9 @@ func awaitOutcome(ctx context.Context, outcome <-chan startOutcome) startOutcome
 	}
 }
 
+// startWay hands a start to the committer.
+type startWay func(*commit.Committer, store.Start, func(commit.Started, error))
+
 type startOutcome struct {
 	commit.Started
 
@@ -217,6 +220,11 @@ type startOutcome struct {
 
 // queueStart hands a start to the committer, without waiting for it, unless too much is queued.
 func (e *Engine) queueStart(ctx context.Context, ask newStart) <-chan startOutcome {
+	return e.queueStartBy(ctx, ask, (*commit.Committer).Start)
+}
+
+// queueStartBy does it by one of the ways to hand a start to the committer.
+func (e *Engine) queueStartBy(ctx context.Context, ask newStart, by startWay) <-chan startOutcome {
 	outcome := make(chan startOutcome, 1)
 	if err := e.intake.enter(ctx); err != nil {
 		outcome <- startOutcome{err: err}
@@ -233,20 +241,20 @@ func (e *Engine) queueStart(ctx context.Context, ask newStart) <-chan startOutco
 	if ask.later {
 		e.queueLater(lane, ask.Later, then)
 	} else {
-		e.queueNow(lane, ask.Start, then)
+		e.queueNow(lane, ask.Start, by, then)
 	}
 	return outcome
 }
 
 // queueNow creates a run that executes here from the start, without anybody claiming it, if there is room and nobody who waits
 // for it has to come first.
-func (e *Engine) queueNow(lane *commit.Committer, ask store.Start, then func(commit.Started, error)) {
+func (e *Engine) queueNow(lane *commit.Committer, ask store.Start, by startWay, then func(commit.Started, error)) {
 	e.mu.Lock()
 	if worker := e.lease.ID(); worker != 0 && !e.draining.Load() && e.cache.slots.Take(ask.Workflow) {
 		ask.Worker = worker
 	}
 	e.mu.Unlock()
-	lane.Start(ask, func(started commit.Started, err error) {
+	by(lane, ask, func(started commit.Started, err error) {
 		e.started(ask, started, err)
 		then(started, err)
 	})

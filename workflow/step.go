@@ -9,9 +9,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
-
 	"github.com/romancy-go/romancy/workflow/internal/commit"
 	"github.com/romancy-go/romancy/workflow/internal/journal"
 	"github.com/romancy-go/romancy/workflow/internal/store"
@@ -66,10 +63,12 @@ func (r *run) step(s step, body stepBody) ([]byte, error) {
 		r.settle() // what came before is durable before this has effects
 		r.checkpoint()
 		attempting = true
-		done, err := r.attempt(ctx, s, position, failed.count+1, body)
+		done, err := r.executeUntilKept(ctx, s, position, failed.count+1, body)
 		attempting = false
 		var interrupted *interruption
 		switch {
+		case err != nil && r.left.Load():
+			r.exit() // it ended because a shutdown did: that is no failure
 		case errors.Is(err, errDraining):
 			r.checkpoint() // hands the run over
 		case errors.As(err, &interrupted):
@@ -171,12 +170,6 @@ func (s step) result(done stepRecord) ([]byte, error) {
 	}
 }
 
-// interruption says that the run cannot go on here, for a reason that is not the activity's fault.
-type interruption struct{ err error }
-
-func (i *interruption) Error() string { return i.err.Error() }
-func (i *interruption) Unwrap() error { return i.err }
-
 // attempted is what a successful attempt leaves to be recorded, or has recorded in its transaction.
 type attempted struct {
 	stepRecord
@@ -217,61 +210,6 @@ func callBody(ctx context.Context, s step, body stepBody) (output []byte, err er
 	}()
 	output, err = body(ctx)
 	return output, checked(err, s.options.retry.NonRetryable...)
-}
-
-// attemptInTransaction executes body and records its result in one transaction of the pool's.
-func (r *run) attemptInTransaction(ctx context.Context, s step, position int32, done attempted, body stepBody) (attempted, error) {
-	tx, err := r.engine.config.Pool.Begin(ctx)
-	if err != nil {
-		if ctx.Err() == nil {
-			return done, &interruption{fmt.Errorf("begin the transaction of %s %q: %w", s.kind, s.name, err)}
-		}
-		return done, fmt.Errorf("begin a transaction: %w", err)
-	}
-	committed := false
-	defer func() {
-		if !committed {
-			rollback(tx)
-		}
-	}()
-	output, err := callBody(context.WithValue(ctx, txKey{}, tx), s, body)
-	if err != nil {
-		return done, err
-	}
-	done.Output = output
-	owned, err := r.engine.store.AppendInTransaction(ctx, tx, store.Append{
-		Fence: r.fence(), Position: position, Kind: s.kind, Name: s.name, Payload: done.encode(),
-	})
-	switch {
-	case store.IsUniqueViolation(err):
-		return done, &interruption{err}
-	case err != nil && ctx.Err() == nil && tx.Conn().IsClosed():
-		return done, &interruption{fmt.Errorf("record %s %q in its transaction: %w", s.kind, s.name, err)}
-	case err != nil:
-		return done, fmt.Errorf("record the step in its transaction: %w", err)
-	case !owned:
-		return done, &interruption{commit.ErrFenced}
-	}
-	// Detached: a commit that is cut off halfway may have happened, so only its own time limit ends it.
-	commitCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-	defer cancel()
-	if err := tx.Commit(commitCtx); err != nil {
-		var refused *pgconn.PgError
-		if errors.As(err, &refused) || errors.Is(err, pgx.ErrTxCommitRollback) {
-			return done, fmt.Errorf("commit: %w", err) // a deferred constraint, say: the activity has failed
-		}
-		return done, &interruption{fmt.Errorf("%w: %w", commit.ErrOutcomeUnknown, err)}
-	}
-	committed = true
-	done.recorded = true
-	return done, nil
-}
-
-// rollback has its own bounded context: the transaction's may be over.
-func rollback(tx pgx.Tx) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	_ = tx.Rollback(ctx) // a failure closes the connection, which rolls back too
 }
 
 // retry records a failed attempt and waits, durably, until the next is due. It reports true if the run is cancelled instead.

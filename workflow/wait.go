@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/romancy-go/romancy/workflow/internal/commit"
 	"github.com/romancy-go/romancy/workflow/internal/journal"
 	"github.com/romancy-go/romancy/workflow/internal/store"
@@ -123,13 +121,11 @@ func (r *run) takeMore(position int32, channel string, limit int) []byte {
 		Fence: r.fence(), Position: position, Channel: channel, Limit: limit, Bytes: MaxPayload,
 		Competing: on.competing, Since: r.engine.mail.since(channel),
 	}
-	mail := new(store.Mail)
-	err := r.engine.do(r.lifetime(), false, func(b *pgx.Batch) { r.engine.store.TakeMore(b, ask, mail) })
-	switch {
-	case err != nil:
+	mail, err := commit.Await(context.Background(), func(then func(store.Mail, error)) {
+		r.engine.committer.TakeMore(r.stream, ask, then)
+	})
+	if err != nil {
 		r.giveUp(err)
-	case mail.Messages == nil:
-		r.giveUp(commit.ErrFenced)
 	}
 	r.engine.mail.took(channel, mail.Shared)
 	if mail.Left {

@@ -384,6 +384,11 @@ func (e *Engine) verifyLocked(r *run) {
 		case there.Token == r.token && there.Status == string(StatusReady):
 			e.claims.give()
 		default:
+			if row := (store.Run{Token: there.Token, Worker: there.Worker}); len(*rows) == 0 {
+				e.sayForgotten(fence, r.definition.Name(), nil)
+			} else if forgotten(fence, row) {
+				e.sayForgotten(fence, r.definition.Name(), []store.Run{row})
+			}
 			e.dropLocked(r)
 			e.orphans.give() // if it is running here: the answer to the poll was lost, which has resumed it
 		}

@@ -74,6 +74,18 @@ func Code(err error) string {
 // other error may hide that it has.
 func Said(err error) bool { return Code(err) != "" }
 
+// conditions are the classes of what becomes of a server or a session, whatever was asked of it.
+var conditions = map[string]bool{
+	"08": true, "25": true, "26": true, "28": true, "3D": true, "40": true, "53": true, "54": true, "55": true, "57": true, "58": true,
+	"F0": true, "XX": true,
+}
+
+// Raised reports whether SQL has raised err, a constraint or a trigger say, and no condition of the server.
+func Raised(err error) bool {
+	code := Code(err)
+	return len(code) >= 2 && !conditions[code[:2]]
+}
+
 // KeyTaken reports whether err says that a row with this key is there already.
 func KeyTaken(err error) bool { return Code(err) == "23505" }
 

@@ -5,6 +5,9 @@
 //
 // It has connections of its own, so that user code which has emptied the pool cannot stop it, and it waits for nobody:
 // what it writes belongs to runs of this worker, what others may hold is skipped, and a lock is waited for briefly.
+//
+// What a run has done is never given up while its worker holds its lease: operations of runs are kept, whatever the database
+// says (refused.go), and one whose answer was lost is not taken for undone (recall.go). Everything else is answered with the error.
 package commit
 
 import (
@@ -18,15 +21,19 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/romancy-go/romancy/internal/outage"
+	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
 
 var (
 	// ErrClosed answers operations that the committer did not carry out because it is closed.
 	ErrClosed = errors.New("committer is closed")
-	// ErrOutcomeUnknown answers operations that were under way when the connection was lost and must not be repeated.
+	// ErrOutcomeUnknown answers operations from outside that were under way when the connection was lost and must not be
+	// repeated.
 	ErrOutcomeUnknown = errors.New("connection lost before the database answered")
-	// ErrFenced answers operations of a run that this worker does not own any more; nothing was written.
+	// ErrFenced answers operations of a run that this worker does not own any more; nothing was written. It may have lost
+	// its lease.
 	ErrFenced = errors.New("the run has another owner")
 	// ErrLocked answers operations on rows that somebody else's transaction holds.
 	ErrLocked = errors.New("held by another transaction")
@@ -64,7 +71,8 @@ const maxBatch = 2000
 // maxFlushBytes bounds what the operations of a flush bring, unless it is a single one, so that the database has it in time.
 const maxFlushBytes = 8 << 20
 
-// maxLosses is with how many connections an operation may go down before it is given up as the likely cause.
+// maxLosses is with how many connections an operation may go down before it counts as the likely cause: if it is no run's it is
+// given up then, else it is tried again at longer and longer intervals.
 const maxLosses = 5
 
 // maxConflictRetries is how often an operation that lost a deadlock alone is repeated.
@@ -87,6 +95,12 @@ type Config struct {
 	Sent func([]store.Sent)
 	// SentEvents is told, after the commit, of the events that a flush has kept. It must not block.
 	SentEvents func([]store.SentEvent)
+	// Holds reports whether worker still has its lease: for as long as it has, operations of its runs are kept. It must not
+	// block. nil: it has.
+	Holds func(worker int64) bool
+	// Abandoned is told how many operations of runs were given up unrecorded because their worker has lost its lease. It must
+	// not block.
+	Abandoned func(operations int)
 	// Flushed is told of everything taken from the queue at once, when it has been answered: how many operations, how long
 	// the first of them had been queued, how long it took to carry them out. It must not block; lanes call it concurrently.
 	Flushed func(operations int, waited, took time.Duration)
@@ -102,7 +116,12 @@ type Committer struct {
 	queue         []*operation
 	wakes, others class
 	busy          map[string]struct{} // runs with operations in a flush: what follows for them waits for its end
-	disconnected  bool                // the first lane is connecting
+	blocked       map[string]struct{} // runs of which an operation waits for another attempt: what follows for them waits, too
+	healthy       int                 // operations that a lane may take now: those that shared no flush that was refused
+	suspects      int                 // and those that did, see refused.go
+	caution       caution
+	alarm         *time.Timer // rings when an operation's next attempt is due
+	disconnected  bool        // the first lane is connecting
 	closed        bool
 	stopped       bool // what is queued is not carried out any more
 
@@ -112,13 +131,20 @@ type Committer struct {
 	refusals             sync.WaitGroup
 
 	flushes, operations int64 // guarded by mu
+
+	connecting *outage.Reporter // of the first lane
+	recording  *outage.Reporter // of operations that are kept
 }
 
 // New returns a committer that Open sets to work.
 func New(config Config) *Committer {
 	config.LockTimeout = cmp.Or(config.LockTimeout, time.Second)
 	config.FlushTimeout = cmp.Or(config.FlushTimeout, 10*time.Second)
-	c := &Committer{config: config, busy: map[string]struct{}{}, others: class{least: worthALane}}
+	c := &Committer{
+		config: config, busy: map[string]struct{}{}, blocked: map[string]struct{}{}, others: class{least: worthALane}, caution: caution{most: maxBatch},
+		connecting: outage.New(config.Logger, "the engine cannot connect to the database, what it has to write is kept", "the engine is connected again"),
+		recording:  outage.New(config.Logger, "the database refuses what the engine has to write; it is kept and tried again", "the database takes everything again"),
+	}
 	for i := range max(config.Lanes, 1) {
 		c.lanes = append(c.lanes, &lane{committer: c, extra: i > 0, most: maxBatch, wake: make(chan struct{}, 1)})
 	}
@@ -129,6 +155,9 @@ func New(config Config) *Committer {
 func (c *Committer) Open(ctx context.Context) error {
 	if !c.config.Lazy {
 		if err := c.lanes[0].dial(ctx); err != nil {
+			if remedy := refusal.Remedy(err); remedy != "" {
+				err = fmt.Errorf("%w (%s)", err, remedy)
+			}
 			return fmt.Errorf("connect the committer: %w", err)
 		}
 	}
@@ -158,6 +187,9 @@ func (c *Committer) Close(ctx context.Context) {
 	c.mu.Lock()
 	left := c.queue
 	c.queue = nil
+	if c.alarm != nil {
+		c.alarm.Stop()
+	}
 	c.mu.Unlock()
 	for _, op := range left {
 		op.answer(nil, ErrClosed)
@@ -196,13 +228,22 @@ type operation struct {
 	answer    func(result any, err error)
 	committed func(error) // nil: nobody goes on before the commit
 	bytes     int         // what it brings
+	worker    int64       // it is kept for as long as that one has its lease; 0: it is not kept
 	queued    time.Time
 	result    any
 	err       error
 	conflicts int  // lost deadlocks
 	losses    int  // lost connections
 	stoodBack bool // for a flush of wakes
+
+	sent      bool      // its answer was lost: it may have been carried out
+	suspect   bool      // a flush that it was in was refused
+	refusals  int       // by itself
+	notBefore time.Time // when its next attempt is due
 }
+
+// kept reports whether op is never given up while its worker has its lease.
+func (op *operation) kept() bool { return op.worker != 0 }
 
 func (c *Committer) submit(op *operation) {
 	if ask, ok := op.ask.(interface{ Run() string }); ok {
@@ -210,6 +251,9 @@ func (c *Committer) submit(op *operation) {
 	}
 	if ask, ok := op.ask.(interface{ Size() int }); ok {
 		op.bytes = ask.Size()
+	}
+	if ask, ok := op.ask.(interface{ Owner() int64 }); ok && op.kind.recorded() {
+		op.worker = ask.Owner()
 	}
 	op.queued = time.Now()
 	c.mu.Lock()
@@ -220,9 +264,26 @@ func (c *Committer) submit(op *operation) {
 		return
 	}
 	c.queue = append(c.queue, op)
-	if _, busy := c.busy[op.run]; !busy {
-		c.classOf(op).free++
+	if c.free(op) {
+		c.count(op)
 		c.rouse()
+	}
+}
+
+// free reports whether nothing that came before op for its run keeps it from being taken. The caller holds the mutex.
+func (c *Committer) free(op *operation) bool {
+	_, busy := c.busy[op.run]
+	_, blocked := c.blocked[op.run]
+	return !busy && !blocked
+}
+
+// count counts an operation that a lane may take. The caller holds the mutex.
+func (c *Committer) count(op *operation) {
+	c.classOf(op).free++
+	if op.suspect {
+		c.suspects++
+	} else {
+		c.healthy++
 	}
 }
 
@@ -239,12 +300,47 @@ func (c *Committer) rouse() {
 	}
 }
 
-// recount follows a change of queue or busy. The caller holds the mutex.
+// recount follows a change of queue or busy, or the passing of time. The caller holds the mutex.
 func (c *Committer) recount() {
-	c.wakes.free, c.others.free = 0, 0
+	c.wakes.free, c.others.free, c.healthy, c.suspects = 0, 0, 0, 0
+	clear(c.blocked)
+	now, next := time.Now(), time.Time{}
 	for _, op := range c.queue {
-		if _, busy := c.busy[op.run]; !busy {
-			c.classOf(op).free++
+		if due := c.caution.due(op); due.After(now) {
+			if next.IsZero() || due.Before(next) {
+				next = due
+			}
+			if op.run != "" {
+				c.blocked[op.run] = struct{}{}
+			}
+			continue
+		}
+		if c.free(op) {
+			c.count(op)
 		}
 	}
+	c.wakeAt(next)
 }
+
+// wakeAt has the lanes look again at a moment; zero: there is none. The caller holds the mutex.
+func (c *Committer) wakeAt(next time.Time) {
+	switch {
+	case next.IsZero() && c.alarm == nil:
+	case next.IsZero():
+		c.alarm.Stop()
+	case c.alarm == nil:
+		c.alarm = time.AfterFunc(time.Until(next), c.ring)
+	default:
+		c.alarm.Reset(time.Until(next))
+	}
+}
+
+func (c *Committer) ring() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.recount()
+	c.rouse()
+}
+
+// Trouble returns why there is no connection now; nil if there is one, or none is needed.
+func (c *Committer) Trouble() error { return c.connecting.Err() }

@@ -1,9 +1,6 @@
 package commit
 
 import (
-	"context"
-	"fmt"
-
 	"github.com/jackc/pgx/v5"
 
 	"github.com/romancy-go/romancy/workflow/internal/store"
@@ -20,8 +17,10 @@ const (
 	kindSendEvent
 	kindSubscribe
 	kindRetry
+	kindInterrupt
 	kindWait
 	kindWaitEvent
+	kindTakeMore
 	kindLook
 	kindLookEvent
 	kindWake
@@ -38,8 +37,6 @@ const (
 type opGroup struct {
 	kind kind
 	ops  []*operation
-	seen map[string]bool // starts: ids created
-	done map[store.Place]bool
 	sent []store.Sent
 
 	events []store.SentEvent
@@ -84,14 +81,9 @@ func (g *opGroup) grant(ord int, result any) {
 func (g *opGroup) queue(s *store.Store, batch *pgx.Batch) {
 	switch g.kind {
 	case kindStart:
-		g.seen = map[string]bool{}
-		s.StartRuns(batch, asks[store.Start](g.ops), func(id string) { g.seen[id] = true })
-	case kindAppend:
-		g.done = map[store.Place]bool{}
-		s.AppendHistory(batch, asks[store.Append](g.ops), func(place store.Place) { g.done[place] = true })
-	case kindFail:
-		g.done = map[store.Place]bool{}
-		s.FailRuns(batch, asks[store.Fail](g.ops), func(place store.Place) { g.done[place] = true })
+		g.queueStart(s, batch)
+	case kindAppend, kindFail, kindInterrupt:
+		g.queueRecords(s, batch)
 	case kindDeliver:
 		g.queueDeliver(s, batch)
 	case kindSubscribe:
@@ -103,6 +95,8 @@ func (g *opGroup) queue(s *store.Store, batch *pgx.Batch) {
 	case kindWait:
 		g.fence()
 		s.WaitRuns(batch, asks[store.Wait](g.ops), func(ord int, waited store.Waited) { g.grant(ord, waited) })
+	case kindTakeMore:
+		g.queueTakeMore(s, batch)
 	case kindLook:
 		for i := range g.ops {
 			g.grant(i, false)
@@ -121,6 +115,57 @@ func (g *opGroup) queue(s *store.Store, batch *pgx.Batch) {
 			op.custom(batch)
 		}
 	case kinds:
+	}
+}
+
+// queueStart leaves those that found their ids taken without a result.
+func (g *opGroup) queueStart(s *store.Store, batch *pgx.Batch) {
+	first := map[string]*operation{} // the first of two starts of one id makes it
+	for _, op := range g.ops {
+		if first[op.run] == nil {
+			first[op.run] = op
+		}
+	}
+	s.StartRuns(batch, asks[store.Start](g.ops), func(id string) { first[id].result = Started{Created: true} })
+}
+
+// queueRecords queues what makes one row for each operation, and says of which it has made one.
+func (g *opGroup) queueRecords(s *store.Store, batch *pgx.Batch) {
+	g.fence()
+	byPlace := make(map[store.Place]int, len(g.ops))
+	for i, op := range g.ops {
+		byPlace[op.place()] = i
+	}
+	done := func(place store.Place) { g.grant(byPlace[place], nil) }
+	switch g.kind {
+	case kindAppend:
+		s.AppendHistory(batch, asks[store.Append](g.ops), done)
+	case kindFail:
+		s.FailRuns(batch, asks[store.Fail](g.ops), done)
+	default:
+		s.InterruptRuns(batch, asks[store.Interrupt](g.ops), func(place store.Place, number int) { g.grant(byPlace[place], number) })
+	}
+}
+
+// place returns the row that the operation makes.
+func (op *operation) place() store.Place {
+	switch ask := op.ask.(type) {
+	case store.Append:
+		return store.Place{ID: ask.ID, Position: ask.Position}
+	case store.Fail:
+		return store.Place{ID: ask.ID, Position: ask.Position}
+	case store.Interrupt:
+		return store.Place{ID: ask.ID, Position: ask.Position}
+	default:
+		return store.Place{}
+	}
+}
+
+// queueTakeMore: each has a statement of its own, whose answer may be large.
+func (g *opGroup) queueTakeMore(s *store.Store, batch *pgx.Batch) {
+	g.fence()
+	for i, ask := range asks[store.More](g.ops) {
+		s.TakeMore(batch, ask, func(mail store.Mail) { g.grant(i, mail) })
 	}
 }
 
@@ -163,93 +208,8 @@ func places[T any](rows []T, id func(T) string) map[string]int {
 	return byID
 }
 
-// complete answers, after the commit, what the statement itself could not: whether a start found an earlier run, and
-// whether an append that was refused had been carried out by this owner before a reply was lost.
-func (g *opGroup) complete(ctx context.Context, s *store.Store, conn *pgx.Conn) error {
-	switch g.kind {
-	case kindStart:
-		return g.completeStart(ctx, s, conn)
-	case kindAppend, kindFail:
-		return g.completeAppend(ctx, s, conn)
-	default:
-		return nil
-	}
-}
-
 // Started is what became of a start.
 type Started struct {
 	Created bool
 	Run     store.Run // the run of that id, unless this call created it
-}
-
-func (g *opGroup) completeStart(ctx context.Context, s *store.Store, conn *pgx.Conn) error {
-	var missing []string
-	pending := map[string][]*operation{}
-	for _, op := range g.ops {
-		id := op.ask.(store.Start).ID //nolint:forcetypeassert // the kind decides the type
-		if g.seen[id] {
-			op.result = Started{Created: true}
-			delete(g.seen, id) // the first of two starts of one id made it
-			continue
-		}
-		missing = append(missing, id)
-		pending[id] = append(pending[id], op)
-	}
-	if len(missing) == 0 {
-		return nil
-	}
-	found, err := s.FindRuns(ctx, conn, missing)
-	if err != nil {
-		return err
-	}
-	for _, run := range found {
-		for _, op := range pending[run.ID] {
-			op.result = Started{Run: run}
-		}
-		delete(pending, run.ID)
-	}
-	for id, ops := range pending {
-		for _, op := range ops {
-			op.err = fmt.Errorf("start run %q: the id was taken, but its run is gone: start it again", id)
-		}
-	}
-	return nil
-}
-
-func (g *opGroup) completeAppend(ctx context.Context, s *store.Store, conn *pgx.Conn) error {
-	var missing []*operation
-	for _, op := range g.ops {
-		ask := op.record()
-		if !g.done[store.Place{ID: ask.ID, Position: ask.Position}] {
-			op.err = ErrFenced
-			missing = append(missing, op)
-		}
-	}
-	if len(missing) == 0 {
-		return nil
-	}
-	own, err := s.OwnRecords(ctx, conn, records(missing))
-	if err != nil {
-		return err
-	}
-	for _, ord := range own {
-		missing[ord].err = nil
-	}
-	return nil
-}
-
-// record returns the row of history that the operation writes.
-func (op *operation) record() store.Append {
-	if fail, ok := op.ask.(store.Fail); ok {
-		return store.Append{Fence: fail.Fence, Position: fail.Position}
-	}
-	return op.ask.(store.Append) //nolint:forcetypeassert // the kind decides the type
-}
-
-func records(ops []*operation) []store.Append {
-	rows := make([]store.Append, len(ops))
-	for i, op := range ops {
-		rows[i] = op.record()
-	}
-	return rows
 }

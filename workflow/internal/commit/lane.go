@@ -3,15 +3,12 @@ package commit
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/romancy-go/romancy/internal/dial"
-	"github.com/romancy-go/romancy/workflow/internal/store"
 )
 
 // lane is a connection and the goroutine that writes on it, one flush after the other. While it waits for the database
@@ -25,6 +22,7 @@ type lane struct {
 	direct bool         // the connection keeps its settings
 	taken  []*operation // those of the flush under way
 	most   int          // operations of the next flush, at most
+	tried  bool         // the last flush was one of suspects
 
 	idle bool          // waits for wake; guarded by the committer's mutex
 	wake chan struct{} // holds a token once it is not idle any more
@@ -78,47 +76,44 @@ func (l *lane) next() (ops []*operation, goOn bool) {
 	c := l.committer
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for !l.needed() {
-		l.idle = true
-		c.mu.Unlock()
-		<-l.wake
-		c.mu.Lock()
+	for {
+		for !l.needed() {
+			l.rest()
+		}
+		if c.over() {
+			c.rouse() // the others end, too
+			return nil, false
+		}
+		if l.conn == nil {
+			c.disconnected = c.disconnected || !l.extra
+			return nil, true
+		}
+		c.disconnected = c.disconnected && l.extra
+		if ops := l.take(); len(ops) > 0 {
+			return ops, true
+		}
+		l.rest() // what there is waits for a flush that is under way
 	}
-	if c.over() {
-		c.rouse() // the others end, too
-		return nil, false
-	}
-	if l.conn == nil {
-		c.disconnected = c.disconnected || !l.extra
-		return nil, true
-	}
-	c.disconnected = c.disconnected && l.extra
-	return l.take(), true
+}
+
+// rest waits until the lane is roused. The caller holds the mutex.
+func (l *lane) rest() {
+	c := l.committer
+	l.idle = true
+	c.mu.Unlock()
+	<-l.wake
+	c.mu.Lock()
 }
 
 // take removes from the queue what the next flush writes. The caller holds the mutex.
 func (l *lane) take() []*operation {
 	c := l.committer
-	ops := make([]*operation, 0, min(len(c.queue), l.most))
-	rest := c.queue[:0]
-	wakes, others := c.wakes.worth(), c.others.worth()
-	bytes := 0
-	for i, op := range c.queue {
-		// What has lost connections before may be what ends them, and goes alone.
-		alone := op.losses > 1 || len(ops) > 0 && ops[0].losses > 1
-		if full := len(ops) == l.most || len(ops) > 0 && (alone || bytes+op.bytes > maxFlushBytes); full {
-			rest = append(rest, c.queue[i:]...)
-			break
-		}
-		if _, busy := c.busy[op.run]; busy || op.wakes() && !wakes || !op.wakes() && !others {
-			rest = append(rest, op)
-			continue
-		}
-		ops = append(ops, op)
-		bytes += op.bytes
+	l.tried = c.suspects > 0 && (!l.tried || c.healthy == 0) // in turn
+	ops := l.choose(l.tried)
+	if len(ops) == 0 {
+		l.tried = !l.tried
+		ops = l.choose(l.tried)
 	}
-	clear(c.queue[len(rest):])
-	c.queue = rest
 	if wakes, others := apart(ops, c.idleLane()); len(others) > 0 {
 		ops, c.queue = wakes, slices.Concat(others, c.queue)
 	}
@@ -131,6 +126,46 @@ func (l *lane) take() []*operation {
 	c.operations += int64(len(ops))
 	c.recount()
 	c.rouse()
+	return ops
+}
+
+// choose removes from the queue what shares the next flush: suspects, or the others. The caller holds the mutex.
+func (l *lane) choose(suspects bool) []*operation {
+	c := l.committer
+	most, now := l.most, time.Now()
+	if suspects {
+		most = min(most, c.caution.most)
+	}
+	ops := make([]*operation, 0, min(len(c.queue), most))
+	rest := c.queue[:0]
+	wakes, others := c.wakes.worth(), c.others.worth()
+	bytes := 0
+	passed := map[string]struct{}{} // runs of which an earlier operation stays
+	for i, op := range c.queue {
+		// What has lost connections before may be what ends them, and goes alone.
+		alone := op.losses > 1 || len(ops) > 0 && ops[0].losses > 1
+		if full := len(ops) == most || len(ops) > 0 && (alone || bytes+op.bytes > maxFlushBytes); full {
+			rest = append(rest, c.queue[i:]...)
+			break
+		}
+		_, busy := c.busy[op.run]
+		_, waits := passed[op.run]
+		if busy || waits || op.suspect != suspects || c.caution.due(op).After(now) {
+			rest = append(rest, op)
+			if op.run != "" {
+				passed[op.run] = struct{}{}
+			}
+			continue
+		}
+		if op.wakes() && !wakes || !op.wakes() && !others {
+			rest = append(rest, op)
+			continue
+		}
+		ops = append(ops, op)
+		bytes += op.bytes
+	}
+	clear(c.queue[len(rest):])
+	c.queue = rest
 	return ops
 }
 
@@ -185,8 +220,14 @@ func (l *lane) connect(ctx context.Context) {
 	}
 	for wait := 10 * time.Millisecond; ; wait = min(2*wait, time.Second) {
 		err := l.dial(ctx)
-		if err == nil {
+		switch {
+		case err == nil && !l.extra:
+			l.committer.connecting.Succeeded(ctx)
 			return
+		case err == nil:
+			return
+		case !l.extra && ctx.Err() == nil:
+			l.committer.connecting.Failed(ctx, err)
 		}
 		if l.extra && ctx.Err() == nil {
 			l.committer.config.Logger.WarnContext(ctx, "no second connection for the committer: it writes more slowly", "error", err)
@@ -213,70 +254,46 @@ func (l *lane) hangUp() {
 // carryOut answers every one of ops, except those that it returns: the connection was lost, and another flush has to carry
 // them out.
 func (l *lane) carryOut(ctx context.Context, ops []*operation) (unfinished []*operation) {
-	ops = refuseFailedStreams(ops)
+	ops = l.committer.refuse(ctx, ops)
 	if len(ops) == 0 || l.conn == nil {
 		return ops
 	}
-	if onlyWakes(ops) {
+	ops, err := l.recall(ctx, ops)
+	switch {
+	case err != nil && l.conn == nil:
+		return ops
+	case err != nil:
+		return l.answered(ctx, ops, nil, err)
+	case len(ops) == 0:
+		return nil
+	case onlyWakes(ops):
 		return l.carryOutWakes(ctx, ops)
 	}
-	return l.answered(ctx, ops, l.flush(ctx, ops))
+	groups, err := l.flush(ctx, ops)
+	return l.answered(ctx, ops, groups, err)
 }
 
-// answered is what follows a flush that ended with err.
-func (l *lane) answered(ctx context.Context, ops []*operation, err error) (unfinished []*operation) {
-	var pgErr *pgconn.PgError
-	switch {
-	case err == nil:
-		for _, op := range ops {
-			op.settle()
-		}
-	case l.conn.IsClosed() || !errors.As(err, &pgErr):
-		return l.lose(ctx, ops, err)
-	case len(ops) > 1:
-		// One of them cannot be carried out. Halving finds it, and the rest is done.
-		half := len(ops) / 2
-		return slices.Concat(l.carryOut(ctx, ops[:half]), l.carryOut(ctx, ops[half:]))
-	case (pgErr.Code == "40P01" || pgErr.Code == "40001") && ops[0].conflicts < maxConflictRetries:
-		ops[0].conflicts++
-		return l.carryOut(ctx, ops)
-	case (ops[0].kind == kindAppend || ops[0].kind == kindFail) && store.IsUniqueViolation(err):
-		l.answerRecorded(ctx, ops[0], err)
-	case pgErr.Code == "55P03":
-		ops[0].err = fmt.Errorf("%w: %w", ErrLocked, err)
-		ops[0].settle()
-	default:
-		ops[0].err = err
-		ops[0].settle()
-	}
-	return nil
-}
-
-// answerRecorded answers an append whose position is taken: by itself, before a reply was lost, or by an earlier owner.
-func (l *lane) answerRecorded(ctx context.Context, op *operation, conflict error) {
-	ctx, cancel := context.WithTimeout(ctx, l.committer.config.FlushTimeout)
-	defer cancel()
-	own, err := l.committer.config.Store.OwnRecords(ctx, l.conn, records([]*operation{op}))
-	if err != nil || len(own) == 0 {
-		op.err = errors.Join(conflict, err)
-	}
-	op.settle()
-}
-
-func refuseFailedStreams(ops []*operation) []*operation {
-	var rest []*operation
+// refuse answers what is not to be carried out any more, and returns the rest.
+func (c *Committer) refuse(ctx context.Context, ops []*operation) []*operation {
+	var rest, lost []*operation
 	for _, op := range ops {
-		if op.stream != nil && op.stream.failed != nil {
-			op.answer(nil, op.stream.failed)
-			continue
+		switch {
+		case op.stream != nil && op.stream.failed != nil:
+			op.err = op.stream.failed
+			c.settle(op)
+		case !c.holds(op):
+			lost = append(lost, op)
+		default:
+			rest = append(rest, op)
 		}
-		rest = append(rest, op)
 	}
+	c.abandon(ctx, lost)
 	return rest
 }
 
 // settle answers op with what the flush stored in it.
-func (op *operation) settle() {
+func (c *Committer) settle(op *operation) {
+	c.release(op)
 	op.tell()
 	op.confirm(nil)
 }
@@ -295,31 +312,15 @@ func (op *operation) confirm(err error) {
 	}
 }
 
-// lose follows a lost connection. What was not sent, and what recognises its own traces, is returned to be repeated.
-func (l *lane) lose(ctx context.Context, ops []*operation, cause error) (again []*operation) {
-	unsent := pgconn.SafeToRetry(cause)
-	l.committer.config.Logger.WarnContext(ctx, "committer connection lost, reconnecting", "error", cause)
-	l.hangUp()
-	if errors.Is(cause, context.DeadlineExceeded) {
-		l.most = max(len(ops)/4, 1) // more than gets through in time, perhaps: answers may be long
-	}
-	for _, op := range ops {
-		op.losses++
-		if (unsent || op.repeat) && op.losses <= maxLosses {
-			again = append(again, op)
-			continue
-		}
-		op.err = fmt.Errorf("%w: %w", ErrOutcomeUnknown, cause)
-		op.settle()
-	}
-	return again
-}
-
 // queue adds the statements of ops to a batch.
 func (l *lane) queue(ops []*operation, batch *pgx.Batch) []*opGroup {
 	config := l.committer.config
-	if !l.direct {
-		config.Store.Guard(batch, config.LockTimeout)
+	lockTimeout := config.LockTimeout
+	if ops[0].suspect {
+		lockTimeout = min(lockTimeout, suspectLockTimeout)
+	}
+	if !l.direct || ops[0].suspect {
+		config.Store.Guard(batch, lockTimeout)
 	}
 	groups := group(ops)
 	for _, g := range groups {
@@ -328,29 +329,72 @@ func (l *lane) queue(ops []*operation, batch *pgx.Batch) []*opGroup {
 	return groups
 }
 
+// begin begins a transaction of its own where a session's defaults are not ours to set.
+const begin = "begin isolation level read committed read write"
+
 // flush writes ops in one transaction and stores their results in them.
-func (l *lane) flush(ctx context.Context, ops []*operation) error {
-	config := l.committer.config
-	ctx, cancel := context.WithTimeout(ctx, config.FlushTimeout)
+func (l *lane) flush(ctx context.Context, ops []*operation) ([]*opGroup, error) {
+	ctx, cancel := context.WithTimeout(ctx, l.committer.config.FlushTimeout)
 	defer cancel()
 	for _, op := range ops {
 		op.result, op.err = nil, nil
 	}
 	batch := &pgx.Batch{} // without BEGIN: a pipeline up to its one Sync is a transaction, in every exec mode
+	if !l.direct {
+		batch.Queue(begin)
+	}
 	groups := l.queue(ops, batch)
-	if err := l.conn.SendBatch(ctx, batch).Close(); err != nil {
+	if !l.direct {
+		batch.Queue("commit")
+	}
+	err := l.conn.SendBatch(ctx, batch).Close()
+	if err != nil && !l.direct {
+		err = l.rollback(ctx, err)
+	}
+	return groups, err
+}
+
+// rollback ends a transaction that has failed because of cause, which it returns, or why it could not.
+func (l *lane) rollback(ctx context.Context, cause error) error {
+	if l.conn.IsClosed() {
+		return cause
+	}
+	if _, err := l.conn.Exec(ctx, "rollback"); err != nil {
 		return err
 	}
+	return cause
+}
+
+// conclude answers a flush that was committed. Nothing that fails from here on has it carried out again: what cannot be answered yet
+// is returned, and finds what it has done.
+func (l *lane) conclude(ctx context.Context, ops []*operation, groups []*opGroup) (unfinished []*operation) {
+	c := l.committer
+	if ops[0].suspect {
+		c.cleared()
+	}
 	for _, g := range groups {
-		if len(g.sent) > 0 && config.Sent != nil {
-			config.Sent(g.sent)
+		if len(g.sent) > 0 && c.config.Sent != nil {
+			c.config.Sent(g.sent)
 		}
-		if len(g.events) > 0 && config.SentEvents != nil {
-			config.SentEvents(g.events)
-		}
-		if err := g.complete(ctx, config.Store, l.conn); err != nil {
-			return err
+		if len(g.events) > 0 && c.config.SentEvents != nil {
+			c.config.SentEvents(g.events)
 		}
 	}
-	return nil
+	var taken, fenced []*operation
+	for _, op := range ops {
+		switch {
+		case op.kind == kindStart && op.result == nil:
+			taken = append(taken, op)
+		case op.sent && errors.Is(op.err, ErrFenced):
+			fenced = append(fenced, op)
+		default:
+			c.settle(op)
+		}
+	}
+	if len(taken) > 0 {
+		ctx, cancel := context.WithTimeout(ctx, c.config.FlushTimeout)
+		defer cancel()
+		unfinished = l.findStarted(ctx, taken)
+	}
+	return append(unfinished, l.recallOrFence(ctx, fenced)...)
 }

@@ -42,6 +42,17 @@ func (c *Committer) Retry(stream *Stream, ask store.Retry, then func(store.Waite
 	submit(c, &operation{kind: kindRetry, stream: stream, ask: ask}, then)
 }
 
+// Interrupt records that a step is executed again because the database has refused what it had done; the result is how often it
+// has been by now.
+func (c *Committer) Interrupt(ask store.Interrupt, then func(int, error)) {
+	submit(c, &operation{kind: kindInterrupt, ask: ask}, then)
+}
+
+// TakeMore takes the messages that are there for a run.
+func (c *Committer) TakeMore(stream *Stream, ask store.More, then func(store.Mail, error)) {
+	submit(c, &operation{kind: kindTakeMore, stream: stream, ask: ask}, then)
+}
+
 // Wait lets a run take its message, pass its deadline, or park, unless it stays.
 func (c *Committer) Wait(stream *Stream, ask store.Wait, then func(store.Waited, error)) {
 	submit(c, &operation{kind: kindWait, stream: stream, ask: ask}, then)
@@ -88,6 +99,17 @@ func (c *Committer) Do(repeat bool, statements func(*pgx.Batch), then func(struc
 // DoSized is Do for statements that bring so many bytes.
 func (c *Committer) DoSized(bytes int, repeat bool, statements func(*pgx.Batch), then func(struct{}, error)) {
 	submit(c, &operation{kind: kindCustom, custom: statements, repeat: repeat, bytes: bytes}, then)
+}
+
+// DoApart is Do for statements that are likely to wait for somebody's lock: they flush apart from what is not, and are answered
+// with ErrLocked soon.
+func (c *Committer) DoApart(repeat bool, statements func(*pgx.Batch), then func(struct{}, error)) {
+	submit(c, &operation{kind: kindCustom, custom: statements, repeat: repeat, suspect: true}, then)
+}
+
+// StartApart is Start of a run whose id another transaction has held a moment ago.
+func (c *Committer) StartApart(ask store.Start, then func(Started, error)) {
+	submit(c, &operation{kind: kindStart, ask: ask, repeat: true, suspect: true}, then)
 }
 
 func submit[T any](c *Committer, op *operation, then func(T, error)) {

@@ -51,15 +51,13 @@ func (l *lane) carryOutWakes(ctx context.Context, ops []*operation) (unfinished 
 		op.result, op.err = nil, nil
 	}
 	batch := &pgx.Batch{}
-	batch.Queue("begin")
+	batch.Queue(begin)
 	l.queue(ops, batch)
 	if err := l.conn.SendBatch(flushCtx, batch).Close(); err != nil {
-		if !l.conn.IsClosed() {
-			if _, failed := l.conn.Exec(flushCtx, "rollback"); failed != nil {
-				err = failed
-			}
-		}
-		return l.answered(ctx, ops, err)
+		return l.answered(ctx, ops, nil, l.rollback(flushCtx, err))
+	}
+	if ops[0].suspect {
+		l.committer.cleared()
 	}
 	for _, op := range ops {
 		op.tell()

@@ -1,14 +1,16 @@
 // Package lease keeps this worker's row alive. A worker owns runs for as long as its lease; one that cannot renew it stops
-// its runs before others may take them.
+// its runs before others may take them, and says afterwards that it did not die. All this goes over a connection of its own.
 package lease
 
 import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -20,7 +22,10 @@ import (
 
 // Config configures a Keeper.
 type Config struct {
-	Store     *store.Store
+	Store *store.Store
+	// Connect makes the lease's own connection.
+	Connect func(context.Context) (*pgx.Conn, error)
+	// Committer is asked when that cannot be made, or does not answer.
 	Committer *commit.Committer
 	Label     string
 	Lease     time.Duration // renewed three times as often
@@ -28,10 +33,13 @@ type Config struct {
 	// Answered is called after each heartbeat that the database has answered. It must not block.
 	Answered func()
 	// Clock is told what time it is by the database's clock, in microseconds since 1970, somewhere between asked and answered.
-	// It must not block.
+	// It must not block, and is called by one goroutine at a time.
 	Clock func(micros int64, asked, answered time.Time)
-	// Lost is called when the lease has run out, or is about to and cannot be renewed: stop everything. It must not block.
-	Lost func()
+	// Lost is called when the lease has run out, or is about to and cannot be renewed: stop everything. It returns the runs that the
+	// database may take for this worker's. It must not block.
+	Lost func() []store.Fence
+	// Freed is told of runs that are ready now, because this worker did not die with them. It must not block.
+	Freed func([]store.Named)
 	// Registered is called when the worker has a new id after that.
 	Registered func()
 	// Expired is called when the lease of another worker has ended, or another worker has left. It must not block.
@@ -42,10 +50,14 @@ type Config struct {
 // Keeper holds one worker id at a time. Ids are never reused.
 type Keeper struct {
 	config     Config
+	session    *session
+	lived      lived
 	id         atomic.Int64
 	validUntil time.Time // by the monotonic clock; Run's
+	until      int64     // the same by the database's clock, in microseconds since 1970; Run's
 	shown      bool      // what the row says of listening; Run's
 	changed    chan struct{}
+	clocks     sync.Mutex // held while Clock is called
 	// others is how many workers there were at the last heartbeat; before the first, more than there can be: one may leave
 	// between this one's start and its first heartbeat. Run's.
 	others int
@@ -53,7 +65,10 @@ type Keeper struct {
 
 // New returns a keeper without an id.
 func New(config Config) *Keeper {
-	return &Keeper{config: config, others: math.MaxInt, changed: make(chan struct{}, 1)}
+	return &Keeper{
+		config: config, session: newSession(config), lived: lived{some: make(chan struct{}, 1)},
+		others: math.MaxInt, changed: make(chan struct{}, 1),
+	}
 }
 
 // ListeningChanged has the worker's row corrected soon if it says anything else than Listening. It does not block.
@@ -67,21 +82,36 @@ func (k *Keeper) ListeningChanged() {
 // ID returns the worker's id; 0 while it has none.
 func (k *Keeper) ID() int64 { return k.id.Load() }
 
-// Register obtains an id and a lease.
+// Lost reports whether this process has had the lease of that worker and lost it: what belongs to it is others' by now, or will be.
+func (k *Keeper) Lost(worker int64) bool { return k.lived.had(worker) }
+
+// Register obtains an id and a lease, and says, if it can at once, that this process lived under those it has lost.
 func (k *Keeper) Register(ctx context.Context) error {
+	unsaid, _ := k.lived.next()
+	err := k.register(ctx, unsaid)
+	if err != nil && locked(err) && len(unsaid) > 0 {
+		return k.register(ctx, nil) // somebody is busy with a former row, which is no reason to wait
+	}
+	return err
+}
+
+func (k *Keeper) register(ctx context.Context, unsaid []int64) error {
 	asked, listening := time.Now(), k.config.Listening()
 	id, err := newID()
 	if err != nil {
 		return err
 	}
-	if _, err := commit.Await(ctx, func(then func(struct{}, error)) {
-		k.config.Committer.Do(false, func(b *pgx.Batch) {
-			k.config.Store.RegisterWorker(b, k.config.Label, listening, k.config.Lease, id, k.clock())
-		}, then)
-	}); err != nil {
+	until, err := ask(ctx, k, func(b *pgx.Batch, until *int64) {
+		k.config.Store.RegisterWorker(b, k.config.Label, listening, k.config.Lease, id, k.clock(), until)
+		if len(unsaid) > 0 {
+			k.config.Store.SayLived(b, unsaid)
+		}
+	})
+	if err != nil {
 		return err
 	}
-	k.validUntil, k.shown = asked.Add(k.config.Lease), listening
+	k.lived.said(unsaid)
+	k.validUntil, k.shown, k.until = asked.Add(k.config.Lease), listening, *until
 	k.id.Store(id)
 	return nil
 }
@@ -99,20 +129,26 @@ func newID() (int64, error) {
 // clock begins to ask for the time, when the statement that does is about to be sent.
 func (k *Keeper) clock() (answer func(micros int64)) {
 	asked := time.Now()
-	return func(micros int64) { k.config.Clock(micros, asked, time.Now()) }
+	return func(micros int64) {
+		k.clocks.Lock()
+		defer k.clocks.Unlock()
+		k.config.Clock(micros, asked, time.Now())
+	}
 }
 
-// Deregister gives the id up. The worker must own nothing any more.
-func (k *Keeper) Deregister(ctx context.Context) error {
-	id := k.id.Swap(0)
-	if id == 0 {
-		return nil
+// Leave ends this worker after Run has: its id is given up. What it still owns, because bodies are executing that have not returned, is
+// left to others when its lease ends, which is at until. If it had lost its lease, it says that it lived.
+func (k *Keeper) Leave(ctx context.Context) (until time.Time, err error) {
+	defer k.session.close()
+	until = k.validUntil
+	if id := k.id.Swap(0); id != 0 {
+		_, err = ask(ctx, k, func(b *pgx.Batch, _ *struct{}) { k.config.Store.LeaveWorker(b, id) })
 	}
-	_, err := commit.Await(ctx, func(then func(struct{}, error)) {
-		k.config.Committer.Do(true, func(b *pgx.Batch) { k.config.Store.DeregisterWorker(b, id) }, then)
-	})
-	return err
+	return until, errors.Join(err, k.settleAll(ctx))
 }
+
+// Close hangs up without a word, after a start that has failed.
+func (k *Keeper) Close() { k.session.close() }
 
 // Run renews the lease until ctx ends.
 func (k *Keeper) Run(ctx context.Context) {
@@ -127,6 +163,9 @@ func (k *Keeper) Run(ctx context.Context) {
 		case <-expiry:
 			expiry = nil
 			k.config.Expired()
+			continue
+		case <-k.lived.some:
+			k.settle(ctx)
 			continue
 		case <-k.changed:
 			if k.config.Listening() == k.shown {
@@ -147,6 +186,9 @@ func (k *Keeper) Run(ctx context.Context) {
 			k.config.Expired() // it has handed over what it executed, but not what it held parked
 		}
 		k.others = answer.Others
+		if unsaid, page := k.lived.next(); len(unsaid)+len(page) > 0 {
+			k.lived.give()
+		}
 		expiry = nil
 		if next := answer.NextExpiry; next != nil && *next <= interval {
 			expiry = time.After(max(*next, 0) + 50*time.Millisecond)
@@ -162,18 +204,15 @@ func (k *Keeper) renew(running context.Context) (answer *store.Beat, ok bool) {
 	defer cancel()
 	for {
 		asked, listening := time.Now(), k.config.Listening()
-		answer := new(store.Beat) // its own: an unanswered attempt may still be carried out
-		_, err := commit.Await(ctx, func(then func(struct{}, error)) {
-			k.config.Committer.Do(true, func(b *pgx.Batch) {
-				k.config.Store.Heartbeat(b, k.ID(), listening, k.config.Lease, answer, k.clock())
-			}, then)
+		answer, err := ask(ctx, k, func(b *pgx.Batch, beat *store.Beat) {
+			k.config.Store.Heartbeat(b, k.ID(), listening, k.config.Lease, beat, k.clock())
 		})
 		if err == nil {
 			k.config.Answered()
 		}
 		switch {
-		case err == nil && answer.Alive:
-			k.validUntil, k.shown = asked.Add(k.config.Lease), listening
+		case err == nil && answer.Until != nil:
+			k.validUntil, k.shown, k.until = asked.Add(k.config.Lease), listening, *answer.Until
 			return answer, true
 		case err == nil:
 			k.config.Logger.WarnContext(ctx, "worker lease has run out: its runs are abandoned to others")
@@ -193,9 +232,9 @@ func (k *Keeper) renew(running context.Context) (answer *store.Beat, ok bool) {
 
 // replace gives up the lost id and obtains a new one, however long it takes.
 func (k *Keeper) replace(ctx context.Context) {
-	k.id.Store(0)
+	k.lived.lost(k.id.Swap(0), k.until)
 	k.others = math.MaxInt // nobody has counted meanwhile
-	k.config.Lost()
+	k.lived.owe(k.config.Lost())
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
 		attempt, cancel := context.WithTimeout(ctx, k.config.Lease)
 		err := k.Register(attempt)

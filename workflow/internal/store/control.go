@@ -19,6 +19,7 @@ type Instance struct {
 	WakeChannels  []string
 	Priority      int16
 	Deaths        int
+	Interruptions int
 }
 
 // Entry is a row of history.
@@ -39,6 +40,28 @@ type Attempt struct {
 	NextAt   *time.Time
 }
 
+// Interruption is a time that a step was executed again.
+type Interruption struct {
+	Position int32
+	Number   int
+	Error    []byte
+	At       time.Time
+}
+
+// GetInterruptions fetches the interruptions of one run.
+func (s *Store) GetInterruptions(b *pgx.Batch, id string, into *[]Interruption) {
+	b.Queue(s.queries.Get("GetInterruptions"), id).Query(func(rows pgx.Rows) (err error) {
+		*into, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (Interruption, error) {
+			var interrupted Interruption
+			var failure string
+			err := row.Scan(&interrupted.Position, &interrupted.Number, &failure, &interrupted.At)
+			interrupted.Error = []byte(failure)
+			return interrupted, err
+		})
+		return err
+	})
+}
+
 // GetRun fetches one run; it leaves into nil if there is none.
 func (s *Store) GetRun(b *pgx.Batch, id string, into **Instance) {
 	b.Queue(s.queries.Get("GetRun"), id).Query(func(rows pgx.Rows) error {
@@ -49,7 +72,7 @@ func (s *Store) GetRun(b *pgx.Batch, id string, into **Instance) {
 			var label, input, output, failure, continued *string
 			if err := rows.Scan(&found.ID, &found.Workflow, &found.Status, &worker, &label, &input, &output, &failure,
 				&continued, &found.CreatedAt, &found.EndedAt, &found.WakeAt, &found.WakeChannels,
-				&found.Priority, &found.Deaths); err != nil {
+				&found.Priority, &found.Deaths, &found.Interruptions); err != nil {
 				return err
 			}
 			found.Input, found.Output, found.Error = bytes(input), bytes(output), bytes(failure)

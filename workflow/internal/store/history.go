@@ -55,23 +55,6 @@ func (a Append) arguments() []any {
 	return []any{a.ID, a.Token, a.Position, string(a.Kind), a.Name, text(a.Payload), a.Worker}
 }
 
-// OwnRecords returns the indexes of those rows that are in history under this very token.
-func (s *Store) OwnRecords(ctx context.Context, db Querier, rows []Append) ([]int, error) {
-	found, err := db.Query(ctx, s.queries.Get("OwnRecords"),
-		column(rows, func(r Append) string { return r.ID }),
-		column(rows, func(r Append) int64 { return r.Token }),
-		column(rows, func(r Append) int32 { return r.Position }),
-		workerOf(rows))
-	if err != nil {
-		return nil, err
-	}
-	return pgx.CollectRows(found, func(row pgx.CollectableRow) (int, error) {
-		var ord int
-		err := row.Scan(&ord)
-		return ord - 1, err
-	})
-}
-
 // Past is what history holds of a run.
 type Past struct {
 	Records  []journal.Record

@@ -80,7 +80,7 @@ func TestWhatIsTakenAtOnceIsBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 		batch, mail := &pgx.Batch{}, store.Mail{}
-		s.TakeMore(batch, store.More{Fence: store.Fence{ID: "run", Token: 1, Worker: 1}, Position: 2, Channel: "jobs", Limit: 10, Bytes: bytes, Competing: true}, &mail)
+		s.TakeMore(batch, store.More{Fence: store.Fence{ID: "run", Token: 1, Worker: 1}, Position: 2, Channel: "jobs", Limit: 10, Bytes: bytes, Competing: true}, func(took store.Mail) { mail = took })
 		if err := pool.SendBatch(ctx, batch).Close(); err != nil {
 			t.Fatal(err)
 		}

@@ -59,7 +59,8 @@ func statements() map[string]statement {
 		"OwnedRuns":     {arguments: "1"},
 		"AppendHistory": {arguments: ids + ", " + same("1::bigint") + ", " + same("9") + ", " + same("'activity'") + ", " + same("'charge'") + ", " + same("'{}'") + ", 1"},
 		"AppendRecord":  {arguments: "'run-1', 1, 9, 'activity', 'charge', '{}', 1", bare: true},
-		"OwnRecords":    {arguments: ids + ", " + same("1::bigint") + ", " + same("1") + ", 1"},
+		"Recall":        {arguments: ids + ", " + same("1::bigint") + ", " + same("1") + ", " + same("2") + ", " + same("1") + ", 1"},
+		"InterruptRuns": {arguments: ids + ", " + same("1::bigint") + ", " + same("9") + ", " + same("'{}'") + ", 1"},
 		"RetrySteps":    {arguments: ids + ", " + same("1::bigint") + ", " + same("9") + ", " + same("1") + ", " + same("'{}'") + ", " + same("1000::bigint") + ", " + same("false") + ", " + same("true") + ", 1"},
 		"FailRuns":      {arguments: ids + ", " + same("1::bigint") + ", " + same("9") + ", " + same("'{}'") + ", 1, " + same("true")},
 		"ContinueRuns":  {arguments: ids + ", " + same("1::bigint") + ", " + list(func(n int) string { return fmt.Sprintf("'next-%d'", n) }) + ", " + same("'{}'") + ", 1"},
@@ -97,7 +98,9 @@ func statements() map[string]statement {
 		"SubscribeRuns":       {arguments: ids + ", " + same("1::bigint") + ", " + same("9") + ", " + same("'approvals'") + ", " + same("'competing'") + ", 1"},
 		"RegisterWorker":      {arguments: "'me', true, 1000000, 7"},
 		"Heartbeat":           {arguments: "1, 1000000, true", mayScan: "workers"},
-		"DeregisterWorker":    {arguments: "1", mayScan: "workers"},
+		"LeaveWorker":         {arguments: "1", mayScan: "workers"},
+		"SayLived":            {arguments: "array[1, 2]", mayScan: "workers"},
+		"TakeBackDeaths":      {arguments: ids + ", " + same("1::bigint") + ", " + same("1::bigint") + ", " + same("0::bigint")},
 		"TakeOver":            {arguments: "100, true, 5, '{}'", mayScan: "workers instances"},
 		"BuryWorkers":         {arguments: "", mayScan: "workers"},
 		"SweepMail":           {arguments: "0, 100, 0", mayScan: "workers"},
@@ -110,6 +113,7 @@ func statements() map[string]statement {
 		"GetRun":              {arguments: "'run-1'", mayScan: "workers"},
 		"GetHistory":          {arguments: "'run-1'"},
 		"GetAttempts":         {arguments: "'run-1'"},
+		"GetInterruptions":    {arguments: "'run-1'"},
 		"ListRuns":            {arguments: "'run-5', 100, 100, array['waiting']" + strings.Repeat(", null", 5)},
 		"CheckPath":           {arguments: "'$.a'"},
 		"StartLater":          {arguments: list(func(n int) string { return fmt.Sprintf("'later-%d'", n) }) + ", " + same("'order'") + ", " + same("'{}'") + ", " + same("1000::bigint") + ", " + same("null::bigint") + ", " + same("null::text") + ", " + same("0::smallint"), bare: true},
@@ -152,6 +156,8 @@ func fill(t *testing.T, pool *pgxpool.Pool) {
 		 select 'run-' || n, 'paid', case when n % 2 = 0 then array['order'] else array['order', 'region'] end,
 		        jsonb_build_object('order', n::text) || case when n % 2 = 0 then '{}' else '{"region": "eu"}'::jsonb end, '{1,2}'
 		 from generate_series(1, 100000) n`,
+		`update romancy.instances set died_with = '{1}' where status = 'running'`,
+		`insert into romancy.interruptions (instance_id, position, number, token, worker, error) select 'run-' || n, 0, k, k, 7, '{}' from generate_series(1, 20000) n, generate_series(1, 3) k`,
 		`insert into romancy.workers (label, lease_until) select 'worker', now() from generate_series(1, 3)`,
 	} {
 		if _, err := pool.Exec(ctx, statement); err != nil {
@@ -174,7 +180,7 @@ func TestNoStatementReadsMoreThanItNeeds(t *testing.T) {
 	pool := pgtest.Pool(t, func(config *pgxpool.Config) { config.MaxConns = 4 })
 	s := newStore(t)
 	ctx := t.Context()
-	for _, table := range []string{"instances", "history", "attempts", "mailbox", "subscriptions", "sent_keys", "events", "event_waits", "workers"} {
+	for _, table := range []string{"instances", "history", "attempts", "mailbox", "subscriptions", "sent_keys", "events", "event_waits", "workers", "interruptions"} {
 		if _, err := pool.Exec(ctx, "alter table romancy."+table+" set (autovacuum_enabled = off)"); err != nil {
 			t.Fatal(err)
 		}
@@ -216,7 +222,7 @@ func (c session) prepare(t *testing.T, s *store.Store) {
 	t.Helper()
 	cases := statements()
 	for name, query := range s.Queries() {
-		if _, known := cases[name]; !known && name != "Guard" && name != "GuardSession" {
+		if _, known := cases[name]; !known && !strings.HasPrefix(name, "Guard") {
 			t.Errorf("query %s has no arguments here: add them, so that its plan is checked", name)
 		}
 		if _, err := c.conn.Exec(t.Context(), "prepare "+name+" as "+query, pgx.QueryExecModeSimpleProtocol); err != nil {

@@ -1,16 +1,37 @@
 package store
 
 import (
+	"context"
+	"fmt"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 )
 
-// RegisterWorker adds a worker with a lease under an id of its own choice. now is told the time, in microseconds since 1970.
-func (s *Store) RegisterWorker(b *pgx.Batch, label string, listening bool, lease time.Duration, id int64, now func(micros int64)) {
+// GuardLeaseSession makes the settings of a lease's session for as long as conn lasts: see GuardLease. It reports false, having set
+// nothing, if conn leads to a pooler that lends one server connection to many.
+func (s *Store) GuardLeaseSession(ctx context.Context, conn *pgx.Conn, lockTimeout, statementTimeout time.Duration) (direct bool, err error) {
+	rows, err := conn.Query(ctx, s.queries.Get("GuardLease"), milliseconds(lockTimeout), milliseconds(statementTimeout), int64(conn.PgConn().PID()))
+	if err != nil {
+		return false, err
+	}
+	return pgx.CollectExactlyOneRow(rows, pgx.RowTo[bool])
+}
+
+// GuardLease adds the same settings for the rest of a transaction: a lock is waited for lockTimeout at most, a statement ends after
+// statementTimeout, and what the role or the database sets of such things does not count.
+func (s *Store) GuardLease(b *pgx.Batch, lockTimeout, statementTimeout time.Duration) {
+	b.Queue(s.queries.Get("GuardLease"), milliseconds(lockTimeout), milliseconds(statementTimeout), int64(0))
+}
+
+func milliseconds(d time.Duration) string { return fmt.Sprintf("%dms", max(d.Milliseconds(), 1)) }
+
+// RegisterWorker adds a worker with a lease under an id of its own choice. now is told the time, and until is when the lease ends, both
+// by the database's clock in microseconds since 1970.
+func (s *Store) RegisterWorker(b *pgx.Batch, label string, listening bool, lease time.Duration, id int64, now func(micros int64), until *int64) {
 	b.Queue(s.queries.Get("RegisterWorker"), label, listening, lease.Microseconds(), id).QueryRow(func(row pgx.Row) error {
 		var micros int64
-		if err := row.Scan(&micros); err != nil {
+		if err := row.Scan(&micros, until); err != nil {
 			return err
 		}
 		now(micros)
@@ -20,7 +41,7 @@ func (s *Store) RegisterWorker(b *pgx.Batch, label string, listening bool, lease
 
 // Beat is the answer to a heartbeat.
 type Beat struct {
-	Alive      bool           // the lease had not run out
+	Until      *int64         // when the lease ends now, in microseconds since 1970; nil: it had run out
 	NextExpiry *time.Duration // until the first lease of another worker ends, which may have ended; nil when there is no other
 	Others     int            // workers beside this one
 }
@@ -28,13 +49,13 @@ type Beat struct {
 // Heartbeat renews a lease. now is told the time, in microseconds since 1970.
 func (s *Store) Heartbeat(b *pgx.Batch, worker int64, listening bool, lease time.Duration, beat *Beat, now func(micros int64)) {
 	b.Queue(s.queries.Get("Heartbeat"), worker, lease.Microseconds(), listening).QueryRow(func(row pgx.Row) error {
-		var beaten, clock int64
+		var clock int64
 		var micros *int64
-		if err := row.Scan(&beaten, &micros, &beat.Others, &clock); err != nil {
+		if err := row.Scan(&beat.Until, &micros, &beat.Others, &clock); err != nil {
 			return err
 		}
 		now(clock)
-		beat.Alive, beat.NextExpiry = beaten == 1, nil
+		beat.NextExpiry = nil
 		if micros != nil {
 			expiry := time.Duration(*micros) * time.Microsecond
 			beat.NextExpiry = &expiry
@@ -43,9 +64,52 @@ func (s *Store) Heartbeat(b *pgx.Batch, worker int64, listening bool, lease time
 	})
 }
 
-// DeregisterWorker removes a worker that owns nothing any more.
-func (s *Store) DeregisterWorker(b *pgx.Batch, worker int64) {
-	b.Queue(s.queries.Get("DeregisterWorker"), worker)
+// LeaveWorker removes a worker that owns nothing any more. One that still owns runs is noted as having left, and theirs until its
+// lease ends.
+func (s *Store) LeaveWorker(b *pgx.Batch, worker int64) {
+	b.Queue(s.queries.Get("LeaveWorker"), worker)
+}
+
+// SayLived notes of workers that have lost their leases that they did not die.
+func (s *Store) SayLived(b *pgx.Batch, workers []int64) {
+	b.Queue(s.queries.Get("SayLived"), workers)
+}
+
+// Lost is a run that a worker had when it lost its lease.
+type Lost struct {
+	Fence
+	UntilMicros int64 // when the lease ended, by the database's clock, since 1970
+}
+
+// TakenBack is a run that was taken from a worker that lived.
+type TakenBack struct {
+	Named
+	Skipped bool // its row was held by another transaction: ask again
+	Counted bool // a death had been counted
+	Freed   bool // it was stuck for that, and is ready now
+}
+
+// TakeBackDeaths has no death counted for runs that were taken from workers which lived. SayLived must have been committed.
+func (s *Store) TakeBackDeaths(b *pgx.Batch, rows []Lost, into *[]TakenBack) {
+	b.Queue(s.queries.Get("TakeBackDeaths"),
+		column(rows, func(r Lost) string { return r.ID }),
+		column(rows, func(r Lost) int64 { return r.Token }),
+		column(rows, func(r Lost) int64 { return r.Worker }),
+		column(rows, func(r Lost) int64 { return r.UntilMicros }),
+	).Query(func(found pgx.Rows) error {
+		*into = nil
+		var run TakenBack
+		var workflow *string
+		_, err := pgx.ForEachRow(found, []any{&run.ID, &workflow, &run.Counted, &run.Freed}, func() error {
+			run.Workflow, run.Skipped = "", workflow == nil
+			if workflow != nil {
+				run.Workflow = *workflow
+			}
+			*into = append(*into, run)
+			return nil
+		})
+		return err
+	})
 }
 
 // TakenOver is a run whose worker has died.
@@ -58,7 +122,8 @@ type TakenOver struct {
 
 // TakeOver makes up to limit runs of each dead worker ready and removes dead workers that own nothing. A full look finds the
 // runs of workers that nothing else is known of, too. A run with which the maxDeaths-th worker in a row has died, having
-// recorded nothing, becomes stuck because of cause; from the second on it waits before it is executed again.
+// recorded nothing, becomes stuck because of cause; from the second on it waits before it is executed again. Workers that have left or
+// have said that they lived count for nothing.
 func (s *Store) TakeOver(b *pgx.Batch, limit int, full bool, maxDeaths int, cause []byte, into *[]TakenOver) {
 	b.Queue(s.queries.Get("TakeOver"), limit, full, maxDeaths, string(cause)).Query(func(rows pgx.Rows) error {
 		*into = (*into)[:0]

@@ -233,19 +233,19 @@ type More struct {
 
 // Mail is what a run takes at once: a JSON list of messages, and the highest id among those for whoever competes.
 type Mail struct {
-	Messages []byte // nil: the run is not owned any more
+	Messages []byte
 	Shared   int64
 	Left     bool // some for whoever competes were held for a moment and are left
 }
 
-// TakeMore takes what is there for one run.
-func (s *Store) TakeMore(b *pgx.Batch, ask More, into *Mail) {
+// TakeMore takes what is there for one run. took is called if that is still owned.
+func (s *Store) TakeMore(b *pgx.Batch, ask More, took func(Mail)) {
 	b.Queue(s.queries.Get("TakeMore"), ask.ID, ask.Token, ask.Position, ask.Channel, ask.Limit, ask.Competing, ask.Since, ask.Bytes, ask.Worker).Query(func(rows pgx.Rows) error {
-		*into = Mail{}
 		var messages string
 		var shared *int64
-		_, err := pgx.ForEachRow(rows, []any{&messages, &shared, &into.Left}, func() error {
-			into.Messages, into.Shared = []byte(messages), orZero(shared)
+		var left bool
+		_, err := pgx.ForEachRow(rows, []any{&messages, &shared, &left}, func() error {
+			took(Mail{Messages: []byte(messages), Shared: orZero(shared), Left: left})
 			return nil
 		})
 		return err

@@ -2,7 +2,7 @@
 select i.id, i.workflow, case when i.compensating and i.status in ('ready', 'running', 'waiting') then 'compensating' else i.status end,
        i.worker, w.label, i.input::text, i.output::text, i.error::text,
        i.continued_from, i.created_at, i.ended_at, i.wake_at, i.wake_channels,
-       i.priority, i.deaths
+       i.priority, i.deaths, (select count(*) from romancy.interruptions n where n.instance_id = i.id)
 from romancy.instances i left join romancy.workers w on w.id = i.worker
 where i.id = $1::text;
 
@@ -17,6 +17,12 @@ select a.position, a.attempt, a.error::text, a.failed_at, a.next_at
 from romancy.attempts a
 where a.instance_id = $1::text
 order by a.position, a.attempt;
+
+-- name: GetInterruptions
+select n.position, n.number, n.error::text, n.created_at
+from romancy.interruptions n
+where n.instance_id = $1::text
+order by n.position, n.number;
 
 -- name: ListRuns
 -- Downwards from $1 (null: from the top). Looks at $2 runs at most, whatever matches: the last one looked at comes back too,
@@ -96,7 +102,7 @@ with target as materialized (
     -- A cancellation that a run has failed before it noticed is over with that failure.
     update romancy.instances i
     set status = 'ready', ready_at = clock_timestamp(), worker = null, token = i.token + 1, error = null, output = null, ended_at = null,
-        deaths = 0, died_at = null, cancel = case when t.status <> 'failed' then i.cancel end
+        deaths = 0, died_at = null, died_with = null, cancel = case when t.status <> 'failed' then i.cancel end
     from target t
     where i.id = any (array[t.id]) and not exists (select 1 from taken)
     returning i.id, i.workflow
@@ -104,6 +110,8 @@ with target as materialized (
     delete from romancy.history h using revived r where h.instance_id = any (array[r.id]) and h.position = any ($3::integer[])
 ), attempts as (
     delete from romancy.attempts a using revived r where a.instance_id = any (array[r.id]) and a.position = any ($3::integer[])
+), undisturbed as (
+    delete from romancy.interruptions n using revived r where n.instance_id = any (array[r.id])
 ), resubscribed as (
     insert into romancy.subscriptions (instance_id, channel, mode)
     select s.id, s.channel, s.mode from subscribed s join revived r on r.id = s.id

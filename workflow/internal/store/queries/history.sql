@@ -24,14 +24,6 @@ where i.id = $1::text and i.token = $2::bigint and i.worker = $7::bigint and i.s
 for share of i
 returning instance_id, position;
 
--- name: OwnRecords
--- After a lost reply: which of these positions did this very owner write? Rows without a worker are of a build that wrote none.
-select a.ord
-from unnest($1::text[], $2::bigint[], $3::integer[]) with ordinality as a(id, token, position, ord)
-cross join lateral (
-    select 1 from romancy.history h where h.instance_id = a.id and h.position = a.position and h.token = a.token and coalesce(h.worker, $4::bigint) = $4::bigint offset 0
-) own;
-
 -- name: RetrySteps
 -- A failed attempt and the wait for the next one. stay: other steps of the run execute, so it does not park. heeds: a run that
 -- is to be cancelled is told so instead.

@@ -1,19 +1,29 @@
 -- name: Guard
 -- Every statement of a flush finds its rows by key. These settings hold until its commit: no plan may read a whole table,
 -- however stale the statistics are, and no lock is waited for longer than this. With only one plan left to choose, it is made
--- once a connection: planning a batch's statement anew takes longer than executing it.
+-- once a connection: planning a batch's statement anew takes longer than executing it. What somebody has set for the role or the
+-- database (time limits, where names are looked up) does not apply.
 select set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
        set_config('enable_mergejoin', 'off', true), set_config('jit', 'off', true),
        set_config('plan_cache_mode', 'force_generic_plan', true),
-       set_config('lock_timeout', $1::text, true);
+       set_config('lock_timeout', $1::text, true), set_config('statement_timeout', '0', true),
+       set_config('idle_in_transaction_session_timeout', '0', true),
+       set_config('search_path', 'pg_catalog, pg_temp', true);
 
 -- name: GuardSession
--- The same, once for a connection that is nobody else's. A pooler that lends one server connection to many tells each of them
--- another process id than the server's: there the settings end with this statement.
+-- The same, once for a connection that is nobody else's, and that its transactions may write and see what others have committed
+-- meanwhile. A pooler that lends one server connection to many tells each of them another process id than the server's: there the
+-- settings end with this statement.
 select set_config('enable_seqscan', 'off', lent) is not null and set_config('enable_hashjoin', 'off', lent) is not null
    and set_config('enable_mergejoin', 'off', lent) is not null and set_config('jit', 'off', lent) is not null
    and set_config('plan_cache_mode', 'force_generic_plan', lent) is not null
-   and set_config('lock_timeout', $1::text, lent) is not null and not lent
+   and set_config('lock_timeout', $1::text, lent) is not null and set_config('statement_timeout', '0', lent) is not null
+   and set_config('idle_in_transaction_session_timeout', '0', lent) is not null
+   and set_config('idle_session_timeout', '0', lent) is not null
+   and (current_setting('transaction_timeout', true) is null or set_config('transaction_timeout', '0', lent) is not null) -- since 17
+   and set_config('search_path', 'pg_catalog, pg_temp', lent) is not null
+   and set_config('default_transaction_isolation', 'read committed', lent) is not null
+   and set_config('default_transaction_read_only', 'off', lent) is not null and not lent
 from (select pg_backend_pid() <> $2::bigint as lent offset 0) as connection;
 
 -- Plans are made once, perhaps while the tables are empty, so the statements leave the planner one way to each row:

@@ -1,0 +1,255 @@
+package commit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/romancy-go/romancy/internal/refusal"
+)
+
+// A flush that the database refuses has one operation in it that is refused, or many, or all: the reason may be a value, a lock on one
+// row, or a full disk. So its operations become suspects. These flush apart from all others, wait for locks only briefly, and as
+// few at a time as it takes to find which of them are refused alone.
+
+const (
+	// suspectLockTimeout is how long a flush of suspects waits for a lock: the next attempt may find it free.
+	suspectLockTimeout = 100 * time.Millisecond
+	// An operation that is kept is tried again after about firstDelay, then after twice as long each time, up to lastDelay.
+	firstDelay = 20 * time.Millisecond
+	lastDelay  = 2 * time.Second
+	// Between the attempts of different suspects that are refused one after the other pass up to lastPause.
+	firstPause = 10 * time.Millisecond
+	lastPause  = time.Second
+)
+
+// caution is what the committer knows of its suspects.
+type caution struct {
+	most    int       // suspects in a flush, at most
+	refused int       // attempts refused in a row
+	resume  time.Time // no suspect is tried before
+	kept    int       // operations that were refused by themselves, are kept, and have not been carried out yet
+}
+
+// due returns when op may be attempted.
+func (c *caution) due(op *operation) time.Time {
+	if op.suspect && c.resume.After(op.notBefore) {
+		return c.resume
+	}
+	return op.notBefore
+}
+
+// backoff returns first, doubled for each attempt after the first, up to last, with a quarter of jitter.
+func backoff(first, last time.Duration, attempt int) time.Duration {
+	delay := last
+	if shift := max(attempt-1, 0); shift < 20 {
+		delay = min(first<<shift, last)
+	}
+	return delay - time.Duration(rand.Float64()*float64(delay)/4)
+}
+
+// answered is what follows a flush that ended with err. What it returns is to be carried out by another flush.
+func (l *lane) answered(ctx context.Context, ops []*operation, groups []*opGroup, err error) (unfinished []*operation) {
+	var pgErr *pgconn.PgError
+	switch {
+	case err == nil:
+		return l.conclude(ctx, ops, groups)
+	case l.conn.IsClosed() || !errors.As(err, &pgErr):
+		return l.lose(ctx, ops, err)
+	}
+	if spoilt(pgErr) {
+		l.hangUp()
+	}
+	if len(ops) > 1 {
+		l.committer.suspect(ops)
+		return ops
+	}
+	return l.refused(ctx, ops[0], err)
+}
+
+// spoilt reports whether a session is to be replaced, because it has become read-only, or has lost what was prepared on it.
+func spoilt(err *pgconn.PgError) bool {
+	switch err.Code {
+	case "25006", "25P02", "26000", "42P05":
+		return true
+	default:
+		return false
+	}
+}
+
+// suspect has the operations of a flush that was refused flush apart.
+func (c *Committer) suspect(ops []*operation) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.caution.most = max(min(len(ops)/2, c.caution.most), 1)
+	for _, op := range ops {
+		op.suspect = true
+	}
+}
+
+// cleared follows a flush of suspects that was carried out.
+func (c *Committer) cleared() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.caution.most = min(2*c.caution.most, maxBatch)
+	c.caution.refused, c.caution.resume = 0, time.Time{}
+}
+
+// refused follows the refusal of an operation that was alone in its flush.
+func (l *lane) refused(ctx context.Context, op *operation, err error) (unfinished []*operation) {
+	switch {
+	case op.kept() && ownKeyTaken(err):
+		return l.recallOrFence(ctx, []*operation{op})
+	case refusal.Of(err) == refusal.Value:
+		op.err = err
+	case op.kept():
+		return l.committer.keep(ctx, op, err)
+	case conflict(err) && op.conflicts < maxConflictRetries:
+		op.conflicts++
+		return []*operation{op}
+	case refusal.Code(err) == "55P03":
+		op.err = fmt.Errorf("%w: %w", ErrLocked, err)
+	default:
+		op.err = err
+	}
+	l.committer.settle(op)
+	return nil
+}
+
+// conflict reports whether another transaction has won.
+func conflict(err error) bool {
+	code := refusal.Code(err)
+	return code == "40P01" || code == "40001"
+}
+
+// ownKeyTaken reports whether a position in history, or the number of an attempt, is taken.
+func ownKeyTaken(err error) bool {
+	var pgErr *pgconn.PgError
+	return refusal.KeyTaken(err) && errors.As(err, &pgErr) && (pgErr.ConstraintName == "history_pkey" || pgErr.ConstraintName == "attempts_pkey")
+}
+
+// keep has an operation tried again later, unless its worker has lost its lease.
+func (c *Committer) keep(ctx context.Context, op *operation, err error) (unfinished []*operation) {
+	if !c.holds(op) {
+		c.abandon(ctx, []*operation{op})
+		return nil
+	}
+	c.recording.Failed(ctx, err, "run", op.run, "operation", op.kind.String(), "sqlstate", refusal.Code(err), "class", refusal.Of(err).String())
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if op.refusals++; op.refusals == 1 {
+		c.caution.kept++
+	}
+	op.suspect = true
+	op.notBefore = time.Now().Add(backoff(firstDelay, lastDelay, op.refusals))
+	c.caution.refused++
+	c.caution.resume = time.Now().Add(backoff(firstPause, lastPause, c.caution.refused))
+	return []*operation{op}
+}
+
+// release notes that a kept operation has been answered.
+func (c *Committer) release(op *operation) {
+	if op.refusals == 0 || !op.kept() {
+		return
+	}
+	op.refusals = 0
+	c.mu.Lock()
+	c.caution.kept--
+	over := c.caution.kept == 0
+	c.mu.Unlock()
+	if over {
+		c.recording.Succeeded(context.Background())
+	}
+}
+
+// holds reports whether op's worker has its lease, if it belongs to one.
+func (c *Committer) holds(op *operation) bool {
+	return !op.kept() || c.config.Holds == nil || c.config.Holds(op.worker)
+}
+
+// Abandon gives up what is queued for runs of workers that have lost their leases: others will execute them again.
+func (c *Committer) Abandon(ctx context.Context) {
+	c.mu.Lock()
+	var lost []*operation
+	c.queue = slices.DeleteFunc(c.queue, func(op *operation) bool {
+		if c.holds(op) {
+			return false
+		}
+		lost = append(lost, op)
+		return true
+	})
+	c.recount()
+	c.rouse()
+	c.mu.Unlock()
+	c.abandon(ctx, lost)
+}
+
+// abandon answers operations of a worker that has lost its lease.
+func (c *Committer) abandon(ctx context.Context, ops []*operation) {
+	if len(ops) == 0 {
+		return
+	}
+	c.config.Logger.WarnContext(ctx, "the worker has lost its lease before the database took what its runs had done: others execute them again",
+		"operations", len(ops))
+	if c.config.Abandoned != nil {
+		c.config.Abandoned(len(ops))
+	}
+	for _, op := range ops {
+		op.err = ErrFenced
+		c.settle(op)
+	}
+}
+
+// lose follows a lost connection. What is kept, what was not sent, and what may be carried out twice is returned to be repeated.
+func (l *lane) lose(ctx context.Context, ops []*operation, cause error) (again []*operation) {
+	c := l.committer
+	unsent := pgconn.SafeToRetry(cause)
+	c.config.Logger.WarnContext(ctx, "committer connection lost, reconnecting", "error", cause)
+	l.hangUp()
+	if errors.Is(cause, context.DeadlineExceeded) {
+		l.most = max(len(ops)/4, 1) // more than gets through in time, perhaps: answers may be long
+	}
+	for _, op := range ops {
+		op.losses++
+		switch {
+		case op.kept():
+			op.sent = op.sent || !unsent
+			if op.losses > maxLosses {
+				op.notBefore = time.Now().Add(backoff(firstDelay, lastDelay, op.losses-maxLosses))
+			}
+			again = append(again, op)
+		case (unsent || op.repeat) && op.losses <= maxLosses:
+			again = append(again, op)
+		default:
+			op.err = fmt.Errorf("%w: %w", ErrOutcomeUnknown, cause)
+			c.settle(op)
+		}
+	}
+	return again
+}
+
+// recorded reports whether operations of the kind, if they are a run's, are kept until they are carried out: what they say of the
+// run is lost otherwise.
+func (k kind) recorded() bool {
+	switch k {
+	case kindAppend, kindFail, kindDeliver, kindSendEvent, kindSubscribe, kindRetry, kindInterrupt, kindWait, kindWaitEvent, kindTakeMore,
+		kindFinish, kindContinue, kindRelease:
+		return true
+	default:
+		return false
+	}
+}
+
+var kindNames = [kinds]string{
+	kindStart: "start", kindAppend: "record", kindFail: "begin to undo", kindDeliver: "send", kindSendEvent: "send event", kindSubscribe: "subscribe",
+	kindRetry: "record a failed attempt", kindInterrupt: "record an interruption", kindWait: "wait", kindWaitEvent: "wait for event",
+	kindTakeMore: "receive many", kindLook: "poll", kindLookEvent: "poll for event", kindWake: "wake", kindWakeEvent: "wake by event",
+	kindFinish: "end", kindContinue: "continue as new", kindRelease: "release", kindLetGo: "let go", kindCustom: "other",
+}
+
+func (k kind) String() string { return kindNames[k] }
