@@ -20,7 +20,7 @@ func TestNothingFollowsFromAMessageWhoseDeliveryIsNotCommitted(t *testing.T) {
 		create sequence commits;
 		create function refuse_first() returns trigger language plpgsql as $$
 			begin
-				if nextval('commits') = 1 then raise exception 'refused'; end if;
+				if nextval('public.commits') = 1 then raise exception 'refused'; end if;
 				return null;
 			end $$;
 		create constraint trigger refuse_first after insert on romancy.history deferrable initially deferred

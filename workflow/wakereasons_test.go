@@ -158,7 +158,7 @@ func troubled(t *testing.T, pool *pgxpool.Pool, trouble string) {
 		create sequence troubles;
 		create function trouble() returns trigger language plpgsql as $$
 			begin
-				if nextval('troubles') <= 4 then %s; end if;
+				if nextval('public.troubles') <= 4 then %s; end if;
 				return new;
 			end $$;
 		create trigger trouble before update on romancy.instances
@@ -216,7 +216,7 @@ func TestReasonToWakeOutlivesACommitThatFails(t *testing.T) {
 					create sequence troubles;
 					create function trouble() returns trigger language plpgsql as $$
 						begin
-							if nextval('troubles') <= 2 then %s; end if;
+							if nextval('public.troubles') <= 2 then %s; end if;
 							return null;
 						end $$;
 					create constraint trigger trouble after update on romancy.instances deferrable initially deferred
