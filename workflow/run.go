@@ -179,7 +179,7 @@ func (r *run) end(output []byte, err error) {
 	if r.cancelled != nil {
 		err = r.cancelled
 	}
-	ended := false
+	var ended bool
 	switch {
 	case err == nil:
 		ended = r.finish(store.Finish{Status: string(StatusCompleted), Output: output})
