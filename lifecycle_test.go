@@ -58,7 +58,7 @@ func TestASchemaOfAnotherVersionIsRefused(t *testing.T) {
 		change string
 		says   []string
 	}{
-		"newer":                  {"update romancy.schema_version set version = version + 1", []string{"newer than version", "deploy a build at least as new"}},
+		"newer":                  {"update romancy.schema_version set version = version + 1, compatible_since = version + 1", []string{"newer than version", "deploy a build at least as new"}},
 		"half-migrated":          {"update romancy.schema_version set version = 1", []string{"is at version 1, older than version", "run romancy.Migrate first"}},
 		"without River's tables": {"drop table romancy.river_migration cascade", []string{"River", "run romancy.Migrate first"}},
 	} {

@@ -2,31 +2,58 @@ package romancy
 
 import (
 	"context"
+	"log/slog"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/romancy-go/romancy/internal/rivertables"
 	"github.com/romancy-go/romancy/internal/schema"
-	"github.com/romancy-go/romancy/riverjobs"
 )
 
-// SchemaVersionError says that the database's schema is not at the version this build works with, and what to do.
+// SchemaVersionError says that the database's schema is not one that this build works with, and what to do.
 type SchemaVersionError = schema.VersionError
 
-type migration struct{ schema string }
+// MigrateOption configures Migrate, PlanMigration and MigrationSQL.
+type MigrateOption interface{ applyMigrate(m *migration) }
 
-// Migrate brings the library's schema, "romancy" or as WithSchema says, to the version of this build, creating it if it
-// does not exist, together with the tables that an App's own River client needs. Run it when deploying, before the first
-// process of the new build starts; it is harmless when there is nothing to do. Concurrent calls wait for one another.
-//
-// It returns a *SchemaVersionError, having changed nothing, if the schema is newer than this build. If it fails half-way,
-// run it again: what is done stays done, and Start refuses a half-migrated schema.
-func Migrate(ctx context.Context, pool *pgxpool.Pool, opts ...MigrateOption) error {
-	m := migration{schema: DefaultSchema}
+type migration struct {
+	schema string
+	logger *slog.Logger
+}
+
+func newMigration(opts []MigrateOption) migration {
+	m := migration{schema: DefaultSchema, logger: slog.Default()}
 	for _, opt := range opts {
 		opt.applyMigrate(&m)
 	}
-	if err := schema.Migrate(ctx, pool, m.schema); err != nil {
+	if m.logger == nil {
+		m.logger = slog.Default()
+	}
+	return m
+}
+
+// Migrate brings the library's schema, "romancy" or as WithSchema says, to the version of this build, creating it if it
+// does not exist, together with the tables that an App's own River client needs. Run it when deploying, before the first
+// process of the new build starts; it is harmless when there is nothing to do. It works through poolers.
+//
+// Concurrent calls wait for one another, bounded by ctx. Waiting for more than a second is logged, to slog.Default() or as
+// WithLogger says, with who is waited for. A table that others keep locked is waited for in short attempts, so that the
+// application's statements do not queue up behind the migration. Timeouts that are set for the role or the database do not apply.
+//
+// A schema that is newer than this build is left alone. It is an error, a *SchemaVersionError, unless the schema says that
+// this build can live with it.
+//
+// If Migrate fails half-way, run it again: what is done stays done, and Start refuses a half-migrated schema.
+func Migrate(ctx context.Context, pool *pgxpool.Pool, opts ...MigrateOption) error {
+	return newMigration(opts).run(ctx, pool, true)
+}
+
+func (m migration) run(ctx context.Context, pool *pgxpool.Pool, river bool) error {
+	if err := schema.MigrateLogging(ctx, pool, m.schema, m.logger); err != nil {
 		return err
 	}
-	return riverjobs.Migrate(ctx, pool, m.schema)
+	if !river {
+		return nil
+	}
+	return rivertables.Migrate(ctx, pool, m.schema, m.logger)
 }

@@ -34,9 +34,6 @@ const (
 // Option configures an App. An option given twice counts the last time, except where it says otherwise.
 type Option interface{ apply(o *options) }
 
-// MigrateOption configures Migrate.
-type MigrateOption interface{ applyMigrate(m *migration) }
-
 type optionFunc func(o *options)
 
 func (f optionFunc) apply(o *options) { f(o) }
@@ -96,15 +93,20 @@ type schemaOption string
 func (s schemaOption) apply(o *options)          { o.schema = string(s) }
 func (s schemaOption) applyMigrate(m *migration) { m.schema = string(s) }
 
-// SchemaOption is an Option and a MigrateOption.
-type SchemaOption interface {
+// SharedOption is an Option and a MigrateOption.
+type SharedOption interface {
 	Option
 	MigrateOption
 }
 
+type loggerOption struct{ logger *slog.Logger }
+
+func (l loggerOption) apply(o *options)          { o.loggerGiven, o.logger = true, l.logger }
+func (l loggerOption) applyMigrate(m *migration) { m.logger = l.logger }
+
 // WithSchema names the schema of the library's tables, from which the names of the notification channels follow. Two
 // schemas in one database never wake each other. Default: "romancy".
-func WithSchema(name string) SchemaOption { return schemaOption(name) }
+func WithSchema(name string) SharedOption { return schemaOption(name) }
 
 // WithChannels overrides names of notification channels; those left empty are made from the schema. All processes on a
 // schema must agree on them.
@@ -231,9 +233,7 @@ func WithSendKeyRetention(age time.Duration) Option {
 }
 
 // WithLogger sets where everything reports. Default: slog.Default().
-func WithLogger(logger *slog.Logger) Option {
-	return optionFunc(func(o *options) { o.loggerGiven, o.logger = true, logger })
-}
+func WithLogger(logger *slog.Logger) SharedOption { return loggerOption{logger} }
 
 // WithMeterProvider sets where the App's metrics (romancy.*) are made. Default: otel.GetMeterProvider(). A listener given
 // by WithListener has its own.
@@ -248,7 +248,7 @@ func WithTracerProvider(provider trace.TracerProvider) Option {
 }
 
 // WithAutoMigrate makes Start run Migrate first. Without it, Start returns an error for a schema that is not at the version
-// of this build, which suits deployments whose services may not change tables.
+// of this build, or at a newer one that this build can live with, which suits deployments whose services may not change tables.
 func WithAutoMigrate() Option {
 	return optionFunc(func(o *options) { o.migrate = true })
 }

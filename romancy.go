@@ -85,8 +85,8 @@ func NewApp(opts ...Option) *App {
 }
 
 // Start checks everything and starts it. Mistakes in the options come all at once, each with the option, its value and a
-// remedy. Then come, one at a time, a database that cannot be reached within ten seconds, a schema at another version
-// (*SchemaVersionError), and whatever keeps a part from starting. After an error nothing is left running and Start may be
+// remedy. Then come, one at a time, a database that cannot be reached within ten seconds, privileges that its role lacks
+// (*GrantError, all at once), a schema at another version (*SchemaVersionError), and whatever keeps a part from starting. After an error nothing is left running and Start may be
 // called again. ctx bounds the start only: to end the App, call Shutdown.
 //
 // It returns ErrAlreadyStarted if the App is running and ErrShutDown after Shutdown.
@@ -124,6 +124,10 @@ func (a *App) Start(ctx context.Context) error {
 func (a *App) startParts(ctx context.Context, r *parts) error {
 	a.started = []part{{name: "the pool", stop: func(ctx context.Context) error { return a.closePool(ctx, r.pool) }}}
 	if err := reach(ctx, r.pool); err != nil {
+		return fmt.Errorf("romancy: %w", err)
+	}
+	// Before the schema, because reading its version needs a privilege, too. What does not exist yet is not missed.
+	if err := a.checkGrants(ctx, r.pool); err != nil {
 		return fmt.Errorf("romancy: %w", err)
 	}
 	if err := a.checkSchema(ctx, r.pool); err != nil {

@@ -176,14 +176,9 @@ func reach(ctx context.Context, pool *pgxpool.Pool) error {
 
 func (a *App) checkSchema(ctx context.Context, pool *pgxpool.Pool) error {
 	if a.options.migrate {
-		if err := schema.Migrate(ctx, pool, a.options.schema); err != nil {
-			return err
-		}
 		// As guests in the application's River we need no tables of River's own.
-		if a.options.sweeps() && !a.options.riverGiven {
-			return riverjobs.Migrate(ctx, pool, a.options.schema)
-		}
-		return nil
+		ownRiver := a.options.sweeps() && !a.options.riverGiven
+		return migration{schema: a.options.schema, logger: a.options.logger}.run(ctx, pool, ownRiver)
 	}
 	err := schema.Check(ctx, pool, a.options.schema)
 	if version := (*SchemaVersionError)(nil); errors.As(err, &version) && version.Found < version.Want {

@@ -18,8 +18,6 @@ import (
 const (
 	// claimTimeout bounds a claim. A claim whose answer was lost is found again by the next one.
 	claimTimeout = 10 * time.Second
-	// settleTimeout bounds one try to settle. There are tries until the lease ends.
-	settleTimeout = 5 * time.Second
 
 	errorBackoffFirst, errorBackoffMost = 100 * time.Millisecond, 5 * time.Second
 )
@@ -34,6 +32,7 @@ var errDraining = errors.New("the relay is shutting down")
 type consumer struct {
 	relay      *Relay
 	owner      string
+	claiming   string // what it does, for a person
 	subscriber *watermillsql.Subscriber
 	parked     chan struct{} // closed when the loop has seen that the relay is draining and holds no batch
 
@@ -55,7 +54,7 @@ var (
 )
 
 func newConsumer(r *Relay, owner string) (*consumer, error) {
-	c := &consumer{relay: r, owner: owner, parked: make(chan struct{})}
+	c := &consumer{relay: r, owner: owner, claiming: "take events, as " + owner, parked: make(chan struct{})}
 	// No deadline for the ack: a batch takes as long as its events, each of which has its own limit, and a batch that
 	// watermill-sql gave up would be published again although it was published.
 	var noDeadline time.Duration
@@ -203,8 +202,7 @@ func (c *consumer) HandleError(_ watermill.LoggerAdapter, noMsg bool, err error)
 	case err != nil:
 		c.errors++
 		wait := backoff(c.errors, errorBackoffFirst, errorBackoffMost)
-		c.relay.config.Logger.Warn("outbox relay cannot use the database", slog.Any("error", err),
-			slog.Int("failures", c.errors), slog.Duration("retry_in", wait))
+		c.relay.troubles.failed(context.Background(), c.claiming, err)
 		c.wait(wait, nil)
 	case noMsg:
 		c.errors = 0
@@ -259,6 +257,7 @@ func backoff(n int, first, most time.Duration) time.Duration {
 type claim struct {
 	consumer *consumer
 	batch    *batch
+	sent     int // settlements of it
 }
 
 // QueryContext takes a slot and, with query, a batch of it. It reads everything before it returns, since
@@ -273,18 +272,20 @@ func (cl *claim) QueryContext(ctx context.Context, query string, args ...any) (w
 	var b *batch
 	var more bool
 	var dueIn *float64
+	inWork := r.keeper.slots()
 	asked := time.Now() // the lease begins later than this
-	err := transact(ctx, r.config.Pool, r.queries.Get("GuardClaim"), func(queue *pgx.Batch) {
-		queue.Queue(r.queries.Get("TakeSlot"), c.owner, r.config.Lease.Milliseconds())
+	err := r.onPool(ctx, claimTimeout, work{guard: r.queries.Get("GuardClaim"), queue: func(queue *pgx.Batch) {
+		queue.Queue(r.queries.Get("TakeSlot"), c.owner, r.config.Lease.Milliseconds(), inWork)
 		queue.Queue(query, args...).Query(func(rows pgx.Rows) (err error) {
 			b, err = scanBatch(rows)
 			return err
 		})
-		queue.Queue(r.queries.Get("Outlook"), c.owner).QueryRow(func(row pgx.Row) error { return row.Scan(&more, &dueIn) })
-	})
+		queue.Queue(r.queries.Get("Outlook"), c.owner, inWork).QueryRow(func(row pgx.Row) error { return row.Scan(&more, &dueIn) })
+	}})
 	if err != nil {
 		return nil, fmt.Errorf("claim a batch: %w", err)
 	}
+	r.troubles.worked(ctx, c.claiming)
 	if more {
 		r.alarm.wake()
 	}
@@ -294,58 +295,27 @@ func (cl *claim) QueryContext(ctx context.Context, query string, args ...any) (w
 	if b != nil {
 		b.owner, b.leaseEnds = c.owner, asked.Add(r.config.Lease)
 		cl.batch = b
+		r.keeper.hold(b)
 	}
 	return &claimedRows{batch: b}, nil
 }
 
-// ExecContext settles the batch, and tries again as long as the batch is certainly ours.
+// ExecContext settles the batch.
 func (cl *claim) ExecContext(ctx context.Context, query string, args ...any) (watermillsql.Result, error) {
-	// Detached: what was published must not be forgotten because somebody stopped waiting.
-	ctx = context.WithoutCancel(ctx)
-	for try := 1; ; try++ {
-		settled, err := cl.settle(ctx, query, args)
-		switch {
-		case err == nil && !settled && try == 1:
-			cl.consumer.relay.reportLost(cl.batch)
-			return rowsAffected(0), nil
-		case err == nil:
-			// Not settled in a later try: an earlier one was, and its answer was lost; or the lease. Nothing can be done.
-			return rowsAffected(1), nil
-		}
-		wait := backoff(try, errorBackoffFirst, errorBackoffMost)
-		if time.Now().Add(wait).After(cl.batch.ends()) {
-			return nil, fmt.Errorf("settle a batch (its events will be published again): %w", err)
-		}
-		select {
-		case <-time.After(wait):
-		case <-cl.consumer.relay.hard.Done():
-			return nil, fmt.Errorf("settle a batch (its events will be published again): %w", err)
-		}
-	}
+	cl.settle(ctx, query, args)
+	return rowsAffected(1), nil
 }
 
-func (cl *claim) settle(ctx context.Context, query string, args []any) (settled bool, err error) {
-	r := cl.consumer.relay
-	limit := settleTimeout
-	if r.hard.Err() != nil {
-		limit = cutShortPatience / 2
+// Commit ends the work on the batch. There is no transaction, see BeginTx.
+func (cl *claim) Commit() error { return cl.Rollback() }
+
+// Rollback is the same: an unsettled batch is anybody's when its lease ends.
+func (cl *claim) Rollback() error {
+	if cl.batch != nil {
+		cl.consumer.relay.keeper.letGo(cl.batch)
 	}
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	err = transact(ctx, r.config.Pool, r.queries.Get("Guard"), func(queue *pgx.Batch) {
-		queue.Queue(query, args...).Query(func(rows pgx.Rows) error {
-			settled = rows.Next()
-			return nil
-		})
-	})
-	return settled, err
+	return nil
 }
-
-// Commit has nothing to do, see BeginTx.
-func (cl *claim) Commit() error { return nil }
-
-// Rollback has nothing to do, see BeginTx.
-func (cl *claim) Rollback() error { return nil }
 
 type rowsAffected int64
 

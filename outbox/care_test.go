@@ -191,3 +191,43 @@ func TestRetainDeletesOldDeadLettersOnly(t *testing.T) {
 		t.Errorf("%d rows left, want 100 dead letters and a pending event", n)
 	}
 }
+
+// However many there are, a statement changes some hundred.
+func TestManyDeadLettersOfOneIDAreRequeuedAndDiscarded(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	const many = 2*retainBatch + 1
+	bury := func() {
+		mustExec(t, pool, fmt.Sprintf(`insert into romancy.outbox (event_id, topic, key, slot, payload, dead_at)
+			select 'same', 't', 'k', %d, '', now() from generate_series(1, %d)`, slotOf("k"), many))
+	}
+	r := testRelay(t, pool, newRecorder())
+	bury()
+	if n, err := r.Requeue(within(t), "no such", "same"); err != nil || n != many {
+		t.Errorf("requeued %d, %v", n, err)
+	}
+	bury()
+	if n, err := r.DiscardDeadLetters(within(t), "same", "no such"); err != nil || n != many {
+		t.Errorf("discarded %d, %v", n, err)
+	}
+	if n := query[int](t, pool, "select count(*) from romancy.outbox where dead_at is null and next_at is null"); n != many {
+		t.Errorf("%d events are ready, want %d", n, many)
+	}
+}
+
+// A settlement makes about as many held events ready as fit in a batch, of however many keys.
+func TestASettlementReleasesABatchOfHeldEvents(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	r := testRelay(t, pool, newRecorder(), func(c *RelayConfig) { c.BatchSize = 10 })
+	for keys, want := range map[int]int{1: 10, 3: 3, 10: 1} {
+		b := &batch{}
+		for i := range keys {
+			b.lanes = append(b.lanes, &lane{relay: r, batch: b, events: []*taken{{key: fmt.Sprint(i), fate: delivered}}})
+		}
+		args := r.settlement(b)
+		if got := args[len(args)-1]; got != want {
+			t.Errorf("%d keys: releases %v of each, want %d", keys, got, want)
+		}
+	}
+}

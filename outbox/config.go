@@ -17,7 +17,9 @@ import (
 
 // RelayConfig configures a Relay. Pool and Publisher are required.
 type RelayConfig struct {
-	// Pool lends a connection for each short transaction, never while an event is being published.
+	// Pool lends a connection for each short transaction, never while an event is being published. Beside it, and made from
+	// its configuration, the relay has a connection of its own that renews its leases, and, once the pool had none free for
+	// what was published, a second one.
 	Pool *pgxpool.Pool
 
 	// Schema is where the tables are. Default "romancy".

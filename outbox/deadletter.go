@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -35,12 +36,12 @@ func (r *Relay) DeadLetters(ctx context.Context, limit int, after *DeadLetter) (
 		diedAt, seq = after.DiedAt, after.Seq
 	}
 	var letters []DeadLetter
-	err := transact(ctx, r.config.Pool, r.queries.Get("Guard"), func(b *pgx.Batch) {
+	err := transact(ctx, r.config.Pool, r.guarded(func(b *pgx.Batch) {
 		b.Queue(r.queries.Get("DeadLetters"), diedAt, seq, limit).Query(func(rows pgx.Rows) (err error) {
 			letters, err = pgx.CollectRows(rows, scanDeadLetter)
 			return err
 		})
-	})
+	}))
 	if err != nil {
 		return nil, fmt.Errorf("list dead letters: %w", err)
 	}
@@ -61,26 +62,45 @@ func scanDeadLetter(row pgx.CollectableRow) (DeadLetter, error) {
 }
 
 // Requeue has the dead letters with the given event IDs published again, with no attempts counted, and returns how many
-// there were. IDs without a dead letter are ignored. Later events of the same key, which did not wait, may have been
-// published before.
+// there were, also together with an error: some hundred are one transaction. IDs without a dead letter are ignored. Later
+// events of the same key, which did not wait, may have been published before.
 func (r *Relay) Requeue(ctx context.Context, ids ...string) (int, error) {
-	n, err := r.exec(ctx, "RequeueDeadLetters", ids)
-	if err != nil {
-		return 0, fmt.Errorf("requeue dead letters: %w", err)
-	}
+	n, err := r.eachLetter(ctx, "RequeueDeadLetters", ids)
 	if n > 0 {
 		r.config.Logger.Info("outbox dead letters requeued", slog.Int("events", n))
 		r.alarm.wake()
 	}
+	if err != nil {
+		return n, fmt.Errorf("requeue dead letters: %w", err)
+	}
 	return n, nil
 }
 
-// DiscardDeadLetters deletes the dead letters with the given event IDs and returns how many there were. IDs without a dead
-// letter are ignored.
+// DiscardDeadLetters deletes the dead letters with the given event IDs and returns how many there were, also together with
+// an error: some hundred are one transaction. IDs without a dead letter are ignored.
 func (r *Relay) DiscardDeadLetters(ctx context.Context, ids ...string) (int, error) {
-	n, err := r.exec(ctx, "DiscardDeadLetters", ids)
+	n, err := r.eachLetter(ctx, "DiscardDeadLetters", ids)
 	if err != nil {
-		return 0, fmt.Errorf("discard dead letters: %w", err)
+		return n, fmt.Errorf("discard dead letters: %w", err)
 	}
 	return n, nil
+}
+
+// eachLetter runs a query on all dead letters with the given IDs, a bounded number of them a transaction. An ID may have
+// many.
+func (r *Relay) eachLetter(ctx context.Context, query string, ids []string) (int, error) {
+	total := 0
+	for chunk := range slices.Chunk(ids, retainBatch) {
+		for {
+			n, err := r.exec(ctx, query, chunk, retainBatch)
+			total += n
+			if err != nil {
+				return total, err
+			}
+			if n < retainBatch {
+				break
+			}
+		}
+	}
+	return total, nil
 }

@@ -6,8 +6,8 @@
 //
 // # What is guaranteed
 //
-//   - At least once. A relay that dies between publishing and removing publishes at most its current batch again, with
-//     the same IDs, so that consumers can tell.
+//   - At least once. When a relay dies, or cannot reach the database for longer than its lease, between publishing and
+//     removing, another one publishes at most its batches in work again, with the same IDs, so that consumers can tell.
 //   - In order per key. The events of one key are published in the order in which they were written, by however many
 //     relays, also after failures: one that failed is waited for. Events of one key that were written by transactions
 //     running at the same time have no order; lock the row that the key stands for if they must have one.
@@ -22,6 +22,8 @@
 // The relay is a subscriber of watermill-sql with adapters of its own. The keys are spread over a fixed number of slots. A
 // consumer takes the lease of a slot, takes a batch of its events, publishes different keys concurrently and the events
 // of one key one after the other, then settles the batch and gives the slot back. Each of these steps is one short
-// transaction: no connection is held while the publisher works. It is woken by the notification that the writer sent, by
+// transaction: no connection is held while the publisher works. As long as the relay lives it keeps the leases of what it
+// has taken, on a connection of its own, and a settlement that the database refuses is tried again until it is carried out:
+// a full disk, a lock or a pool that is used up delays events and repeats none. It is woken by the notification that the writer sent, by
 // the end of a backoff, and by a slow poll in case a notification was lost.
 package outbox

@@ -44,8 +44,6 @@ func (r *Relay) publish(b *batch) {
 		l.events = append(l.events, event)
 	}
 
-	renewal := time.NewTicker(r.config.Lease / renewals)
-	defer renewal.Stop()
 	stalled := time.NewTimer(r.config.callLimit())
 	defer stalled.Stop()
 	waiting, running := b.lanes, 0
@@ -63,8 +61,6 @@ func (r *Relay) publish(b *batch) {
 			stalled.Reset(r.config.callLimit())
 		case <-done:
 			running--
-		case <-renewal.C:
-			r.renew(b)
 		case <-stalled.C:
 			// All lanes are held by calls that do not return. Another relay's publisher may do better.
 			waiting = nil

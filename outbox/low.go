@@ -81,10 +81,11 @@ func (r *Relay) raiseLowMarks() {
 		}
 		target := r.low.delivered()
 		for gap, done := lowGap, false; !done; {
-			behind, err := r.raiseLow(r.run)
-			if err != nil && r.run.Err() == nil {
-				r.config.Logger.Warn("outbox relay could not raise its low-water marks, will be tried again", slog.Any("error", err))
-			}
+			var behind int
+			err := r.caring("raise the low-water marks", func(ctx context.Context) (err error) {
+				behind, err = r.raiseLow(ctx)
+				return err
+			})
 			done = err == nil && behind == 0 && r.low.safe >= target
 			select {
 			case <-r.run.Done():
@@ -96,6 +97,9 @@ func (r *Relay) raiseLowMarks() {
 				target, gap, done = r.low.delivered(), lowGap, false
 			default:
 				gap = min(2*gap, r.config.FallbackInterval)
+				if err != nil {
+					gap = min(gap, errorBackoffMost)
+				}
 			}
 		}
 	}
@@ -103,16 +107,14 @@ func (r *Relay) raiseLowMarks() {
 
 // raiseLow is one attempt. It returns how many marks could have risen but for a change of their slots at that moment.
 func (r *Relay) raiseLow(ctx context.Context) (behind int, err error) {
-	ctx, cancel := context.WithTimeout(ctx, claimTimeout)
-	defer cancel()
 	delivered := r.low.delivered()
 	var open []string
-	err = transact(ctx, r.config.Pool, r.queries.Get("Guard"), func(b *pgx.Batch) {
+	err = transact(ctx, r.config.Pool, r.guarded(func(b *pgx.Batch) {
 		b.Queue(r.queries.Get("OpenWriters")).Query(func(rows pgx.Rows) (err error) {
 			open, err = pgx.CollectRows(rows, pgx.RowTo[string])
 			return err
 		})
-	})
+	}))
 	if err != nil {
 		return 0, err
 	}
@@ -123,9 +125,9 @@ func (r *Relay) raiseLow(ctx context.Context) (behind int, err error) {
 
 // moveLow returns how many marks it has moved, and how many it should have.
 func (r *Relay) moveLow(ctx context.Context, safe int64, check bool) (moved, behind int, err error) {
-	err = transact(ctx, r.config.Pool, r.queries.Get("Guard"), func(b *pgx.Batch) {
+	err = transact(ctx, r.config.Pool, r.guarded(func(b *pgx.Batch) {
 		b.Queue(r.queries.Get("MoveLow"), safe, check).QueryRow(func(row pgx.Row) error { return row.Scan(&moved, &behind) })
-	})
+	}))
 	return moved, behind, err
 }
 

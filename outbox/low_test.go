@@ -43,7 +43,7 @@ func claimBuffers(t *testing.T, pool *pgxpool.Pool) int {
 		t.Fatal(err)
 	}
 	defer func() { _ = tx.Rollback(ctx) }()
-	if _, err := tx.Exec(ctx, queries.Get("GuardClaim")); err != nil {
+	if _, err := tx.Exec(ctx, queries.Get("GuardClaim"), "30s", "30s"); err != nil {
 		t.Fatal(err)
 	}
 	total := 0
@@ -51,7 +51,7 @@ func claimBuffers(t *testing.T, pool *pgxpool.Pool) int {
 		name string
 		args []any
 	}{
-		{"TakeSlot", []any{"reader", 1000}}, {"ClaimBatch", []any{"reader", 100, maxBatchBytes}}, {"Outlook", []any{"reader"}},
+		{"TakeSlot", []any{"reader", 1000, []int32{}}}, {"ClaimBatch", []any{"reader", 100, maxBatchBytes}}, {"Outlook", []any{"reader", []int32{}}},
 	} {
 		var explained []byte
 		if err := tx.QueryRow(ctx, "explain (analyze, buffers, format json) "+queries.Get(statement.name), statement.args...).Scan(&explained); err != nil {
@@ -283,10 +283,10 @@ func TestRetriedEventOfADeadRelayIsAboveTheLowWaterMark(t *testing.T) {
 	}
 	deliverByHand(t, pool, r, 10)
 	raise(t, r)
-	err := transact(within(t), pool, r.queries.Get("GuardClaim"), func(b *pgx.Batch) {
-		b.Queue(r.queries.Get("TakeSlot"), "dead", 1)
+	err := transact(within(t), pool, work{guard: r.queries.Get("GuardClaim"), queue: func(b *pgx.Batch) {
+		b.Queue(r.queries.Get("TakeSlot"), "dead", 1, []int32{})
 		b.Queue(r.queries.Get("ClaimBatch"), "dead", 100, maxBatchBytes)
-	})
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,6 +25,9 @@ type Relay struct {
 	queries   sqlfile.Queries
 	consumers []*consumer
 	alarm     *alarm
+	keeper    *keeper
+	settling  *connection // for settlements that the pool has no connection for
+	troubles  *troubles
 
 	lanes    chan struct{} // one token for each call of the publisher that has not returned
 	draining chan struct{} // closed by the first Shutdown: nothing new is begun
@@ -44,6 +47,8 @@ type Relay struct {
 	late      atomic.Int64 // those of them that nobody waits for any more
 	stranded  strandedCursor
 	low       lowMarks
+	lost      atomic.Int64 // batches that were another relay's before they were settled
+	unsettled atomic.Int64 // events that were published and could not be settled
 
 	mu       sync.Mutex
 	started  bool
@@ -68,7 +73,10 @@ func NewRelay(config RelayConfig) (*Relay, error) {
 		quiet:    make(chan struct{}),
 		finished: make(chan struct{}),
 		low:      newLowMarks(),
+		troubles: newTroubles(config.Logger),
 	}
+	r.keeper = newKeeper(r)
+	r.settling = newConnection(r, " relay settle")
 	r.alarm = newAlarm(func() time.Duration {
 		if config.Listener.Healthy() {
 			return config.FallbackInterval
@@ -92,10 +100,14 @@ func NewRelay(config RelayConfig) (*Relay, error) {
 }
 
 // Start checks the schema and begins to relay. ctx bounds the check only; the relay runs until Shutdown. It returns an
-// error if the database cannot be asked, an error naming the versions if it needs another migration, and an error if the relay
-// was started or shut down before.
+// error if the database cannot be asked, an error naming all privileges that the role lacks with the statements that grant
+// them, an error naming the versions if it needs another migration, and an error if the relay was started or shut down
+// before.
 func (r *Relay) Start(ctx context.Context) error {
 	// Not under the lock: Shutdown must not wait for a database that does not answer.
+	if err := schema.CheckGrants(ctx, r.config.Pool, r.config.Schema, schema.Relay); err != nil {
+		return fmt.Errorf("start the outbox relay: %w", err)
+	}
 	if err := schema.Check(ctx, r.config.Pool, r.config.Schema); err != nil {
 		return fmt.Errorf("start the outbox relay: %w", err)
 	}
@@ -124,6 +136,7 @@ func (r *Relay) Start(ctx context.Context) error {
 		r.goroutines.Go(func() { c.consume(batches) })
 	}
 	r.goroutines.Go(func() { r.alarm.watch(r.run) })
+	r.goroutines.Go(func() { r.keeper.run(r.run) })
 	r.goroutines.Go(r.care)
 	r.goroutines.Go(r.raiseLowMarks)
 	r.alarm.wake()
@@ -161,21 +174,37 @@ func (r *Relay) listen() error {
 
 // care repairs, now and then, what nobody is told of.
 func (r *Relay) care() {
-	ticker := time.NewTicker(r.config.FallbackInterval)
-	defer ticker.Stop()
-	for {
+	for failures, wait := 0, r.config.FallbackInterval; ; {
 		select {
 		case <-r.run.Done():
 			return
-		case <-ticker.C:
+		case <-time.After(wait):
 		}
-		if err := r.releaseStranded(r.run); err != nil && r.run.Err() == nil {
-			r.config.Logger.Warn("outbox relay could not look for held events without a cause", slog.Any("error", err))
+		err := errors.Join(
+			r.caring("release held events without a cause", r.releaseStranded),
+			r.caring("check the low-water marks", r.checkLowMarks))
+		if failures++; err == nil {
+			failures = 0
 		}
-		if err := r.checkLowMarks(r.run); err != nil && r.run.Err() == nil {
-			r.config.Logger.Warn("outbox relay could not check its low-water marks", slog.Any("error", err))
+		if wait = r.config.FallbackInterval; failures > 0 {
+			wait = min(wait, backoff(failures, errorBackoffFirst, errorBackoffMost))
 		}
 	}
+}
+
+// caring does one thing of care's and says what came of it.
+func (r *Relay) caring(what string, do func(ctx context.Context) error) error {
+	ctx, cancel := context.WithTimeout(r.run, claimTimeout)
+	defer cancel()
+	err := do(ctx)
+	switch {
+	case r.run.Err() != nil:
+	case err != nil:
+		r.troubles.failed(ctx, what, err)
+	default:
+		r.troubles.worked(ctx, what)
+	}
+	return err
 }
 
 // Shutdown begins nothing new, waits for the calls of the publisher that are under way, settles them and gives back the
@@ -231,6 +260,7 @@ func (r *Relay) finish() {
 	}
 	r.endRun()
 	r.goroutines.Wait()
+	r.settling.close()
 	close(r.quiet)
 	r.calls.Wait()
 	r.cutShort()
@@ -247,9 +277,9 @@ func (r *Relay) Sweep(ctx context.Context) (int, error) {
 	}
 	r.alarm.wake()
 	var runnable int64
-	err := transact(ctx, r.config.Pool, r.queries.Get("Guard"), func(b *pgx.Batch) {
+	err := transact(ctx, r.config.Pool, r.guarded(func(b *pgx.Batch) {
 		b.Queue(r.queries.Get("CountRunnable"), 100).QueryRow(func(row pgx.Row) error { return row.Scan(&runnable) })
-	})
+	}))
 	if err != nil {
 		return 0, fmt.Errorf("sweep the outbox: %w", err)
 	}

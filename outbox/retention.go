@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	// retainBatch is how many dead letters one statement deletes: small enough to keep nobody waiting.
+	// retainBatch is how many dead letters one statement changes: small enough to keep nobody waiting.
 	retainBatch = 500
 	// strandedKeys is how many keys with waiting events one look examines.
 	strandedKeys = 1000
@@ -40,12 +40,12 @@ func (r *Relay) Retain(ctx context.Context) (int, error) {
 // exec runs one query and returns the number of rows affected.
 func (r *Relay) exec(ctx context.Context, query string, args ...any) (int, error) {
 	var n int
-	err := transact(ctx, r.config.Pool, r.queries.Get("Guard"), func(b *pgx.Batch) {
+	err := transact(ctx, r.config.Pool, r.guarded(func(b *pgx.Batch) {
 		b.Queue(r.queries.Get(query), args...).Exec(func(tag pgconn.CommandTag) error {
 			n = int(tag.RowsAffected())
 			return nil
 		})
-	})
+	}))
 	if err != nil {
 		return 0, err
 	}
@@ -64,11 +64,11 @@ func (r *Relay) releaseStranded(ctx context.Context) error {
 	defer r.stranded.mu.Unlock()
 	var last *string
 	var released int
-	err := transact(ctx, r.config.Pool, r.queries.Get("Guard"), func(b *pgx.Batch) {
+	err := transact(ctx, r.config.Pool, r.guarded(func(b *pgx.Batch) {
 		b.Queue(r.queries.Get("ReleaseStranded"), r.stranded.key, strandedKeys).QueryRow(func(row pgx.Row) error {
 			return row.Scan(&last, &released)
 		})
-	})
+	}))
 	if err != nil {
 		return err
 	}

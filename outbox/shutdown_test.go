@@ -12,6 +12,7 @@ import (
 
 	watermillsql "github.com/ThreeDotsLabs/watermill-sql/v4/pkg/sql"
 	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/romancy-go/romancy/internal/pgtest"
@@ -301,4 +302,32 @@ func TestLargeEventsTravelInSmallBatches(t *testing.T) {
 	if n := len(cl.batch.events); n != maxBatchBytes>>20 {
 		t.Errorf("%d events of 1 MiB in a batch, want %d", n, maxBatchBytes>>20)
 	}
+}
+
+func TestStartSaysWhatTheRoleMayNotDo(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	role := pool.Config().ConnConfig.Database + "_relay"
+	mustExec(t, pool, fmt.Sprintf("create role %[1]s; grant usage on schema romancy to %[1]s; grant select, update on all tables in schema romancy to %[1]s", role))
+	t.Cleanup(func() {
+		if _, err := pool.Exec(context.WithoutCancel(t.Context()), "drop owned by "+role+"; drop role "+role); err != nil {
+			t.Error(err)
+		}
+	})
+	restricted := pgtest.Connect(t, pool.Config().ConnString(), func(c *pgxpool.Config) {
+		c.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+			_, err := conn.Exec(ctx, "set role "+role)
+			return err
+		}
+	})
+	r := testRelay(t, restricted, newRecorder())
+	var missing *schema.GrantError
+	if err := r.Start(within(t)); !errors.As(err, &missing) || !strings.Contains(err.Error(), "grant delete on table romancy.outbox to ") {
+		t.Fatalf("start: %v", err)
+	}
+	mustExec(t, pool, "grant delete on romancy.outbox to "+role)
+	if err := r.Start(within(t)); err != nil {
+		t.Error(err)
+	}
+	shutdown(t, r)
 }

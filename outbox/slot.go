@@ -2,7 +2,6 @@ package outbox
 
 import (
 	"cmp"
-	"context"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -93,36 +92,6 @@ func scanBatch(rows pgx.Rows) (*batch, error) {
 	return b, nil
 }
 
-func (b *batch) ends() time.Time {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.leaseEnds
-}
-
-// renew extends the lease. If the slot is another's already, nothing more of the batch is begun.
-func (r *Relay) renew(b *batch) {
-	// Of four tries a lease, each has its share of the time. A try that hangs must not keep publish from its other duties
-	// for longer.
-	ctx, cancel := context.WithTimeout(r.hard, r.config.Lease/renewals)
-	defer cancel()
-	asked := time.Now()
-	tag, err := r.config.Pool.Exec(ctx, r.queries.Get("RenewSlot"), b.slot, b.owner, b.token, r.config.Lease.Milliseconds())
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	switch {
-	case err != nil:
-		r.config.Logger.Warn("outbox relay could not renew its lease of a slot", slog.Int("slot", int(b.slot)),
-			slog.Duration("lease_left", time.Until(b.leaseEnds)), slog.Any("error", err))
-	case tag.RowsAffected() == 0:
-		b.stopped = true
-	default:
-		b.leaseEnds = asked.Add(r.config.Lease)
-	}
-}
-
-// renewals is how often a lease is renewed while it lasts.
-const renewals = 4
-
 type verdict int
 
 const (
@@ -156,7 +125,7 @@ func (b *batch) verdict() verdict {
 	return batchUndecided
 }
 
-// settlement returns the arguments of Settle, and logs and counts what they say.
+// settlement returns the arguments of Settle, which releases about as many held events as fit in a batch, and logs and counts what they say.
 func (r *Relay) settlement(b *batch) []any {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -205,13 +174,8 @@ func (r *Relay) settlement(b *batch) []any {
 	r.failed.Add(int64(len(failedIDs) + len(deadIDs)))
 	return []any{
 		b.slot, b.owner, b.token, deliveredIDs, failedIDs, waits, failedErrors, deadIDs, deadErrors, heldIDs, returnedIDs,
-		clearKeys, r.config.BatchSize,
+		clearKeys, max(r.config.BatchSize/max(len(clearKeys), 1), 1),
 	}
-}
-
-func (r *Relay) reportLost(b *batch) {
-	r.config.Logger.Warn("outbox relay lost its lease of a slot: the events of its batch may be published twice",
-		slog.Int("slot", int(b.slot)), slog.Int("events", len(b.events)), slog.Duration("lease", r.config.Lease))
 }
 
 // errorText is what PostgreSQL can store of err.

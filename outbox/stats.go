@@ -8,7 +8,10 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Stats is a snapshot of an outbox and of one relay.
+// mostCounted bounds what Stats reads.
+const mostCounted = 1_000_000
+
+// Stats is a snapshot of an outbox and of one relay. Counts of events end at a million.
 type Stats struct {
 	// Pending counts the events not delivered yet, dead letters excepted.
 	Pending int64
@@ -21,6 +24,9 @@ type Stats struct {
 
 	// Published and Failed count this relay's attempts since Start.
 	Published, Failed int64
+	// LeasesLost counts the batches since Start that were another relay's before this one could settle them, and Unsettled
+	// those of their events that this relay had published: the other one publishes them again.
+	LeasesLost, Unsettled int64
 	// Late counts calls of the publisher that have exceeded PublishTimeout and not returned. Each occupies one of Lanes.
 	Late int
 }
@@ -30,17 +36,18 @@ type Stats struct {
 func (r *Relay) Stats(ctx context.Context) (Stats, error) {
 	var s Stats
 	var oldest *float64
-	err := transact(ctx, r.config.Pool, r.queries.Get("Guard"), func(b *pgx.Batch) {
-		b.Queue(r.queries.Get("Stats")).QueryRow(func(row pgx.Row) error {
+	err := transact(ctx, r.config.Pool, r.guarded(func(b *pgx.Batch) {
+		b.Queue(r.queries.Get("Stats"), mostCounted).QueryRow(func(row pgx.Row) error {
 			return row.Scan(&s.Pending, &s.Waiting, &s.DeadLetters, &oldest)
 		})
-	})
+	}))
 	if err != nil {
 		return Stats{}, fmt.Errorf("outbox statistics: %w", err)
 	}
 	if oldest != nil {
 		s.OldestAge = time.Duration(*oldest * float64(time.Millisecond))
 	}
+	s.LeasesLost, s.Unsettled = r.lost.Load(), r.unsettled.Load()
 	s.Published, s.Failed, s.Late = r.published.Load(), r.failed.Load(), int(r.late.Load())
 	return s, nil
 }

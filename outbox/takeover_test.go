@@ -48,6 +48,7 @@ func TestEventThatKillsItsRelayBecomesADeadLetterAlone(t *testing.T) {
 		sizes = append(sizes, len(cl.batch.events))
 		if slices.ContainsFunc(cl.batch.events, func(e *taken) bool { return e.eventID == killer }) {
 			deaths++
+			r.keeper.letGo(cl.batch)
 			continue
 		}
 		r.publish(cl.batch)
@@ -119,6 +120,10 @@ func TestTakeoverRepeatsAtMostTheBatchInHand(t *testing.T) {
 	published.untilPublished(t, len(events)+perSlot)
 	untilEmpty(t, pool)
 	proxy.Resume()
+	eventually(t, "the first relay has noticed, and counted what it could not settle", func() bool {
+		stats, err := doomed.Stats(within(t))
+		return err == nil && stats.LeasesLost == 1 && stats.Unsettled == perSlot
+	})
 	shutdown(t, doomed)
 	want := append(ids(events[:perSlot]), ids(events)...)
 	equal(t, "published", published.published(), want)
@@ -157,7 +162,11 @@ func TestSettlementAfterATakeoverChangesNothing(t *testing.T) {
 	if _, err := lateClaim.ExecContext(ctx, settle.Query, settle.Args...); err != nil {
 		t.Fatal(err)
 	}
-	late.relay.renew(lateClaim.batch)
+	late.relay.keeper.hold(lateClaim.batch)
+	if _, err := late.relay.keeper.renew(ctx); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(late.relay.keeper.own.close)
 	if after := query[string](t, pool, state); after != before {
 		t.Errorf("it was\n%s\nand is\n%s", before, after)
 	}

@@ -14,6 +14,8 @@ import (
 	"github.com/riverqueue/river"
 	"github.com/riverqueue/river/riverdriver/riverpgxv5"
 	"github.com/riverqueue/river/rivertype"
+
+	"github.com/romancy-go/romancy/internal/outage"
 )
 
 // ErrStopped is returned by Start after Stop.
@@ -27,7 +29,8 @@ type Jobs struct {
 	client   *river.Client[pgx.Tx]
 	logger   *slog.Logger
 	sweeps   map[string]*Sweep
-	lookouts map[string]*lookout // by kind, of the sweeps with a NextDue
+	lookouts map[string]*lookout         // by kind, of the sweeps with a NextDue
+	outages  map[string]*outage.Reporter // by kind, of the sweeps
 
 	lastTick atomic.Int64 // when River last called a constructor here, Unix nanoseconds
 	lastWork atomic.Int64 // when a sweep last ran here
@@ -77,6 +80,7 @@ func New(config Config) (*Jobs, error) {
 		logger:   config.Logger,
 		sweeps:   map[string]*Sweep{},
 		lookouts: map[string]*lookout{},
+		outages:  map[string]*outage.Reporter{},
 		idle:     make(chan struct{}),
 		turn:     make(chan struct{}, 1),
 	}
@@ -84,6 +88,7 @@ func New(config Config) (*Jobs, error) {
 	for i := range config.Sweeps {
 		sweep := &config.Sweeps[i]
 		j.sweeps[sweep.Kind] = sweep
+		j.outages[sweep.Kind] = outage.New(j.logger, "sweep failed, the next tick tries again", "sweep of kind "+sweep.Kind+" works again")
 		if sweep.NextDue != nil {
 			j.lookouts[sweep.Kind] = newLookout(lookoutConfig{
 				next: sweep.NextDue, clock: config.Clock, leading: j.Leading, healthy: config.Healthy,

@@ -226,16 +226,20 @@ func TestAFailedSweepIsVisibleNotRetriedAndTheNextTickSweepsAgain(t *testing.T) 
 	start(t, config)
 	await(t, "the failing sweep", b.swept[KindResume])
 	await(t, "the next one", b.swept[KindResume])
+	await(t, "the one after that", b.swept[KindResume])
 	eventually(t, "the failure is recorded", func() bool {
 		return count(t, b.pool, "kind = $1::text and state = 'cancelled' and attempt = 1 and errors[1]->>'error' like '%no such table%'", KindResume) > 0
 	})
-	if log := b.log.String(); !strings.Contains(log, "sweep failed") || !strings.Contains(log, "no such table") {
-		t.Errorf("the failure is not in the log:\n%s", log)
+	if log := b.log.String(); strings.Count(log, "sweep failed") != 1 || !strings.Contains(log, "no such table") {
+		t.Errorf("the failure is not in the log, once:\n%s", log)
 	}
 	b.fail.Store(nil)
 	eventually(t, "a sweep succeeds", func() bool {
 		return count(t, b.pool, "kind = $1::text and state = 'completed'", KindResume) > 0
 	})
+	if log := b.log.String(); strings.Count(log, "works again") != 1 {
+		t.Errorf("the end is not in the log, once:\n%s", log)
+	}
 }
 
 func TestASweepRunsOnceAtATimeInTheWholeCluster(t *testing.T) {

@@ -7,6 +7,8 @@ import (
 	"math"
 	"sync/atomic"
 	"time"
+
+	"github.com/romancy-go/romancy/internal/outage"
 )
 
 const (
@@ -38,7 +40,8 @@ type lookoutConfig struct {
 // translated with its time at epoch, so the setting of neither clock matters.
 type lookout struct {
 	lookoutConfig
-	epoch time.Time
+	epoch  time.Time
+	outage *outage.Reporter
 
 	overdue       atomic.Bool   // for the tick: a deadline has passed
 	earliest      atomic.Int64  // the earliest deadline known, in nanoseconds since epoch
@@ -54,6 +57,7 @@ type lookout struct {
 
 func newLookout(config lookoutConfig) *lookout {
 	l := &lookout{lookoutConfig: config, epoch: time.Now(), wake: make(chan struct{}, 1)}
+	l.outage = outage.New(config.logger, "the earliest deadline cannot be read, trying again", "the earliest deadline can be read again")
 	l.earliest.Store(noDeadline)
 	l.databaseEpoch.Store(l.epoch.UnixNano()) // until the first look has asked
 	return l
@@ -161,10 +165,11 @@ func (l *lookout) look(ctx context.Context) {
 		l.pause = min(cmp.Or(2*l.pause, l.spacing), l.every)
 		l.renew.Store(true)
 		if ctx.Err() == nil {
-			l.logger.WarnContext(ctx, "the earliest deadline cannot be read, trying again", slog.Duration("delay", l.pause), slog.Any("error", err))
+			l.outage.Failed(ctx, err)
 		}
 		return
 	}
+	l.outage.Succeeded(ctx)
 	l.databaseEpoch.Store(databaseNow.Add(-read.Sub(l.epoch)).UnixNano())
 
 	if !ok || time.Since(at) < ownerGrace {

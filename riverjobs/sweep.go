@@ -192,7 +192,8 @@ func insertOpts() *river.InsertOpts {
 }
 
 // work runs one sweep job. Errors come back as a cancelled job: recorded and visible in River, but neither retried nor
-// given to the host's error handler once a second.
+// given to the host's error handler once a second. Whatever the database says, the next tick tries again: a sweep writes no
+// value that could be refused for good.
 func (j *Jobs) work(ctx context.Context, row *rivertype.JobRow, schema string) error {
 	sweep, ok := j.sweeps[row.Kind]
 	if !ok || schema != j.config.Schema || !j.enter() {
@@ -211,12 +212,13 @@ func (j *Jobs) work(ctx context.Context, row *rivertype.JobRow, schema string) e
 	}
 	switch {
 	case err == nil:
+		j.outages[row.Kind].Succeeded(ctx)
 		j.logger.DebugContext(ctx, "swept", slog.String("kind", row.Kind), slog.Int("found", found))
 		return nil
 	case errors.Is(context.Cause(ctx), errStopped):
 		return river.JobCancel(errStopped)
 	default:
-		j.logger.ErrorContext(ctx, "sweep failed, the next tick tries again", slog.String("kind", row.Kind), slog.Any("error", err))
+		j.outages[row.Kind].Failed(ctx, err, slog.String("kind", row.Kind))
 		return river.JobCancel(fmt.Errorf("sweep %s: %w", row.Kind, err))
 	}
 }

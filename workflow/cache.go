@@ -160,11 +160,13 @@ func (e *Engine) listenUnparked(r *run, channels []listening) {
 
 // park puts r, whose row is waiting now, among the parked. It reports false if r must end instead.
 func (e *Engine) park(r *run, w waiting, channels []listening) bool {
+	epoch := e.serverEpoch()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if r.phase != executing || e.draining.Load() {
 		return false
 	}
+	r.epoch = epoch
 	e.cache.executing--
 	e.freeLocked(r)
 	r.phase, r.waiting, r.reasons, r.due = parked, w, reasons{}, false

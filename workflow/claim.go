@@ -162,11 +162,12 @@ func (e *Engine) launch(ctx context.Context, worker int64, owned []store.Claimed
 // resumeClaimed lets those runs go on that are parked in memory here and were owned by nobody else meanwhile; it returns
 // the others.
 func (e *Engine) resumeClaimed(owned []store.Claimed) (rest []store.Claimed) {
+	epoch := e.serverEpoch()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, run := range owned {
 		r := e.cache.runs[run.ID]
-		if r != nil && r.phase == parked && !r.reasons.polling && r.token+1 == run.Token {
+		if r != nil && r.phase == parked && !r.reasons.polling && r.token+1 == run.Token && r.epoch == epoch {
 			r.slot, r.due, r.worker = true, false, run.Worker
 			e.resumeLocked(r, run.Token, resumption{outcome: claimed})
 			continue
@@ -360,6 +361,9 @@ func (e *Engine) orphanLoop(ctx context.Context) {
 			after, err = e.findOrphans(ctx)
 			for fence, workflow := range after {
 				if _, still := before[fence]; still {
+					e.mu.Lock()
+					e.dropForgottenLocked(fence)
+					e.mu.Unlock()
 					e.release(fence, workflow)
 				}
 			}

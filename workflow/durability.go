@@ -2,26 +2,70 @@ package workflow
 
 import (
 	"context"
+	"sync"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
 
-// checkDurability warns, once, when the database answers commits that a crash may undo. (local and remote_write are fine: what is
+// durability is what this process knows of the server that it writes to.
+type durability struct {
+	warned sync.Once
+
+	mu      sync.Mutex
+	started int64 // when the server was started, in microseconds since 1970; 0: not known
+	epoch   int64 // how often it has become another one, or was started again
+}
+
+// noteServer notes which server the engine writes to, before it does. One that has been started since the last time may have lost its last
+// commits. Either way it warns, once, when the server answers commits that a crash may undo. (local and remote_write are fine: what is
 // lost with them is lost in a failover alone, which only a standby that is always waited for rules out.)
-func (e *Engine) checkDurability(ctx context.Context, conn *pgx.Conn) {
+func (e *Engine) noteServer(ctx context.Context, conn *pgx.Conn) error {
 	var setting string
+	var started int64
 	// By the simple protocol, so that nothing is prepared for it.
-	if err := conn.QueryRow(ctx, "show synchronous_commit", pgx.QueryExecModeSimpleProtocol).Scan(&setting); err != nil {
-		return // whatever follows on this connection says why
+	if err := conn.QueryRow(ctx, "select current_setting('synchronous_commit'), (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint",
+		pgx.QueryExecModeSimpleProtocol).Scan(&setting, &started); err != nil {
+		return err
+	}
+	d := &e.durability
+	d.mu.Lock()
+	another := d.started != 0 && d.started != started
+	d.started = started
+	if another {
+		d.epoch++
+	}
+	d.mu.Unlock()
+	if another {
+		e.logger.InfoContext(ctx, "the database server was started again, or another has taken its place: the runs in memory here are compared with what it knows")
+		e.held.give()
+		e.orphans.give()
 	}
 	if setting == "off" {
-		e.durability.Do(func() {
+		d.warned.Do(func() {
 			e.logger.WarnContext(ctx, "synchronous_commit is off for the engine's connections: a crash of the database loses what it has answered last, "+
 				"so starts, messages and cancellations that were acknowledged may be gone, and steps are executed again whose results were recorded",
 				"remedy", "alter role ... set synchronous_commit = on, and see docs/operations.md")
 		})
+	}
+	return nil
+}
+
+// serverEpoch returns a number that grows when the database may have lost its last commits. A run that was parked under a smaller one is
+// not resumed in memory when it is claimed, because others may have had it under the same tokens.
+func (e *Engine) serverEpoch() int64 {
+	e.durability.mu.Lock()
+	defer e.durability.mu.Unlock()
+	return e.durability.epoch
+}
+
+// dropForgottenLocked drops a parked run of which the database says, lastingly, that it executes here: it does not know any more that the
+// run was parked, and what it holds of its history may be less as well. The caller holds the engine's mutex.
+func (e *Engine) dropForgottenLocked(fence store.Fence) {
+	if r := e.cache.runs[fence.ID]; r != nil && r.phase == parked && !r.reasons.polling && r.fence() == fence {
+		e.sayForgotten(fence, r.definition.Name(), []store.Run{{Token: fence.Token}})
+		e.dropLocked(r)
 	}
 }
 

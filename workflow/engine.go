@@ -208,7 +208,7 @@ type Engine struct {
 	side       *commit.Committer // for starts with a caller's id, which another transaction may hold
 	lease      *lease.Keeper
 	lingering  *lingering
-	durability sync.Once
+	durability durability
 	reading    *outage.Reporter // of what runs have to know from the database
 	beginning  *outage.Reporter // of transactions of activities
 	watch      *watch
@@ -284,17 +284,21 @@ func NewEngine(config Config) (*Engine, error) {
 	e.wakes = outage.New(e.logger, "parked runs could not be woken, will be tried again", "parked runs are woken again")
 	connect := func(ctx context.Context) (*pgx.Conn, error) {
 		conn, err := dial.Beside(ctx, config.Pool, " engine", nil)
-		if err == nil {
-			config.Listener.Retry() // the end of an outage shows here first
-			e.checkDurability(ctx, conn)
+		if err != nil {
+			return nil, err
 		}
-		return conn, err
+		config.Listener.Retry() // the end of an outage shows here first
+		if err := e.noteServer(ctx, conn); err != nil {
+			dial.HangUp(conn)
+			return nil, err
+		}
+		return conn, nil
 	}
 	e.committer = commit.New(commit.Config{Store: statements, Connect: connect, Lanes: 2, Sent: e.sent, SentEvents: e.sentEvents, Flushed: metrics.flushed(metrics.runs), Logger: e.logger,
 		Holds:     func(worker int64) bool { return !e.lease.Lost(worker) },
 		Abandoned: metrics.abandoned,
 	})
-	e.side = commit.New(commit.Config{Store: statements, Connect: connect, Lazy: true, LockTimeout: 200 * time.Millisecond, Flushed: metrics.flushed(metrics.starts), Logger: e.logger})
+	e.side = commit.New(commit.Config{Store: statements, Connect: connect, Lazy: true, Flushed: metrics.flushed(metrics.starts), Logger: e.logger})
 	e.lease = lease.New(lease.Config{
 		Store: statements, Committer: e.committer, Label: config.Label, Lease: config.Lease,
 		Connect:   func(ctx context.Context) (*pgx.Conn, error) { return dial.Beside(ctx, config.Pool, " lease", nil) },

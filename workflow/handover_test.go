@@ -19,7 +19,7 @@ func (w *worker) shutdownPastItsLimit(t *testing.T) {
 	ended, end := context.WithCancel(context.Background())
 	end()
 	if err := w.Shutdown(ended); !errors.Is(err, context.Canceled) {
-		t.Errorf("shut the engine down: %v, want an error that names the runs taken from their steps", err)
+		t.Errorf("shut the engine down: %v, want an error that names the runs that were interrupted", err)
 	}
 	if err := w.notifier.Close(ended); err != nil {
 		t.Errorf("close the notifier: %v", err)
@@ -96,9 +96,9 @@ func TestHeirsOfAWorkerThatShutsDownAreToldSo(t *testing.T) {
 				<-down
 			},
 		},
-		"executing, past the limit": {
+		"executing, past the limit, and returning when told": {
 			flow: func(ctx *workflow.Context, step *workflow.Activity[int, int]) (int, error) {
-				return step.Execute(ctx, 0)
+				return step.Execute(ctx, -1)
 			},
 			end: func(t *testing.T, s *handover) {
 				t.Helper()
@@ -136,8 +136,16 @@ func TestHeirsOfAWorkerThatShutsDownAreToldSo(t *testing.T) {
 			t.Parallel()
 			s := &handover{begun: make(chan struct{}), leave: make(chan struct{})}
 			begin := sync.OnceFunc(func() { close(s.begun) })
-			step := workflow.DefineActivity("step", func(_ context.Context, n int) (int, error) {
+			step := workflow.DefineActivity("step", func(ctx context.Context, n int) (int, error) {
 				begin()
+				if n < 0 {
+					select {
+					case <-ctx.Done():
+						return 0, ctx.Err()
+					case <-s.leave:
+						return n, nil
+					}
+				}
 				<-s.leave // whatever its context says
 				return n, nil
 			})

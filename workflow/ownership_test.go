@@ -344,40 +344,6 @@ func TestShutdownHandsRunsOver(t *testing.T) {
 	}
 }
 
-// A shutdown that cannot wait hands the run over all the same, and what the abandoned step does then is not recorded.
-func TestShutdownPastItsLimitHandsRunsOver(t *testing.T) {
-	t.Parallel()
-	pool := pgtest.Pool(t)
-	entered, leave := make(chan struct{}, 2), make(chan struct{})
-	stubborn := workflow.DefineActivity("stubborn", func(context.Context, int) (int, error) {
-		entered <- struct{}{}
-		<-leave
-		return 1, nil
-	})
-	flow := workflow.Define("stubborn", func(ctx *workflow.Context, n int) (int, error) { return stubborn.Execute(ctx, n) })
-	one := startWorker(t, pool, []workflow.Definition{flow})
-	ctx := testContext(t)
-	run, err := flow.Start(ctx, one.Engine, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	<-entered
-	limit, cancel := context.WithCancel(ctx)
-	cancel()
-	if err := one.Shutdown(limit); err == nil {
-		t.Fatal("the limit was over, and Shutdown says nothing about the run it took")
-	}
-	if n := count(t, pool, "select count(*) from romancy.instances where status = 'ready'"); n != 1 {
-		t.Fatal("the run was not handed over")
-	}
-	two := startWorker(t, pool, []workflow.Definition{flow})
-	<-entered
-	close(leave)
-	if _, err := flow.Run(two.Engine, run.ID()).Result(ctx); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // A result is decoded into its declared type when it is replayed, never by way of any: 2^53 + 1 stays what it is.
 func TestResultsSurviveReplayInTheirType(t *testing.T) {
 	t.Parallel()

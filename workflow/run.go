@@ -59,6 +59,7 @@ type run struct {
 	ctx       context.Context //nolint:containedctx // see lifetime
 	stop      context.CancelFunc
 	element   *list.Element
+	epoch     int64 // of the database server when it was parked, see serverEpoch
 	waiting   waiting
 	listening []listening // the channels it waits on, parked or not
 	reasons   reasons     // to poll for it, while it is parked

@@ -17,7 +17,7 @@ func TestNothingFollowsFromAMessageWhoseDeliveryIsNotCommitted(t *testing.T) {
 	pool := pgtest.Pool(t)
 	ctx := testContext(t)
 	if _, err := pool.Exec(ctx, `
-		create sequence commits;
+		create sequence public.commits;
 		create function refuse_first() returns trigger language plpgsql as $$
 			begin
 				if nextval('public.commits') = 1 then raise exception 'refused'; end if;

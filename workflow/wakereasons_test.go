@@ -17,8 +17,8 @@ import (
 // patient is a worker that sweeps once an hour: what a reason to wake does not bring about does not happen in the time of a test.
 var patient = configured(func(c *workflow.Config) { c.FallbackInterval = time.Hour })
 
-// holdRow holds the row of a run, as a caller's transaction may, until release is called.
-func holdRow(t *testing.T, pool *pgxpool.Pool, id string) (release func()) {
+// holdRunsRow holds the row of a run, as a caller's transaction may, until release is called.
+func holdRunsRow(t *testing.T, pool *pgxpool.Pool, id string) (release func()) {
 	t.Helper()
 	ctx := testContext(t)
 	conn, err := pgx.ConnectConfig(ctx, pool.Config().ConnConfig)
@@ -139,7 +139,7 @@ func TestReasonToWakeOutlivesAHeldRow(t *testing.T) {
 				t.Parallel()
 				pool := pgtest.Pool(t)
 				w, run := parkForReason(t, pool, why, options...)
-				release := holdRow(t, pool, run.ID())
+				release := holdRunsRow(t, pool, run.ID())
 				if err := why.come(testContext(t), w, run.ID()); err != nil {
 					t.Error(err)
 				}
@@ -256,7 +256,7 @@ func TestPublishedMessageFindsAnotherCompetitor(t *testing.T) {
 			runs = append(runs, run)
 		}
 		eventually(t, "both are parked", func() bool { return w.Status().Parked == 2 })
-		release := holdRow(t, pool, runs[0].ID())
+		release := holdRunsRow(t, pool, runs[0].ID())
 		for i, send := range []func() error{
 			func() error { return w.Publish(ctx, "jobs", 1) },
 			func() error { return w.SendTo(ctx, runs[0].ID(), "jobs", 2) },

@@ -6,10 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
+	"math/rand/v2"
+	"sync/atomic"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
-	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/romancy-go/romancy/internal/refusal"
 )
 
 // MetadataInstanceID is the metadata key that names the run which a message handled by [Engine.SendHandler] is for.
@@ -22,6 +25,7 @@ type handlerOptions struct {
 	reject func(*message.Message, error) error
 	id     func(*message.Message) string
 	target func(*message.Message) string
+	care   *care
 }
 
 // WithRejected has reject called with every message that can never be handled, after it was logged, for instance to publish
@@ -48,8 +52,9 @@ func WithTarget(target func(msg *message.Message) string) HandlerOption {
 // A message that can never start one (a payload that is not the JSON of the input, an id that cannot be stored or belongs to
 // a run with another input) is rejected: logged as an error and acknowledged, because it would otherwise come back for ever
 // and hold up those behind it. Any other error is returned, so that the router's middleware retries or the message is
-// delivered again: also what the database refuses whatever the message says, such as a missing grant or a schema that is
-// being migrated.
+// delivered again: also what the database refuses whatever the message says, such as a missing grant, a lock, a full disk or
+// a schema that is being migrated. While it does, the handler returns after a pause, of 2 s at most, that grows with each
+// failure in a row.
 func (e *Engine) StartHandler(definition Definition, options ...HandlerOption) message.NoPublishHandlerFunc {
 	chosen := newHandlerOptions(options)
 	return func(msg *message.Message) error {
@@ -63,6 +68,7 @@ func (e *Engine) StartHandler(definition Definition, options ...HandlerOption) m
 		if _, err := e.start(contextOf(msg), ask); err != nil {
 			return e.rejectIfPermanent(msg, chosen, fmt.Errorf("start workflow %q: %w", definition.Name(), err))
 		}
+		chosen.care.succeeded()
 		return nil
 	}
 }
@@ -101,6 +107,7 @@ func (e *Engine) SendHandler(channel string, options ...HandlerOption) message.N
 		if err := e.deliver(contextOf(msg), ask); err != nil {
 			return e.rejectIfPermanent(msg, chosen, err)
 		}
+		chosen.care.succeeded()
 		return nil
 	}
 }
@@ -110,6 +117,7 @@ func newHandlerOptions(options []HandlerOption) handlerOptions {
 		reject: func(*message.Message, error) error { return nil },
 		id:     func(msg *message.Message) string { return msg.UUID },
 		target: func(msg *message.Message) string { return msg.Metadata.Get(MetadataInstanceID) },
+		care:   new(care),
 	}
 	for _, option := range options {
 		option(&chosen)
@@ -125,24 +133,41 @@ func (e *Engine) rejectUnlessClosed(msg *message.Message, chosen handlerOptions,
 	return e.reject(msg, chosen, err)
 }
 
-// rejectIfPermanent: the receiver or the database may have refused what the message says.
+// rejectIfPermanent: the receiver or the database may have refused what the message says. Whatever else the database says,
+// the message is not at fault: it comes again, but not at once.
 func (e *Engine) rejectIfPermanent(msg *message.Message, chosen handlerOptions, err error) error {
-	refused := new(pgconn.PgError)
 	switch {
-	case errors.Is(err, ErrIDConflict), errors.Is(err, ErrUndeliverable), errors.As(err, &refused) && refusesData(refused):
+	case errors.Is(err, ErrIDConflict), errors.Is(err, ErrUndeliverable), refusal.Of(err) == refusal.Value:
 		return e.reject(msg, chosen, err)
+	case errors.Is(err, ErrClosed), errors.Is(err, ErrNotStarted):
+		return err
 	default:
+		chosen.care.pause(contextOf(msg))
 		return err
 	}
 }
 
-// refusesData reports whether PostgreSQL has refused the data of a statement and not the statement: classes 22 (data exception)
-// and 54 (program limit exceeded) of appendix A of its manual. Classes 23 (integrity constraint) and 42 (access rule, undefined
-// object) are no message's fault here: what the tables' own constraints ask for is checked before, so they come of missing
-// grants, of a schema that is being migrated, or of constraints that somebody has added.
-func refusesData(err *pgconn.PgError) bool {
-	return strings.HasPrefix(err.Code, "22") || strings.HasPrefix(err.Code, "54")
+const (
+	firstPause = 50 * time.Millisecond
+	mostPause  = 2 * time.Second
+)
+
+// care keeps a handler's messages from coming again as fast as a broker can deliver them, while the database refuses them.
+type care struct{ failures atomic.Int64 } // in a row
+
+// pause waits after a failure, twice as long after each further one, half of it random; at most until ctx ends.
+func (c *care) pause(ctx context.Context) {
+	wait := mostPause
+	if n := c.failures.Add(1); n < 16 {
+		wait = min(firstPause<<(n-1), mostPause)
+	}
+	select {
+	case <-time.After(wait/2 + rand.N(wait/2)):
+	case <-ctx.Done():
+	}
 }
+
+func (c *care) succeeded() { c.failures.Store(0) }
 
 func (e *Engine) reject(msg *message.Message, chosen handlerOptions, cause error) error {
 	logger := slog.Default()

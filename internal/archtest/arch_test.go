@@ -37,7 +37,6 @@ const (
 	watermill  = "github.com/ThreeDotsLabs/watermill"
 	watersql   = "github.com/ThreeDotsLabs/watermill-sql/v4"
 	river      = "github.com/riverqueue/river"
-	tern       = "github.com/jackc/tern/v2"
 	uuid       = "github.com/google/uuid"
 	goleak     = "go.uber.org/goleak"
 	embeddedpg = "github.com/fergusstrange/embedded-postgres"
@@ -55,7 +54,7 @@ var rooms = []room{
 	// The bus knows watermill-sql for its seams alone: what waits between two polls, and what a publisher inserts.
 	{path: "bus", floor: 2, modules: []string{pgx, watermill, watersql, otel}},
 	{path: "internal", floor: 1, modules: []string{pgx}},
-	{path: "internal/schema", floor: 1, modules: []string{pgx, tern}},
+	{path: "internal/rivertables", floor: 1, modules: []string{pgx, river}},
 	{path: "internal/sqlfile", floor: 1},
 	{path: "internal/pgtest", floor: 1, modules: []string{pgx, goleak, embeddedpg}},
 	{path: "internal/archtest", floor: 1},

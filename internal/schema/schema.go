@@ -3,125 +3,160 @@ package schema
 
 import (
 	"context"
-	"embed"
-	"errors"
 	"fmt"
-	"io/fs"
+	"log/slog"
+	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/jackc/tern/v2/migrate"
 
-	"github.com/romancy-go/romancy/internal/dial"
+	"github.com/romancy-go/romancy/internal/migrator"
+	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/internal/sqlfile"
 )
 
 // Default is the schema used when the application names none.
 const Default = "romancy"
 
-//go:embed migrations/*.sql
-var migrations embed.FS
-
-// VersionError says that the database's schema is not the one this build works with.
-type VersionError struct {
-	Schema string
-	Found  int32 // 0: the schema has never been migrated
-	Want   int32
-}
-
-func (e *VersionError) Error() string {
-	switch {
-	case e.Found > e.Want:
-		return fmt.Sprintf("schema %q is at version %d, newer than version %d that this build knows: deploy a build at least as new as the one that migrated it", e.Schema, e.Found, e.Want)
-	case e.Found == 0:
-		return fmt.Sprintf("schema %q has no tables yet (want version %d): run romancy.Migrate first", e.Schema, e.Want)
-	default:
-		return fmt.Sprintf("schema %q is at version %d, older than version %d that this build needs: run romancy.Migrate first", e.Schema, e.Found, e.Want)
-	}
-}
-
-func versionTable(schema string) string { return schema + ".schema_version" }
-
 // Version returns the version that Migrate brings a schema to.
-func Version() int32 {
-	files, err := fs.Glob(migrations, "migrations/*.sql")
-	if err != nil {
-		panic(err) // the pattern is a constant
-	}
-	return int32(len(files))
+func Version() int32 { return int32(len(embedded())) }
+
+// Migrate brings schema to the version of this build, creating it if it does not exist. Concurrent calls wait for one another.
+// A newer schema is left alone; it is a *VersionError unless the schema says that this build can live with it.
+func Migrate(ctx context.Context, pool *pgxpool.Pool, schema string) error {
+	return MigrateLogging(ctx, pool, schema, slog.New(slog.DiscardHandler))
 }
 
-// Migrate brings schema to the version of this build, creating it if it does not exist. Concurrent calls wait for one
-// another (tern holds a session advisory lock). It returns a *VersionError if the schema is newer than this build, and
-// changes nothing then.
-func Migrate(ctx context.Context, pool *pgxpool.Pool, schema string) error {
+// MigrateLogging is Migrate that logs what was done and what is waited for.
+func MigrateLogging(ctx context.Context, pool *pgxpool.Pool, schema string, logger *slog.Logger) error {
+	return migrate(ctx, pool, schema, logger, embedded())
+}
+
+func migrate(ctx context.Context, pool *pgxpool.Pool, schema string, logger *slog.Logger, migrations []migration) error {
 	if err := sqlfile.CheckSchema(schema); err != nil {
 		return err
 	}
-	// A connection of its own, not the pool's: tern ends each migration with RESET ALL, which would undo what the host's
-	// AfterConnect has set.
-	conn, err := dial.Beside(ctx, pool, " migrate", nil)
+	session, err := migrator.Open(ctx, pool, schema, logger)
 	if err != nil {
 		return fmt.Errorf("migrate schema %q: %w", schema, err)
 	}
-	defer dial.HangUp(conn)
+	defer session.Close()
+	m := mover{session: session, schema: schema, migrations: migrations}
+	defer m.tell(ctx, logger, time.Now())
+	for {
+		done, err := m.advance(ctx)
+		if _, wrong := err.(*VersionError); wrong { //nolint:errorlint // advance returns it as it is
+			return err
+		}
+		if err != nil {
+			return fmt.Errorf("migrate schema %q: %w", schema, err)
+		}
+		if done {
+			return nil
+		}
+	}
+}
 
-	if err := createSchema(ctx, conn, schema); err != nil {
-		return fmt.Errorf("migrate schema %q: create it: %w", schema, err)
+// mover brings one schema from version to version.
+type mover struct {
+	session    *migrator.Session
+	schema     string
+	migrations []migration
+	collisions int
+	applied    []string // the names of the migrations
+}
+
+// tell logs what has been done.
+func (m *mover) tell(ctx context.Context, logger *slog.Logger, began time.Time) {
+	if len(m.applied) > 0 {
+		logger.InfoContext(ctx, "schema migrated", "schema", m.schema, "migrations", m.applied, "duration", time.Since(began).Round(time.Millisecond))
 	}
-	migrator, err := migrate.NewMigrator(ctx, conn, versionTable(schema))
+}
+
+// maxCollisions bounds how often what another process makes at the same time without our lock is tried again.
+const maxCollisions = 10
+
+// advance does the next thing there is to do, or says that there is none. It finds out without the lock, so that a process
+// that has nothing to do waits for nobody, and finds out again when it has it.
+func (m *mover) advance(ctx context.Context) (done bool, err error) {
+	var found state
+	read := func(ctx context.Context, tx pgx.Tx) (err error) {
+		found, err = readState(ctx, tx, m.schema)
+		return err
+	}
+	if err := m.session.Read(ctx, read); err != nil {
+		return false, err
+	}
+	want := int32(len(m.migrations))
+	if found.version > want || found.version == want && found.ready {
+		return true, found.accept(m.schema, want)
+	}
+	if err := found.check(m.schema); err != nil {
+		return false, err
+	}
+	if !found.ready || found.rows == 0 {
+		return false, m.makeVersionTable(ctx, found.schemaThere)
+	}
+	return false, m.apply(ctx, &m.migrations[found.version])
+}
+
+// makeVersionTable also tries again what another process has done meanwhile without our lock, as builds did before.
+func (m *mover) makeVersionTable(ctx context.Context, schemaThere bool) error {
+	err := m.session.Step(ctx, func(ctx context.Context, tx pgx.Tx) error {
+		sql := versionTable(m.schema)
+		if !schemaThere {
+			sql = createSchema(m.schema) + sql
+		}
+		return script(ctx, tx.Conn(), sql)
+	})
+	if code := refusal.Code(err); m.collisions < maxCollisions && (code == "23505" || code == "42P06" || code == "42P07") {
+		m.collisions++
+		return nil // it is there now, which the next attempt finds
+	}
 	if err != nil {
-		return fmt.Errorf("migrate schema %q: %w", schema, err)
-	}
-	found, err := migrator.GetCurrentVersion(ctx)
-	if err != nil {
-		return fmt.Errorf("migrate schema %q: read its version: %w", schema, err)
-	}
-	if found > Version() {
-		return &VersionError{Schema: schema, Found: found, Want: Version()}
-	}
-	migrator.Data["schema"] = schema
-	files, err := fs.Sub(migrations, "migrations")
-	if err != nil {
-		return fmt.Errorf("migrate schema %q: %w", schema, err)
-	}
-	if err := migrator.LoadMigrations(files); err != nil {
-		return fmt.Errorf("migrate schema %q: load: %w", schema, err)
-	}
-	if err := migrator.Migrate(ctx); err != nil {
-		return fmt.Errorf("migrate schema %q: %w", schema, err)
+		return fmt.Errorf("version table: %w", err)
 	}
 	return nil
 }
 
-// createSchema tolerates a concurrent creator: CREATE SCHEMA IF NOT EXISTS can still lose the race on the catalogue's
-// unique index.
-func createSchema(ctx context.Context, conn *pgx.Conn, schema string) error {
-	_, err := conn.Exec(ctx, "create schema if not exists "+schema)
-	var pgErr *pgconn.PgError
-	if errors.As(err, &pgErr) && (pgErr.Code == "23505" || pgErr.Code == "42P06") {
-		return nil
+// apply carries out one migration, unless another process has.
+func (m *mover) apply(ctx context.Context, next *migration) error {
+	applied := false
+	step := func(ctx context.Context, tx pgx.Tx, change func() error) error {
+		found, err := readState(ctx, tx, m.schema)
+		if err != nil || found.version != next.version-1 {
+			return err
+		}
+		if err := change(); err != nil {
+			return fmt.Errorf("migration %s: %w", next.name, err)
+		}
+		applied = true // if it commits
+		return record(ctx, tx, m.schema, next)
+	}
+	var err error
+	if next.outside {
+		err = m.session.Outside(ctx, func(ctx context.Context, tx pgx.Tx, free *pgx.Conn) error {
+			return step(ctx, tx, func() error { return oneByOne(ctx, tx, free, m.schema, split(next.sql(m.schema))) })
+		})
+	} else {
+		err = m.session.Step(ctx, func(ctx context.Context, tx pgx.Tx) error {
+			return step(ctx, tx, func() error { return script(ctx, tx.Conn(), next.sql(m.schema)) })
+		})
+	}
+	if err == nil && applied {
+		m.applied = append(m.applied, next.name)
 	}
 	return err
 }
 
-// Check returns a *VersionError unless schema is exactly at the version of this build.
-func Check(ctx context.Context, pool *pgxpool.Pool, schema string) error {
-	if err := sqlfile.CheckSchema(schema); err != nil {
-		return err
-	}
-	var found int32
-	err := pool.QueryRow(ctx, "select version from "+versionTable(schema)).Scan(&found)
-	var pgErr *pgconn.PgError
-	if errors.As(err, &pgErr) && (pgErr.Code == "42P01" || pgErr.Code == "3F000") {
-		found, err = 0, nil
-	}
+// record writes that next has been applied.
+func record(ctx context.Context, tx pgx.Tx, schema string, next *migration) error {
+	tag, err := tx.Exec(ctx, recordVersion(schema, next))
 	if err != nil {
-		return fmt.Errorf("read the version of schema %q: %w", schema, err)
+		return fmt.Errorf("migration %s: write its version: %w", next.name, err)
 	}
-	if found != Version() {
-		return &VersionError{Schema: schema, Found: found, Want: Version()}
+	if tag.RowsAffected() != 1 {
+		return fmt.Errorf("migration %s: %s.schema_version no longer holds version %d", next.name, schema, next.version-1)
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package schema_test
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"slices"
 	"strings"
@@ -65,7 +66,7 @@ func TestMigrateTwiceKeepsData(t *testing.T) {
 func TestConcurrentMigrations(t *testing.T) {
 	t.Parallel()
 	pool := emptyPool(t)
-	errs := make([]error, 4)
+	errs := make([]error, 8)
 	var start, done sync.WaitGroup
 	start.Add(len(errs))
 	for i := range errs {
@@ -87,7 +88,7 @@ func TestConcurrentMigrations(t *testing.T) {
 func TestNewerSchemaIsRefusedAndLeftAlone(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Pool(t)
-	exec(t, pool, "update romancy.schema_version set version = 9999")
+	exec(t, pool, "update romancy.schema_version set version = 9999, compatible_since = 9000")
 	before := relations(t, pool, schema.Default)
 	for name, call := range map[string]func(context.Context, *pgxpool.Pool, string) error{
 		"Check": schema.Check, "Migrate": schema.Migrate,
@@ -97,7 +98,7 @@ func TestNewerSchemaIsRefusedAndLeftAlone(t *testing.T) {
 			t.Errorf("%s: got %v, want a *VersionError", name, err)
 			continue
 		}
-		if want := (schema.VersionError{Schema: schema.Default, Found: 9999, Want: schema.Version()}); *wrong != want {
+		if want := (schema.VersionError{Schema: schema.Default, Found: 9999, Want: schema.Version(), Oldest: 9000}); *wrong != want {
 			t.Errorf("%s: got %+v, want %+v", name, *wrong, want)
 		}
 		if !strings.Contains(wrong.Error(), "newer") || !strings.Contains(wrong.Error(), "deploy") {
@@ -248,6 +249,29 @@ func TestMigrateWithoutPermissionSaysSo(t *testing.T) {
 	err := schema.Migrate(t.Context(), pool, schema.Default)
 	if err == nil || !strings.Contains(err.Error(), `schema "romancy"`) || !strings.Contains(err.Error(), "read-only") {
 		t.Errorf("got %v, want the schema and the server's reason", err)
+	}
+}
+
+// A role that may not create schemas is enough where an administrator has made the schema.
+func TestMigrateWithTheSchemaAloneAsARole(t *testing.T) {
+	t.Parallel()
+	pool := emptyPool(t)
+	role := "migrating_" + strings.ToLower(rand.Text()[:12])
+	exec(t, pool, "create role "+role+"; create schema romancy authorization "+role)
+	t.Cleanup(func() {
+		_, _ = pool.Exec(context.WithoutCancel(t.Context()), "drop owned by "+role+" cascade; drop role "+role)
+	})
+	guest := pgtest.Connect(t, pool.Config().ConnString(), func(config *pgxpool.Config) {
+		config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+			_, err := conn.Exec(ctx, "set role "+role)
+			return err
+		}
+	})
+	if err := schema.Migrate(t.Context(), guest, schema.Default); err != nil {
+		t.Fatal(err)
+	}
+	if owner := ask[string](t, pool, "select relowner::regrole::text from pg_class where oid = 'romancy.schema_version'::regclass"); owner != role {
+		t.Errorf("the tables belong to %s, want %s", owner, role)
 	}
 }
 

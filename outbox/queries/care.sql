@@ -61,9 +61,10 @@ cross join lateral (
 ) r;
 
 -- name: Stats
--- Counting reads one index entry per undelivered event.
-select (select count(*) from romancy.outbox o where o.dead_at is null),
-       (select count(*) from romancy.outbox o where o.dead_at is null and o.next_at is not null),
-       (select count(*) from romancy.outbox o where o.dead_at is not null),
+-- Counting reads one index entry per undelivered event, and stops at $1.
+select (select count(*) from (select 1 from romancy.outbox o where o.dead_at is null order by o.created_at limit $1::bigint) pending),
+       (select count(*) from (select 1 from romancy.outbox o
+                              where o.dead_at is null and o.next_at is not null order by o.key limit $1::bigint) waiting),
+       (select count(*) from (select 1 from romancy.outbox o where o.dead_at is not null order by o.dead_at limit $1::bigint) dead),
        (select extract(epoch from clock_timestamp() - o.created_at) * 1000 from romancy.outbox o
         where o.dead_at is null order by o.created_at, o.event_id limit 1)::float8;

@@ -1,5 +1,6 @@
 -- name: TakeSlot
--- Takes the lease of the slot that was served least recently among those with something to do: $1 owner, $2 lease in ms.
+-- Takes the lease of the slot that was served least recently among those with something to do: $1 owner, $2 lease in ms, $3
+-- slots that the same relay has in work. It has not died, so their leases may have run out without being anybody's to take.
 -- It is a statement of its own, although ClaimBatch follows in the same round trip: ClaimBatch's snapshot then shows all
 -- that the slot's previous owner did. In one statement the snapshot would be older than the lock, and a batch could
 -- overtake an event that just went into backoff. The probes are scalar subqueries with a limit, because an EXISTS may
@@ -16,7 +17,7 @@ with current as materialized (
 ), candidate as materialized (
     select c.slot, c.token
     from current c
-    where (c.owner is null or c.owner = $1::text or c.lease_until < clock_timestamp())
+    where (c.owner is null or c.owner = $1::text or c.lease_until < clock_timestamp()) and c.slot <> all ($3::integer[])
       and ((select true from romancy.outbox o
             where o.slot = c.slot and o.dead_at is null and o.next_at is null and o.id >= c.low
             order by o.id limit 1)
@@ -103,7 +104,7 @@ select mine.slot, mine.token, t.id, t.event_id, t.topic, t.key, t.payload, t.hea
 from mine left join taken t on true;
 
 -- name: Outlook
--- What comes next, in the snapshot after the claim: whether $1 got a slot and another free slot has something to do, and,
+-- What comes next, in the snapshot after the claim, but for the slots $2, which this relay has in work already: whether $1 got a slot and another free slot has something to do, and,
 -- if it got none, in how many milliseconds something will be: an event comes out of backoff, or the lease of an owner who
 -- may have died ends.
 with current as materialized (
@@ -112,6 +113,7 @@ with current as materialized (
         select s.slot, s.token, s.owner, s.lease_until, s.low
         from romancy.outbox_slots s where s.slot = n.slot order by s.token desc limit 1
     ) c
+    where c.slot <> all ($2::integer[])
 ), mine as materialized (
     select true as found from current c where c.owner = $1::text limit 1
 ), more as materialized (
@@ -148,7 +150,26 @@ select coalesce((select found from more), false),
        (select extract(epoch from min(due.at) - clock_timestamp()) * 1000
         from due where due.at < 'infinity')::float8;
 
--- name: RenewSlot
-update romancy.outbox_slots s
-set lease_until = clock_timestamp() + $4::bigint * interval '1 millisecond'
-where s.slot = $1::integer and s.owner = $2::text and s.token = $3::bigint;
+-- name: RenewSlots
+-- Extends by $4 ms the leases of the slots $1 that are still their owners' ($2) under the same tokens ($3), also those that
+-- have run out and were taken by nobody. Returns the places of those slots, and whether each was extended: a row that is
+-- locked, by its settlement, is passed over, so that it makes no other wait.
+with mine as materialized (
+    select m.place, s.slot, s.token
+    from unnest($1::integer[], $2::text[], $3::bigint[]) with ordinality as m (slot, owner, token, place)
+    cross join romancy.outbox_slots s
+    where s.slot = any (array[m.slot]) and s.token = any (array[m.token]) and s.owner = m.owner
+), free as materialized (
+    select m.place, s.slot, s.token
+    from unnest($1::integer[], $2::text[], $3::bigint[]) with ordinality as m (slot, owner, token, place)
+    cross join romancy.outbox_slots s
+    where s.slot = any (array[m.slot]) and s.token = any (array[m.token]) and s.owner = m.owner
+    for update of s skip locked
+), extended as (
+    update romancy.outbox_slots s
+    set lease_until = clock_timestamp() + $4::bigint * interval '1 millisecond'
+    from free f
+    where s.slot = any (array[f.slot]) and s.token = any (array[f.token])
+    returning f.place
+)
+select m.place, m.place = any (array(select e.place from extended e)) from mine m;

@@ -7,11 +7,12 @@ order by o.dead_at, o.id
 limit $3::bigint;
 
 -- name: RequeueDeadLetters
--- The low-water marks of their slots make way for them, also where that changes nothing: whoever is raising a mark in between
+-- At most $2 of those with the event ids $1. The low-water marks of their slots make way for them, also where that changes nothing: whoever is raising a mark in between
 -- then sees that the row is another. Slots are locked in order and before anything else.
 with asked as materialized (
     select o.id, o.slot from romancy.outbox o
     where o.event_id = any ($1::text[]) and o.dead_at is not null
+    limit $2::bigint
 ), slots as materialized (
     select s.slot from romancy.outbox_slots s
     where s.slot = any (array(select slot from asked))
@@ -30,8 +31,12 @@ where o.id = any (array(select id from asked)) and o.dead_at is not null
   and o.slot = any (array(select slot from lowered));
 
 -- name: DiscardDeadLetters
+-- At most $2 of those with the event ids $1.
 delete from romancy.outbox o
-where o.event_id = any ($1::text[]) and o.dead_at is not null;
+where o.id = any (array(
+    select d.id from romancy.outbox d
+    where d.event_id = any ($1::text[]) and d.dead_at is not null
+    limit $2::bigint)) and o.dead_at is not null;
 
 -- name: DeleteOldDeadLetters
 -- At most $2 of those that died more than $1 milliseconds ago.

@@ -47,3 +47,7 @@ with mine as materialized (
         ) h))
 )
 select slot from mine;
+
+-- name: CountEvents
+-- How many of the events $1 exist.
+select count(*) from romancy.outbox o where o.id = any ($1::bigint[]);

@@ -85,7 +85,8 @@ type Config struct {
 	// Lanes is how many connections write at the same time, under load or to wake runs: operations of one run are never on two of them. The
 	// second is made when first needed. Default 1.
 	Lanes int
-	// LockTimeout is how long one statement may wait for a lock. Default 1 s.
+	// LockTimeout is how long one statement may wait for a lock, which everything that shares its flush does with it: what is
+	// kept is tried again. Default 200 ms.
 	LockTimeout time.Duration
 	// FlushTimeout is after how long without an answer a connection counts as lost. Default 10 s.
 	FlushTimeout time.Duration
@@ -117,8 +118,7 @@ type Committer struct {
 	wakes, others class
 	busy          map[string]struct{} // runs with operations in a flush: what follows for them waits for its end
 	blocked       map[string]struct{} // runs of which an operation waits for another attempt: what follows for them waits, too
-	healthy       int                 // operations that a lane may take now: those that shared no flush that was refused
-	suspects      int                 // and those that did, see refused.go
+	ready         [tiers]int          // operations that a lane may take now
 	caution       caution
 	alarm         *time.Timer // rings when an operation's next attempt is due
 	disconnected  bool        // the first lane is connecting
@@ -138,10 +138,10 @@ type Committer struct {
 
 // New returns a committer that Open sets to work.
 func New(config Config) *Committer {
-	config.LockTimeout = cmp.Or(config.LockTimeout, time.Second)
+	config.LockTimeout = cmp.Or(config.LockTimeout, 200*time.Millisecond)
 	config.FlushTimeout = cmp.Or(config.FlushTimeout, 10*time.Second)
 	c := &Committer{
-		config: config, busy: map[string]struct{}{}, blocked: map[string]struct{}{}, others: class{least: worthALane}, caution: caution{most: maxBatch},
+		config: config, busy: map[string]struct{}{}, blocked: map[string]struct{}{}, others: class{least: worthALane}, caution: caution{most: maxBatch, kinds: map[kind]bool{}},
 		connecting: outage.New(config.Logger, "the engine cannot connect to the database, what it has to write is kept", "the engine is connected again"),
 		recording:  outage.New(config.Logger, "the database refuses what the engine has to write; it is kept and tried again", "the database takes everything again"),
 	}
@@ -237,7 +237,7 @@ type operation struct {
 	stoodBack bool // for a flush of wakes
 
 	sent      bool      // its answer was lost: it may have been carried out
-	suspect   bool      // a flush that it was in was refused
+	suspect   bool      // a flush that it was in was refused, or one of its kind is
 	refusals  int       // by itself
 	notBefore time.Time // when its next attempt is due
 }
@@ -263,6 +263,7 @@ func (c *Committer) submit(op *operation) {
 		c.refusals.Go(func() { op.answer(nil, ErrClosed) })
 		return
 	}
+	op.suspect = op.suspect || c.caution.kinds[op.kind]
 	c.queue = append(c.queue, op)
 	if c.free(op) {
 		c.count(op)
@@ -280,11 +281,7 @@ func (c *Committer) free(op *operation) bool {
 // count counts an operation that a lane may take. The caller holds the mutex.
 func (c *Committer) count(op *operation) {
 	c.classOf(op).free++
-	if op.suspect {
-		c.suspects++
-	} else {
-		c.healthy++
-	}
+	c.ready[op.tier()]++
 }
 
 // rouse wakes those lanes that have something to do and wait. The caller holds the mutex.
@@ -302,7 +299,7 @@ func (c *Committer) rouse() {
 
 // recount follows a change of queue or busy, or the passing of time. The caller holds the mutex.
 func (c *Committer) recount() {
-	c.wakes.free, c.others.free, c.healthy, c.suspects = 0, 0, 0, 0
+	c.wakes.free, c.others.free, c.ready = 0, 0, [tiers]int{}
 	clear(c.blocked)
 	now, next := time.Now(), time.Time{}
 	for _, op := range c.queue {

@@ -22,7 +22,7 @@ type lane struct {
 	direct bool         // the connection keeps its settings
 	taken  []*operation // those of the flush under way
 	most   int          // operations of the next flush, at most
-	tried  bool         // the last flush was one of suspects
+	tier   int          // that of the last flush
 
 	idle bool          // waits for wake; guarded by the committer's mutex
 	wake chan struct{} // holds a token once it is not idle any more
@@ -108,11 +108,14 @@ func (l *lane) rest() {
 // take removes from the queue what the next flush writes. The caller holds the mutex.
 func (l *lane) take() []*operation {
 	c := l.committer
-	l.tried = c.suspects > 0 && (!l.tried || c.healthy == 0) // in turn
-	ops := l.choose(l.tried)
-	if len(ops) == 0 {
-		l.tried = !l.tried
-		ops = l.choose(l.tried)
+	var ops []*operation
+	for range tiers { // in turn
+		if l.tier = (l.tier + 1) % tiers; c.ready[l.tier] == 0 {
+			continue
+		}
+		if ops = l.choose(l.tier); len(ops) > 0 {
+			break
+		}
 	}
 	if wakes, others := apart(ops, c.idleLane()); len(others) > 0 {
 		ops, c.queue = wakes, slices.Concat(others, c.queue)
@@ -129,11 +132,11 @@ func (l *lane) take() []*operation {
 	return ops
 }
 
-// choose removes from the queue what shares the next flush: suspects, or the others. The caller holds the mutex.
-func (l *lane) choose(suspects bool) []*operation {
+// choose removes from the queue what shares the next flush, of one tier. The caller holds the mutex.
+func (l *lane) choose(tier int) []*operation {
 	c := l.committer
 	most, now := l.most, time.Now()
-	if suspects {
+	if tier != healthy {
 		most = min(most, c.caution.most)
 	}
 	ops := make([]*operation, 0, min(len(c.queue), most))
@@ -150,7 +153,7 @@ func (l *lane) choose(suspects bool) []*operation {
 		}
 		_, busy := c.busy[op.run]
 		_, waits := passed[op.run]
-		if busy || waits || op.suspect != suspects || c.caution.due(op).After(now) {
+		if busy || waits || op.tier() != tier || c.caution.due(op).After(now) {
 			rest = append(rest, op)
 			if op.run != "" {
 				passed[op.run] = struct{}{}
@@ -370,7 +373,7 @@ func (l *lane) rollback(ctx context.Context, cause error) error {
 func (l *lane) conclude(ctx context.Context, ops []*operation, groups []*opGroup) (unfinished []*operation) {
 	c := l.committer
 	if ops[0].suspect {
-		c.cleared()
+		c.cleared(ops)
 	}
 	for _, g := range groups {
 		if len(g.sent) > 0 && c.config.Sent != nil {

@@ -15,7 +15,28 @@ import (
 
 // A flush that the database refuses has one operation in it that is refused, or many, or all: the reason may be a value, a lock on one
 // row, or a full disk. So its operations become suspects. These flush apart from all others, wait for locks only briefly, and as
-// few at a time as it takes to find which of them are refused alone.
+// few at a time as it takes to find which of them are refused alone. Those that were flush apart from the other suspects, too, and while
+// one is, new operations of its kind are suspects from the beginning: a lock on a table delays what is done to that table only.
+
+// The tiers of operations, which do not share a flush.
+const (
+	healthy = iota
+	suspected
+	refused
+	tiers
+)
+
+// tier returns that of op.
+func (op *operation) tier() int {
+	switch {
+	case op.refusals > 0:
+		return refused
+	case op.suspect:
+		return suspected
+	default:
+		return healthy
+	}
+}
 
 const (
 	// suspectLockTimeout is how long a flush of suspects waits for a lock: the next attempt may find it free.
@@ -30,15 +51,16 @@ const (
 
 // caution is what the committer knows of its suspects.
 type caution struct {
-	most    int       // suspects in a flush, at most
-	refused int       // attempts refused in a row
-	resume  time.Time // no suspect is tried before
-	kept    int       // operations that were refused by themselves, are kept, and have not been carried out yet
+	most    int           // suspects in a flush, at most
+	refused int           // attempts refused in a row
+	resume  time.Time     // nothing that was refused is tried before
+	kept    int           // operations that were refused by themselves, are kept, and have not been carried out yet
+	kinds   map[kind]bool // of which one was refused by itself, and none was carried out since
 }
 
 // due returns when op may be attempted.
 func (c *caution) due(op *operation) time.Time {
-	if op.suspect && c.resume.After(op.notBefore) {
+	if op.refusals > 0 && c.resume.After(op.notBefore) {
 		return c.resume
 	}
 	return op.notBefore
@@ -93,11 +115,17 @@ func (c *Committer) suspect(ops []*operation) {
 }
 
 // cleared follows a flush of suspects that was carried out.
-func (c *Committer) cleared() {
+func (c *Committer) cleared(ops []*operation) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.caution.most = min(2*c.caution.most, maxBatch)
-	c.caution.refused, c.caution.resume = 0, time.Time{}
+	for _, op := range ops {
+		delete(c.caution.kinds, op.kind)
+		if op.refusals > 0 {
+			c.caution.refused, c.caution.resume = 0, time.Time{}
+		}
+	}
+	c.recount()
 }
 
 // refused follows the refusal of an operation that was alone in its flush.
@@ -145,7 +173,7 @@ func (c *Committer) keep(ctx context.Context, op *operation, err error) (unfinis
 	if op.refusals++; op.refusals == 1 {
 		c.caution.kept++
 	}
-	op.suspect = true
+	op.suspect, c.caution.kinds[op.kind] = true, true
 	op.notBefore = time.Now().Add(backoff(firstDelay, lastDelay, op.refusals))
 	c.caution.refused++
 	c.caution.resume = time.Now().Add(backoff(firstPause, lastPause, c.caution.refused))

@@ -57,7 +57,7 @@ func (l *lane) carryOutWakes(ctx context.Context, ops []*operation) (unfinished 
 		return l.answered(ctx, ops, nil, l.rollback(flushCtx, err))
 	}
 	if ops[0].suspect {
-		l.committer.cleared()
+		l.committer.cleared(ops)
 	}
 	for _, op := range ops {
 		op.tell()

@@ -190,6 +190,9 @@ func ask[T any](ctx context.Context, k *Keeper, statements func(*pgx.Batch, *T))
 		failed = got.err
 	case <-patience.C:
 	}
+	if ctx.Err() != nil {
+		return nil, errors.Join(failed, ctx.Err()) // what is queued would be carried out all the same
+	}
 
 	other := make(chan answer[T], 1)
 	go func() {

@@ -60,7 +60,9 @@ update romancy.workers w set lived_at = clock_timestamp() where w.id = any ($1::
 --
 -- A run whose row another transaction holds is not waited for, but named (skipped): it is asked for again.
 with ask as materialized (
-    select * from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[]) as a(id, token, worker, until_us)
+    select a.id, a.token, a.worker, min(a.until_us) as until_us
+    from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[]) as a(id, token, worker, until_us)
+    group by a.id, a.token, a.worker
 ), taken as materialized (
     select a.id, a.token, a.worker
     from ask a cross join lateral (

@@ -1,0 +1,187 @@
+// Package migrator changes tables under a lock that cannot outlive its holder.
+//
+// The lock is a transaction's: it ends with the transaction, whatever ends that. A lock of a session would stay on the server
+// connection of a pooler in transaction mode when its client is gone, and be waited for until somebody ended that connection.
+package migrator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/romancy-go/romancy/internal/dial"
+	"github.com/romancy-go/romancy/internal/refusal"
+)
+
+const (
+	// firstPause and longestPause lie between two attempts. The lock is polled, not waited for in one statement: CREATE INDEX
+	// CONCURRENTLY waits for every statement that is executing, so the two would wait for each other.
+	firstPause   = 20 * time.Millisecond
+	longestPause = 500 * time.Millisecond
+	// lockPatience is how long a statement waits for a lock on a table. Whoever needs the table queues behind it, heartbeats
+	// included, so it must be short beside a lease. Then the transaction is rolled back and tried again.
+	lockPatience = 2 * time.Second
+	// lockPause lies between two such attempts, and lets those that queued do their work.
+	lockPause = 2 * time.Second
+)
+
+// Session migrates one schema on a connection of its own. It is for one goroutine.
+type Session struct {
+	pool   *pgxpool.Pool
+	schema string
+	logger *slog.Logger
+	conn   *pgx.Conn
+}
+
+// Open connects beside pool, whose connections it leaves alone: all of them may be in use.
+func Open(ctx context.Context, pool *pgxpool.Pool, schema string, logger *slog.Logger) (*Session, error) {
+	conn, err := connect(ctx, pool)
+	if err != nil {
+		return nil, err
+	}
+	return &Session{pool: pool, schema: schema, logger: logger, conn: conn}, nil
+}
+
+// Close hangs up.
+func (s *Session) Close() { dial.HangUp(s.conn) }
+
+// connect prepares no statements: behind a pooler the next one may reach a server connection that does not know them. In the
+// extended protocol, moreover, the last query of a transaction keeps its snapshot as long as its portal is there, and CREATE
+// INDEX CONCURRENTLY would wait for the transaction that holds our lock, without end.
+func connect(ctx context.Context, pool *pgxpool.Pool) (*pgx.Conn, error) {
+	return dial.Beside(ctx, pool, " migrate", func(config *pgx.ConnConfig) {
+		config.DefaultQueryExecMode = pgx.QueryExecModeSimpleProtocol
+		config.StatementCacheCapacity, config.DescriptionCacheCapacity = 0, 0
+	})
+}
+
+// Read carries out work in a transaction that does not hold the lock and is rolled back.
+func (s *Session) Read(ctx context.Context, work func(ctx context.Context, tx pgx.Tx) error) error {
+	return s.transaction(ctx, func(ctx context.Context, tx pgx.Tx) error {
+		if err := work(ctx, tx); err != nil {
+			return err
+		}
+		return errRollBack
+	})
+}
+
+// Step carries out work in one transaction, which holds the lock, and commits. It waits for another migration, and starts over
+// when a table stays locked by others, for as long as ctx lets it; work may therefore be called several times.
+func (s *Session) Step(ctx context.Context, work func(ctx context.Context, tx pgx.Tx) error) error {
+	wait := newWait(s.logger, s.schema)
+	for pause := firstPause; ; pause = min(2*pause, longestPause) {
+		err := s.transaction(ctx, func(ctx context.Context, tx pgx.Tx) error {
+			if err := lock(ctx, tx, s.schema); err != nil {
+				return err
+			}
+			wait.ended(ctx)
+			return work(ctx, tx)
+		})
+		held := (*heldError)(nil)
+		switch {
+		case errors.As(err, &held):
+			wait.held(ctx, held)
+		case blocked(err):
+			s.explain(ctx, wait, err)
+			pause = lockPause
+		default:
+			wait.unblocked(ctx, err)
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", context.Cause(ctx), err)
+		case <-time.After(pause):
+		}
+	}
+}
+
+// Outside is Step for statements that refuse to be executed in a transaction: they are sent on free, one by one, while tx holds
+// the lock and does nothing, so that CREATE INDEX CONCURRENTLY does not wait for it. What work writes in tx after them is
+// committed only if the lock was held all the time.
+func (s *Session) Outside(ctx context.Context, work func(ctx context.Context, tx pgx.Tx, free *pgx.Conn) error) error {
+	return s.Step(ctx, func(ctx context.Context, tx pgx.Tx) error {
+		free, err := s.free(ctx)
+		if err != nil {
+			return err
+		}
+		defer dial.HangUp(free)
+		return work(ctx, tx, free)
+	})
+}
+
+// free returns a connection whose session has the settings of a migration, if that session is certainly ours. A pooler tells its
+// clients another process id than the server's; what were set there would be left behind for others.
+func (s *Session) free(ctx context.Context) (*pgx.Conn, error) {
+	conn, err := connect(ctx, s.pool)
+	if err != nil {
+		return nil, err
+	}
+	var pid int64
+	if err = conn.QueryRow(ctx, "select pg_catalog.pg_backend_pid()").Scan(&pid); err == nil && pid == int64(conn.PgConn().PID()) {
+		_, err = conn.PgConn().Exec(ctx, settings("session", 0)).ReadAll()
+	}
+	if err != nil {
+		dial.HangUp(conn)
+		return nil, err
+	}
+	return conn, nil
+}
+
+// errRollBack ends a transaction that has only read.
+var errRollBack = errors.New("roll back")
+
+func (s *Session) transaction(ctx context.Context, work func(ctx context.Context, tx pgx.Tx) error) error {
+	// A snapshot that lasts, as a default of repeatable read makes it, would not see what another migration has done.
+	tx, err := s.conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
+	if err != nil {
+		return fmt.Errorf("begin: %w", err)
+	}
+	err = prepare(ctx, tx)
+	if err == nil {
+		err = work(ctx, tx)
+	}
+	if err == nil {
+		return tx.Commit(ctx)
+	}
+	// If it cannot be rolled back, pgx closes the connection, which rolls back as well.
+	if rollBackErr := tx.Rollback(ctx); errors.Is(err, errRollBack) {
+		return rollBackErr
+	}
+	return err
+}
+
+func prepare(ctx context.Context, tx pgx.Tx) error {
+	if _, err := tx.Conn().PgConn().Exec(ctx, settings("local", lockPatience)).ReadAll(); err != nil {
+		return fmt.Errorf("settings of the transaction: %w", err)
+	}
+	return nil
+}
+
+// settings makes names mean what we mean, takes away the limits that a role, a database or a pool may have set for ordinary
+// work, and has the server notice during a long statement that its client is gone, where its platform can. The scope is local,
+// for a transaction, or session. transaction_timeout is there from PostgreSQL 17 on.
+func settings(scope string, patience time.Duration) string {
+	return fmt.Sprintf(`set %[1]s search_path = pg_catalog, pg_temp;
+set %[1]s standard_conforming_strings = on;
+set %[1]s lock_timeout = %[2]d;
+select set_config(name, '0', %[3]t) from pg_settings
+where name in ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout');
+do $romancy$ begin
+    perform set_config('client_connection_check_interval', '2s', %[3]t);
+exception when others then null;
+end $romancy$`,
+		scope, patience.Milliseconds(), scope == "local")
+}
+
+// blocked reports whether err says that others hold a lock on a table: a deadlock is one, too, of which PostgreSQL has ended one
+// side.
+func blocked(err error) bool {
+	code := refusal.Code(err)
+	return code == "55P03" || code == "40P01"
+}

@@ -1,0 +1,144 @@
+package schema_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/romancy-go/romancy/internal/pgtest"
+	"github.com/romancy-go/romancy/internal/schema"
+	"github.com/romancy-go/romancy/internal/sqlfile"
+)
+
+// statements are the queries that a need consists of: all of a directory, or those of it that are named.
+type statements struct {
+	dir    string
+	only   []string
+	except []string
+}
+
+const storeQueries = "../../workflow/internal/store/queries"
+
+var statementsOf = map[schema.Need]statements{
+	schema.Client: {dir: storeQueries, only: []string{
+		"StartRun", "StartRuns", "StartLater", "FindRuns", "DeliverMessages", "DeliverDirect", "SendEvents", "CancelRun",
+		"RetryRun", "RetrySteps", "LoadHistory", "LoadAttempts", "GetRun", "GetHistory", "GetAttempts", "ListRuns", "CheckPath",
+		"Guard", "GuardSession",
+	}},
+	schema.Execute:   {dir: storeQueries},
+	schema.Write:     {dir: "../../outbox/queries", only: []string{"AddEvents", "AddEventsAndNotify"}},
+	schema.Relay:     {dir: "../../outbox/queries", except: []string{"AddEvents", "AddEventsAndNotify"}},
+	schema.Subscribe: {dir: "../../bus/queries"},
+}
+
+func (s statements) load(t *testing.T) sqlfile.Queries {
+	t.Helper()
+	queries, err := sqlfile.Load(os.DirFS(s.dir), ".", schema.Default)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range s.only {
+		queries.Get(name) // panics if the name is of the past
+	}
+	maps.DeleteFunc(queries, func(name, _ string) bool {
+		return slices.Contains(s.except, name) || len(s.only) > 0 && !slices.Contains(s.only, name)
+	})
+	return queries
+}
+
+var parameter = regexp.MustCompile(`\$(\d+)`)
+
+// explain has the server check what text needs, without executing it.
+func explain(ctx context.Context, conn *pgx.Conn, text string) error {
+	most := 0
+	for _, match := range parameter.FindAllStringSubmatch(text, -1) {
+		n, err := strconv.Atoi(match[1])
+		if err != nil {
+			return err
+		}
+		most = max(most, n)
+	}
+	execute := "explain execute asked"
+	if most > 0 {
+		execute += "(null" + strings.Repeat(", null", most-1) + ")"
+	}
+	_, err := conn.Exec(ctx, "begin; prepare asked as "+text+"; "+execute, pgx.QueryExecModeSimpleProtocol)
+	_, end := conn.Exec(ctx, "rollback", pgx.QueryExecModeSimpleProtocol)
+	_, _ = conn.Exec(ctx, "deallocate asked", pgx.QueryExecModeSimpleProtocol) // it may not have come to be
+	return errors.Join(err, end)
+}
+
+// newRole makes a role with exactly these privileges, and returns a connection that acts as it.
+func newRole(t *testing.T, pool *pgxpool.Pool, name string, privileges []schema.Privilege) *pgx.Conn {
+	t.Helper()
+	exec(t, pool, "create role "+name)
+	t.Cleanup(func() {
+		if _, err := pool.Exec(context.WithoutCancel(t.Context()), "drop owned by "+name+"; drop role "+name); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, statement := range schema.GrantStatements(schema.Default, name, privileges) {
+		exec(t, pool, statement)
+	}
+	conn, err := pgx.ConnectConfig(t.Context(), pool.Config().ConnConfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close(context.WithoutCancel(t.Context())) })
+	if _, err := conn.Exec(t.Context(), "set role "+name); err != nil {
+		t.Fatal(err)
+	}
+	return conn
+}
+
+// What is listed is enough for every statement, and nothing of it could be left out.
+func TestWhatIsListedIsExactlyWhatTheStatementsNeed(t *testing.T) {
+	t.Parallel()
+	for need, of := range statementsOf {
+		t.Run(fmt.Sprint(need), func(t *testing.T) {
+			t.Parallel()
+			pool := pgtest.Pool(t)
+			exec(t, pool, "revoke execute on all functions in schema romancy from public")
+			queries := of.load(t)
+			privileges := schema.Privileges(need)
+			role := roleName(pool)
+			conn := newRole(t, pool, role, privileges)
+			for name, text := range queries {
+				if err := explain(t.Context(), conn, text); err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
+			}
+			if t.Failed() {
+				return
+			}
+			for _, p := range privileges {
+				if p.Object == "" || p.Object == "schema_version" {
+					continue // of Check
+				}
+				grant := schema.GrantStatements(schema.Default, role, []schema.Privilege{p})[0]
+				exec(t, pool, strings.Replace(strings.Replace(grant, "grant ", "revoke ", 1), " to ", " from ", 1))
+				missed := false
+				for _, text := range queries {
+					missed = missed || explain(t.Context(), conn, text) != nil
+				}
+				if !missed {
+					t.Errorf("nothing needs %v", p)
+				}
+				exec(t, pool, grant)
+			}
+		})
+	}
+}
+
+// roleName is one of this database's own: roles are the cluster's.
+func roleName(pool *pgxpool.Pool) string { return pool.Config().ConnConfig.Database + "_role" }
