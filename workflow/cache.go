@@ -3,12 +3,14 @@ package workflow
 import (
 	"container/list"
 	"context"
+	"errors"
 	"time"
 
 	"github.com/romancy-go/romancy/workflow/internal/commit"
 	"github.com/romancy-go/romancy/workflow/internal/deadline"
 	"github.com/romancy-go/romancy/workflow/internal/journal"
 	"github.com/romancy-go/romancy/workflow/internal/slots"
+	"github.com/romancy-go/romancy/workflow/internal/store"
 )
 
 // minDeadlines is how many left-over deadlines are not worth clearing out.
@@ -83,6 +85,7 @@ func (e *Engine) dropLocked(r *run) {
 		r.resume <- &resumption{exit: true} // never blocks: a parked run is resumed once
 	}
 	e.unlistenLocked(r)
+	e.passOnLocked(r.reasons.end())
 	r.phase = gone
 	r.lost.Store(true)
 	if r.stop != nil {
@@ -167,7 +170,7 @@ func (e *Engine) park(r *run, w waiting, channels []listening) bool {
 	r.epoch = epoch
 	e.cache.executing--
 	e.freeLocked(r)
-	r.phase, r.waiting, r.waking, r.wakeAgain, r.due = parked, w, false, nil, false
+	r.phase, r.waiting, r.reasons, r.due = parked, w, reasons{}, false
 	r.element = e.cache.parked.PushBack(r)
 	e.listenLocked(r, channels)
 	if r.timed() {
@@ -201,34 +204,41 @@ func (e *Engine) pushDeadlineLocked(id string, token int64, at time.Time) {
 	}
 }
 
-// evictLocked drops the run that has been parked longest, those just waking excepted, and reports whether there was one. A
-// deadline that comes soon is kept, and the run claimed when it is due.
+// evictLocked drops the run that has been parked longest, those just polled for excepted, and reports whether there was one. A
+// deadline that comes soon is kept, and the run claimed when it is due. If there is a reason to poll for the run, it is made ready.
 func (e *Engine) evictLocked() bool {
 	front := e.cache.parked.Front()
-	for front != nil && front.Value.(*run).waking { //nolint:forcetypeassert // the list holds nothing else
+	for front != nil && front.Value.(*run).reasons.polling { //nolint:forcetypeassert // the list holds nothing else
 		front = front.Next()
 	}
 	if front == nil {
 		return false
 	}
 	r := front.Value.(*run) //nolint:forcetypeassert // the list holds nothing else
-	fence := r.fence()
+	fence, roused := r.fence(), r.reasons.waiting()
 	if r.timed() && e.soon(r.waiting.due) {
 		e.cache.cold[r.id] = r.token // with the deadline that is in the heap since it was parked
 	}
-	if r.due {
-		e.dueElsewhereLocked(r)
-	}
 	e.dropLocked(r)
 	e.cache.evicted++
+	if roused {
+		e.rousing.add(fence)
+		return true
+	}
+	e.letGo(fence)
+	return true
+}
+
+// letGo notes that a parked run is not in memory here any more, so that others wake it. If that cannot be noted, it is made ready.
+func (e *Engine) letGo(fence store.Fence) {
+	number := e.letting.begin()
 	e.committer.LetGo(fence, func(_ struct{}, err error) {
-		if err != nil {
-			e.reports.evictions.Failed(context.Background(), err, aboutRun(r.id, r.definition.Name())...)
-		} else {
-			e.reports.evictions.Succeeded(context.Background())
+		defer e.letting.end(number)
+		noteOutcome(context.Background(), e.reports.evictions, err)
+		if err != nil && !errors.Is(err, commit.ErrClosed) {
+			e.rousing.add(fence)
 		}
 	})
-	return true
 }
 
 // pokeAllLocked has every run that executes here, or waits beside steps that do, look whether it is to go on.
@@ -250,6 +260,7 @@ func (e *Engine) letGoOfParkedLocked() {
 // resumeLocked lets a parked run go on, which has a slot. token is its row's now.
 func (e *Engine) resumeLocked(r *run, token int64, with resumption) {
 	e.unparkLocked(r)
+	e.passOnLocked(r.reasons.end())
 	r.phase, r.token = executing, token
 	r.stream = &commit.Stream{}
 	e.cache.executing++

@@ -54,13 +54,21 @@ func Compensate() CancelOption {
 // maxReason is the longest reason for a cancellation, in bytes.
 const maxReason = 10_000
 
-// Cancel ends a run: its timers, subscriptions and mail are removed, and the context of what it executes is cancelled, at once
-// where a notification arrives, else when its worker next looks. What its activities do from then on is not recorded. With
-// [Compensate] the run undoes its steps first, and Cancel returns as soon as that is asked for: a run that ends before it
-// notices has ended as it did. Wait for its end with Result.
+// Cancel ends a run: its timers, subscriptions and messages are removed, and the context of what it executes is cancelled, at once
+// where a notification arrives, else when its worker next polls. What its activities do from then on is not recorded. With
+// [Compensate] the run undoes its steps first. A run that has continued as new is followed to the run that it has become.
 //
-// It returns nil for a run that is cancelled already, ErrNotFound if there is no such run, ErrEnded if it has ended in another
-// way or is undoing its steps already, ErrNotStarted and ErrClosed.
+// Without Compensate nil means that the run is cancelled. With Compensate nil means that the request is recorded and will be
+// carried out: from then on the run can neither complete nor fail nor continue as new. If its function returns, or fails,
+// before a command has told it, it is told at its end, undoes its steps and ends as cancelled. Cancel does not wait for that: Result
+// does. Only a run that becomes stuck before it has undone its steps stays as it is, until [Engine.Retry] lets it go on undoing
+// them, or Cancel without Compensate gives it up.
+//
+// It returns nil also for a run that is cancelled already, however it was, and, with Compensate, for one that undoes its steps because
+// it is being cancelled: a Cancel whose answer was lost can be repeated. The first reason stays. It returns ErrNotFound if
+// there is no such run, ErrNotStarted, ErrClosed, and ErrEnded if the request came too late: the run has ended in another way, or
+// undoes its steps because it has failed. Without Compensate it returns ErrEnded also for a run that was asked to undo its steps
+// before, because that was promised.
 //
 // There is no form of Cancel for a caller's transaction: it would lock the run's row, and hold up its worker, until that ends.
 func (e *Engine) Cancel(ctx context.Context, id, reason string, options ...CancelOption) error {
@@ -75,21 +83,52 @@ func (e *Engine) Cancel(ctx context.Context, id, reason string, options ...Cance
 		option(&chosen)
 	}
 	why := &CancelledError{Reason: reason}
-	found, err := e.cancelRun(ctx, id, why, chosen.compensate)
-	switch {
-	case err != nil:
+	living, found, err := e.cancelLine(ctx, id, why, chosen.compensate)
+	if err != nil {
 		return fmt.Errorf("cancel run %q: %w", id, outward(err))
-	case found.Status == "":
-		return fmt.Errorf("cancel run %q: %w", id, ErrNotFound)
-	case found.Ended || found.Asked:
-		e.tellCancelled(id, why, found)
+	}
+	if found.Ended || found.Asked {
+		e.tellCancelled(living, why, found)
 		return nil
-	case found.Status == string(StatusCancelled):
+	}
+	if err := refusedCancel(found, chosen.compensate); err != nil {
+		if living != id {
+			err = fmt.Errorf("which continued as %q: %w", living, err)
+		}
+		return fmt.Errorf("cancel run %q: %w", id, err)
+	}
+	return nil
+}
+
+// refusedCancel says why a cancellation has changed nothing; nil if there was nothing to change.
+func refusedCancel(found *store.CancelledRun, compensate bool) error {
+	switch {
+	case found.Status == "":
+		return ErrNotFound
+	case found.Status == string(StatusCancelled), found.Compensating && found.AskedBefore && compensate:
 		return nil
 	case found.Compensating:
-		return fmt.Errorf("cancel run %q: %w: it is undoing its steps already", id, ErrEnded)
+		return fmt.Errorf("%w: it is undoing its steps already", ErrEnded)
+	case found.AskedBefore && !Status(found.Status).Final():
+		return fmt.Errorf("%w: it has been asked to undo its steps", ErrEnded)
 	default:
-		return fmt.Errorf("cancel run %q: %w: it is %s", id, ErrEnded, found.Status)
+		return fmt.Errorf("%w: it is %s", ErrEnded, found.Status)
+	}
+}
+
+// cancelLine cancels the run that id has become by continuing as new, which may continue once more before the statement has its row.
+func (e *Engine) cancelLine(ctx context.Context, id string, why *CancelledError, compensate bool) (living string, found *store.CancelledRun, err error) {
+	for living = id; ; living = found.Heir {
+		next, err := e.cancelRun(ctx, living, why, compensate)
+		switch {
+		case err != nil:
+			return living, nil, err
+		case next.Status == "" && found != nil:
+			return living, found, nil // the last of the line has ended, and retention has deleted it
+		case next.Heir == "" || next.Heir == living:
+			return living, next, nil
+		}
+		found = next
 	}
 }
 
@@ -156,6 +195,27 @@ func (r *run) askToCancel(why *CancelledError) {
 	r.poke()
 }
 
+// overtaken reports whether the end of the run was refused, with err, because it is to be cancelled. Then the run knows it from
+// here on, as from a command, and can write again.
+func (r *run) overtaken(err error) bool {
+	if r.cancelled != nil || r.lost.Load() || !errors.Is(err, commit.ErrFenced) {
+		return false
+	}
+	why := new([]byte)
+	if err := r.insist(func(ctx context.Context) error {
+		return r.engine.do(ctx, true, func(b *pgx.Batch) { r.engine.store.FindCancel(b, r.fence(), why) })
+	}); err != nil {
+		r.giveUp(err)
+	}
+	if *why == nil {
+		return false
+	}
+	r.askToCancel(decodeCancelled(*why))
+	r.cancelled = r.asked.Load()
+	r.stream, r.pending = &commit.Stream{}, nil // what came before in the former one was carried out
+	return true
+}
+
 // learnCancelled finds out why the run, as the database has just said, to whichever of its steps, is to be cancelled.
 func (r *run) learnCancelled() {
 	if r.asked.Load() != nil {
@@ -190,15 +250,14 @@ const heldPage = 5000
 
 // heldLoop looks, when it is asked to, which of the runs in memory here are cancelled or somebody else's by now.
 func (e *Engine) heldLoop(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-e.held:
+	again := retrying{}
+	for again.wait(ctx, e.held, nil) {
+		err := e.checkHeld(ctx)
+		noteOutcome(ctx, e.reports.cancelled, err)
+		if err != nil {
+			e.held.give()
 		}
-		if err := e.checkHeld(ctx); err != nil && ctx.Err() == nil {
-			e.logger.WarnContext(ctx, "looking for cancelled runs failed, the next look will find them", "error", err)
-		}
+		again.after(err != nil)
 	}
 }
 

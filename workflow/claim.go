@@ -171,7 +171,7 @@ func (e *Engine) resumeClaimed(owned []store.Claimed) (rest []store.Claimed) {
 	defer e.mu.Unlock()
 	for _, run := range owned {
 		r := e.cache.runs[run.ID]
-		if r != nil && r.phase == parked && !r.waking && r.token+1 == run.Token && r.epoch == epoch {
+		if r != nil && r.phase == parked && !r.reasons.polling && r.token+1 == run.Token && r.epoch == epoch {
 			r.slot, r.due, r.worker = true, false, run.Worker
 			e.resumeLocked(r, run.Token, resumption{outcome: claimed})
 			continue
@@ -243,51 +243,107 @@ func (e *Engine) release(fence store.Fence, workflow string) {
 
 // coldLoop takes runs that are due and were evicted from memory.
 func (e *Engine) coldLoop(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-e.cold.some:
-		}
+	again := retrying{}
+	for again.wait(ctx, e.cold.some, nil) {
 		counts, more := e.cold.take()
-		if more {
-			e.sweepUntilDone(ctx, e.reports.timers, e.SweepTimers, e.SweepChannelTimeouts)
+		ids, err := e.claimCold(ctx, keys(counts), more)
+		if err != nil && ctx.Err() == nil {
+			e.cold.putBack(nil, more)
 		}
-		ids := keys(counts)
-		worker := e.lease.ID()
-		if len(ids) == 0 || worker == 0 {
-			continue
+		e.cold.add(ids...)
+		again.after(err != nil)
+	}
+}
+
+// claimCold claims runs that are due, or, without room, makes them ready for whoever has room. more: there are others than these. It
+// returns those that are left.
+func (e *Engine) claimCold(ctx context.Context, ids []string, more bool) (left []string, err error) {
+	if more {
+		if err := e.sweepDueRuns(ctx); err != nil {
+			return ids, err
 		}
-		if most := e.coldSize.of(len(ids)); most < len(ids) {
-			e.cold.add(ids[most:]...)
-			ids = ids[:most]
+	}
+	worker := e.lease.ID()
+	if len(ids) == 0 {
+		return nil, nil
+	}
+	if worker == 0 {
+		return ids, errNoLease
+	}
+	if most := e.coldSize.of(len(ids)); most < len(ids) {
+		ids, left = ids[:most], ids[most:]
+	}
+	e.mu.Lock()
+	room, ok := e.cache.slots.Blind(len(ids))
+	e.mu.Unlock()
+	if !ok {
+		if err := e.sweepDueFor(ctx, worker, ids); err != nil {
+			return append(left, ids...), err
 		}
-		e.mu.Lock()
-		room, ok := e.cache.slots.Blind(len(ids))
-		e.mu.Unlock()
-		if !ok { // whoever has room claims them
-			e.sweepUntilDone(ctx, e.reports.timers, e.SweepTimers, e.SweepChannelTimeouts)
-			continue
+		return left, nil
+	}
+	due := new(store.DueRuns)
+	err = e.do(ctx, false, func(b *pgx.Batch) { e.store.ClaimWaiting(b, ids, worker, due) })
+	e.mu.Lock()
+	if err != nil {
+		e.cache.slots.Withdraw(room)
+	} else {
+		e.cache.slots.SettleBlind(room, counted(due.Claimed))
+	}
+	e.mu.Unlock()
+	e.coldSize.learn(len(ids), err)
+	if err != nil {
+		e.claimFailed(ctx, e.reports.coldClaims, err)
+		return append(left, ids...), err
+	}
+	e.reports.coldClaims.Succeeded(ctx)
+	for _, run := range due.Claimed {
+		e.metrics.late(run.Late)
+	}
+	e.launch(ctx, worker, due.Claimed)
+	e.armLeft(due.Left)
+	return left, nil
+}
+
+// errNoLease: this worker is just registering.
+var errNoLease = errors.New("the worker has no lease")
+
+// sweepDueRuns makes runs ready that are due, whoever has room for them.
+func (e *Engine) sweepDueRuns(ctx context.Context) error {
+	_, err := e.SweepTimers(ctx)
+	_, failed := e.SweepChannelTimeouts(ctx)
+	err = errors.Join(err, failed)
+	noteOutcome(ctx, e.reports.timers, err)
+	return err
+}
+
+// sweepDueFor does that, and has these runs claimed later if they are still parked and in nobody's memory.
+func (e *Engine) sweepDueFor(ctx context.Context, worker int64, ids []string) error {
+	if err := e.sweepDueRuns(ctx); err != nil {
+		return err
+	}
+	found := new([]store.ParkedRun)
+	if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.ParkedRuns(b, ids, found) }); err != nil {
+		return err
+	}
+	var left []store.Deadline
+	for _, run := range *found {
+		if run.Status == string(StatusWaiting) && run.Until != nil && (run.Worker == 0 || run.Worker == worker) {
+			left = append(left, store.Deadline{Fence: run.Fence, Until: *run.Until})
 		}
-		owned := new([]store.Claimed)
-		err := e.do(ctx, false, func(b *pgx.Batch) { e.store.ClaimWaiting(b, ids, worker, owned) })
-		e.mu.Lock()
-		if err != nil {
-			e.cache.slots.Withdraw(room)
-		} else {
-			e.cache.slots.SettleBlind(room, counted(*owned))
+	}
+	e.armLeft(left)
+	return nil
+}
+
+// armLeft has cold runs claimed later that were not: they are not due by the database's clock yet, or their rows are held.
+func (e *Engine) armLeft(left []store.Deadline) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, due := range left {
+		if e.cache.runs[due.ID] == nil {
+			e.armColdLocked(due.ID, due.Token, time.Now().Add(max(due.Until, pollAgain)))
 		}
-		e.mu.Unlock()
-		e.coldSize.learn(len(ids), err)
-		if err != nil {
-			e.claimFailed(ctx, e.reports.coldClaims, err)
-			continue
-		}
-		e.reports.coldClaims.Succeeded(ctx)
-		for _, run := range *owned {
-			e.metrics.late(run.Late)
-		}
-		e.launch(ctx, worker, *owned)
 	}
 }
 
@@ -346,7 +402,7 @@ func (e *Engine) findOrphans(ctx context.Context) (map[store.Fence]string, error
 	maps.DeleteFunc(orphans, func(fence store.Fence, _ string) bool {
 		// A run that is waking is in memory with the token it had when it parked.
 		r := e.cache.runs[fence.ID]
-		orphan := r == nil || (r.phase == executing && r.token != fence.Token) || (r.phase == parked && !r.waking)
+		orphan := r == nil || (r.phase == executing && r.token != fence.Token) || (r.phase == parked && !r.reasons.polling)
 		return !orphan
 	})
 	return orphans, nil

@@ -46,8 +46,8 @@ func decodeContinued(output []byte) (id string) {
 	return record.ContinuedAs
 }
 
-// continueAs ends the run and creates the one that it goes on as.
-func (r *run) continueAs(next *continuation) {
+// continueAs ends the run and creates the one that it goes on as. It reports false if the run has learnt instead that it is cancelled.
+func (r *run) continueAs(next *continuation) (ended bool) {
 	id, err := uuid.NewV7()
 	if err != nil {
 		r.giveUp(fmt.Errorf("make an id: %w", err))
@@ -56,6 +56,9 @@ func (r *run) continueAs(next *continuation) {
 	if _, err := commit.Await(context.Background(), func(then func(struct{}, error)) {
 		r.engine.committer.Continue(r.stream, ask, then)
 	}); err != nil {
+		if r.overtaken(err) {
+			return false
+		}
 		r.giveUp(err)
 	}
 	output, err := json.Marshal(continuedRecord{ContinuedAs: ask.NextID})
@@ -66,4 +69,5 @@ func (r *run) continueAs(next *continuation) {
 	r.engine.tellEnded(store.Run{ID: r.id, Workflow: r.definition.Name(), Status: string(StatusContinued), Output: output})
 	r.engine.madeReady([]store.Named{{ID: ask.NextID, Workflow: r.definition.Name()}})
 	r.engine.mailRuns.add(r.id) // what came after the statement had looked, and before its commit, has been announced for this id
+	return true
 }

@@ -63,7 +63,7 @@ func (e *Engine) serverEpoch() int64 {
 // dropForgottenLocked drops a parked run of which the database says, lastingly, that it executes here: it does not know any more that the
 // run was parked, and what it holds of its history may be less as well. The caller holds the engine's mutex.
 func (e *Engine) dropForgottenLocked(fence store.Fence) {
-	if r := e.cache.runs[fence.ID]; r != nil && r.phase == parked && !r.waking && r.fence() == fence {
+	if r := e.cache.runs[fence.ID]; r != nil && r.phase == parked && !r.reasons.polling && r.fence() == fence {
 		e.sayForgotten(fence, r.definition.Name(), []store.Run{{Token: fence.Token}})
 		e.dropLocked(r)
 	}

@@ -236,6 +236,9 @@ type Engine struct {
 	cold         *tally // runs not in memory here that are due
 	matching     *tally // events that runs in memory here may wait for, by their row's id
 	coldEvents   *tally // events that other runs may wait for
+	rousing      *rousing
+	letting      letting
+	wakes        *outage.Reporter
 
 	// Where looks begin.
 	ready               *readyMarks
@@ -273,6 +276,7 @@ func NewEngine(config Config) (*Engine, error) {
 		lingering: newLingering(),
 		matching:  newTally(), coldEvents: newTally(), clock: newDueClock(time.Now()),
 	}
+	e.rousing = newRousing()
 	e.logger = slog.New(workerHandler{config.Logger.Handler(), func() int64 { return e.lease.ID() }})
 	e.reports = newReports(e.logger)
 	e.reading = outage.New(e.logger, "the database does not say what a run has to know, it is asked again", "the database answers runs again")
@@ -283,6 +287,7 @@ func NewEngine(config Config) (*Engine, error) {
 			e.names = append(e.names, definition.Name())
 		}
 	}
+	e.wakes = outage.New(e.logger, "parked runs could not be woken, will be tried again", "parked runs are woken again")
 	connect := func(ctx context.Context) (*pgx.Conn, error) {
 		conn, err := dial.Beside(ctx, config.Pool, " engine", nil)
 		if err != nil {
@@ -399,6 +404,7 @@ func (e *Engine) startLoops(ctx context.Context) error {
 	e.loops.Go(func() { e.eventSweepLoop(loopCtx) })
 	e.loops.Go(func() { e.orphanLoop(loopCtx) })
 	e.loops.Go(func() { e.heldLoop(loopCtx) })
+	e.loops.Go(func() { e.rouseLoop(loopCtx) })
 	e.loops.Go(func() { e.safetyNet(loopCtx) })
 	e.claims.give()
 	e.takeovers.give() // what was parked by workers that are gone is nobody's until somebody looks

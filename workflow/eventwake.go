@@ -60,36 +60,32 @@ func (e *Engine) heardEvent(event store.SentEvent) {
 	e.coldEvents.add(id)
 }
 
-// eventIDs takes the ids that were counted.
-func eventIDs(counted *tally) (ids []int64, more bool) {
-	counts, more := counted.take()
+// eventIDs returns the ids of events that were counted.
+func eventIDs(counts map[string]int) (ids []int64) {
 	for name := range counts {
 		if id, err := strconv.ParseInt(name, 10, 64); err == nil { // as FormatInt has written it
 			ids = append(ids, id)
 		}
 	}
-	return ids, more
+	return ids
 }
 
-// matchLoop asks which of the many runs parked here events are for, and wakes them.
+// matchLoop polls which of the many runs parked here events are for, and wakes them.
 func (e *Engine) matchLoop(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-e.matching.some:
-		}
-		ids, more := eventIDs(e.matching)
+	again := retrying{}
+	for again.wait(ctx, e.matching.some, nil) {
+		counts, more := e.matching.take()
 		if more {
 			e.lookForAll()
 		}
-		worker := e.lease.ID()
-		if len(ids) == 0 || worker == 0 {
+		ids, worker, found := eventIDs(counts), e.lease.ID(), new([]string)
+		if len(ids) == 0 || worker == 0 { // without a lease nothing is parked here
 			continue
 		}
-		found := new([]string)
 		err := e.do(ctx, true, func(b *pgx.Batch) { e.store.MatchEvents(b, ids, worker, found) })
-		if noteOutcome(ctx, e.reports.waits, err); err != nil {
+		noteOutcome(ctx, e.reports.waits, err)
+		if again.after(err != nil); err != nil {
+			e.matching.putBack(counts, false)
 			continue
 		}
 		e.mu.Lock()
@@ -102,38 +98,44 @@ func (e *Engine) matchLoop(ctx context.Context) {
 	}
 }
 
-// eventSweepLoop looks, a little later, for those who wait for an event and are not in memory here.
+// eventSweepLoop polls, a little later, for those who wait for an event and are not in memory here.
 func (e *Engine) eventSweepLoop(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-e.coldEvents.some:
-		}
+	again := retrying{}
+	for again.wait(ctx, e.coldEvents.some, nil) {
 		select {
 		case <-ctx.Done():
 			return
 		case <-time.After(mailSweepDelay):
 		}
-		noteOutcome(ctx, e.reports.events, e.sweepEventsHeardOf(ctx))
+		counts, more := e.coldEvents.take()
+		held, err := e.sweepEventsFor(ctx, eventIDs(counts), more)
+		noteOutcome(ctx, e.reports.events, err)
+		if err != nil || held {
+			e.coldEvents.putBack(counts, more && err != nil)
+		}
+		again.after(err != nil || held)
 	}
 }
 
-func (e *Engine) sweepEventsHeardOf(ctx context.Context) error {
-	ids, more := eventIDs(e.coldEvents)
+// sweepEventsFor makes those ready that wait for these events, or, if there are more than can be named, for any. held: the rows of some
+// are held at the moment.
+func (e *Engine) sweepEventsFor(ctx context.Context, ids []int64, more bool) (held bool, err error) {
+	if err := e.letting.wait(ctx); err != nil {
+		return false, err
+	}
 	if more {
 		_, err := e.sweepEvents(ctx)
-		return err
+		return false, err
 	}
 	for again := len(ids) > 0; again; {
-		woken, full := new([]store.Named), new(bool)
-		if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.SweepEventsFor(b, ids, eventRuns, woken, full) }); err != nil {
-			return err
+		woken, full, skipped := new([]store.Named), new(bool), new(bool)
+		if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.SweepEventsFor(b, ids, eventRuns, woken, full, skipped) }); err != nil {
+			return held, err
 		}
 		e.madeReady(*woken)
-		again = *full
+		again, held = *full, *skipped
 	}
-	return nil
+	return held, nil
 }
 
 // eventMarks say where sweeps of the events begin. An event stays when those who waited for it have had it, so the mark

@@ -1,10 +1,6 @@
 package workflow
 
-import (
-	"time"
-
-	"github.com/romancy-go/romancy/workflow/internal/slots"
-)
+import "github.com/romancy-go/romancy/workflow/internal/slots"
 
 // Runs execute in slots, of which there are MaxConcurrentRuns. A run has one from before it is claimed, created or woken until
 // it parks or its goroutine has ended: one that was taken from this worker, and is still in a step, has it as well.
@@ -34,8 +30,8 @@ func (e *Engine) giveSlotLocked(workflow string) {
 	}
 }
 
-// slotLocked takes a slot for a parked run that may go on because of what happened on a channel. After false it waits for one.
-func (e *Engine) slotLocked(r *run, on listening) bool {
+// slotLocked takes a slot for a parked run that there is a reason to poll for. After false it waits for one.
+func (e *Engine) slotLocked(r *run) bool {
 	if r.slot {
 		return true
 	}
@@ -43,7 +39,6 @@ func (e *Engine) slotLocked(r *run, on listening) bool {
 		r.slot, r.due = true, false
 		return true
 	}
-	r.wakeLater(on)
 	if !r.due {
 		r.due = true
 		e.cache.slots.Wait(r.definition.Name(), r)
@@ -62,18 +57,8 @@ func (e *Engine) serve(fair bool) {
 			continue
 		}
 		r.slot, r.due = true, false
-		on := r.wakeAgain[0]
-		r.wakeAgain = r.wakeAgain[1:]
-		e.wakeLocked(r, on)
-	}
-}
-
-// dueElsewhereLocked has others look for a run that waits for a slot here and is dropped from memory.
-func (e *Engine) dueElsewhereLocked(r *run) {
-	if r.timed() && !r.waiting.due.After(time.Now()) {
-		e.pushDeadlineLocked(r.id, r.token, time.Now())
-	}
-	if len(r.listening) > 0 {
-		e.mailRuns.add(r.id)
+		if e.pollLocked(r); !r.reasons.polling {
+			e.freeLocked(r)
+		}
 	}
 }

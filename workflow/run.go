@@ -66,9 +66,8 @@ type run struct {
 	epoch     int64 // of the database server when it was parked, see serverEpoch
 	waiting   waiting
 	listening []listening // the channels it waits on, parked or not
-	wakeAgain []listening // something happened on these channels while a wake operation was under way
+	reasons   reasons     // to poll for it, while it is parked
 	phase     phase
-	waking    bool // a wake operation is under way
 	slot      bool // it executes, or may
 	due       bool // it is parked and waits for a slot
 }
@@ -184,38 +183,53 @@ func (r *run) end(output []byte, err error) {
 	if r.cancelled != nil {
 		err = r.cancelled
 	}
+	var ended bool
 	switch {
 	case err == nil:
-		r.finish(store.Finish{Status: string(StatusCompleted), Output: output})
+		ended = r.finish(store.Finish{Status: string(StatusCompleted), Output: output})
 	case errors.As(err, &next):
-		r.continueAs(next)
+		ended = r.continueAs(next)
 	default:
-		status := StatusFailed
-		if r.cancelled != nil {
-			status = StatusCancelled
-		}
-		issued := r.journal.Issued()
-		failed := r.compensate(err)
-		failed.KnownAt = r.air.knownAt(issued)
-		if diverged := r.journal.End(); diverged != nil {
-			r.stuck(diverged)
-		}
-		r.finish(store.Finish{Status: string(status), Error: failed.encode()})
-		if status == StatusFailed {
-			r.reportFailed(failed, err)
-		}
+		ended = r.fallBack(err)
+	}
+	if !ended { // it has just learnt that it is cancelled, and ends as that
+		r.fallBack(r.cancelled)
 	}
 }
 
-func (r *run) finish(finish store.Finish) {
+// fallBack undoes the run's steps and ends it as failed, or as cancelled if it is. It reports false if it has learnt instead that it
+// is cancelled.
+func (r *run) fallBack(err error) (ended bool) {
+	issued := r.journal.Issued()
+	failed := r.compensate(err)
+	failed.KnownAt = r.air.knownAt(issued)
+	if diverged := r.journal.End(); diverged != nil {
+		r.stuck(diverged)
+	}
+	status := StatusFailed
+	if r.cancelled != nil {
+		status = StatusCancelled
+	}
+	if ended = r.finish(store.Finish{Status: string(status), Error: failed.encode()}); ended && status == StatusFailed {
+		r.reportFailed(failed, err)
+	}
+	return ended
+}
+
+// finish ends the run. It reports false if the run has learnt instead that it is cancelled.
+func (r *run) finish(finish store.Finish) (ended bool) {
 	finish.Fence = r.fence()
 	if _, err := commit.Await(context.Background(), func(then func(struct{}, error)) {
 		r.engine.committer.Finish(r.stream, finish, then)
 	}); err != nil {
+		if r.overtaken(err) {
+			return false
+		}
 		r.giveUp(err)
 	}
 	r.endLastSegment(finish)
 	r.engine.tellEnded(store.Run{ID: r.id, Workflow: r.definition.Name(), Status: finish.Status, Output: finish.Output, Error: finish.Error})
+	return true
 }
 
 // exit ends the goroutine; the run goes on elsewhere, or later. A goroutine that the workflow has begun itself is not the engine's

@@ -5,6 +5,7 @@ import (
 	"context"
 	"slices"
 
+	"github.com/romancy-go/romancy/workflow/internal/commit"
 	"github.com/romancy-go/romancy/workflow/internal/journal"
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
@@ -37,10 +38,7 @@ func (a *Activity[In, Out]) registerCompensation(r *run, position int32, in In, 
 // failing is recorded before the first compensation, so that it cannot complete normally any more.
 func (r *run) compensate(cause error) failure {
 	r.ground()
-	failed := describe(cause)
-	if r.cancelled != nil {
-		failed.Message = r.cancelled.Reason // as of a run that had nothing to undo
-	}
+	failed := r.describeEnd(cause)
 	undo := r.compensations
 	r.compensations = nil
 	if len(undo) == 0 {
@@ -63,17 +61,42 @@ func (r *run) compensate(cause error) failure {
 	return failed
 }
 
+// describeEnd describes what the run ends with because of cause, or because it is cancelled.
+func (r *run) describeEnd(cause error) failure {
+	if r.cancelled == nil {
+		return describe(cause)
+	}
+	failed := describe(r.cancelled)
+	failed.Message = r.cancelled.Reason // as of a run that had nothing to undo
+	return failed
+}
+
 // recordFailing records why the run fails, or returns what an earlier execution has recorded.
 func (r *run) recordFailing(failed failure) failure {
 	position, record, recorded, err := r.issue(journal.Failing, "")
 	if err != nil || recorded {
 		return decodeFailure(record.Payload)
 	}
-	outcome := make(chan error, 1)
-	r.engine.committer.Fail(r.stream, store.Fail{
-		Fence: r.fence(), Position: position, Payload: failed.encode(),
-	}, func(_ struct{}, err error) { outcome <- err })
-	r.pending = outcome
-	r.settle()
+	err = r.beginFailing(position, failed)
+	if r.overtaken(err) {
+		failed = r.describeEnd(r.cancelled)
+		err = r.beginFailing(position, failed)
+	}
+	if err != nil {
+		r.giveUp(err)
+	}
 	return failed
+}
+
+// beginFailing returns once it is durable that the run is failing, and why.
+func (r *run) beginFailing(position int32, failed failure) error {
+	_, err := commit.Await(context.Background(), func(then func(struct{}, error)) {
+		r.engine.committer.Fail(r.stream, store.Fail{
+			Fence: r.fence(), Position: position, Payload: failed.encode(), Cancelled: r.cancelled != nil,
+		}, then)
+	})
+	if err == nil {
+		r.pending = nil // carried out before, in the same stream
+	}
+	return err
 }

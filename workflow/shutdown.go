@@ -249,7 +249,7 @@ func (e *Engine) dropAll() (owned []store.Fence) {
 		case r.phase == executing:
 			e.lingering.runs = append(e.lingering.runs, r)
 			owned = append(owned, fence)
-		case r.waking:
+		case r.reasons.polling:
 			fence.Token++ // if the wake was carried out
 			owned = append(owned, fence)
 		}

@@ -30,6 +30,9 @@ type tally struct {
 func newTally() *tally { return &tally{some: newSignal(), counts: map[string]int{}} }
 
 func (t *tally) add(names ...string) {
+	if len(names) == 0 {
+		return
+	}
 	t.mu.Lock()
 	for _, name := range names {
 		if _, known := t.counts[name]; !known && len(t.counts) >= maxTally {
@@ -48,6 +51,24 @@ func (t *tally) tooMany() {
 	t.overflow = true
 	t.mu.Unlock()
 	t.some.give()
+}
+
+// putBack returns to a tally what was taken from it without result.
+func (t *tally) putBack(counts map[string]int, overflow bool) {
+	t.mu.Lock()
+	t.overflow = t.overflow || overflow
+	for name, count := range counts {
+		if _, known := t.counts[name]; !known && len(t.counts) >= maxTally {
+			t.overflow = true
+			continue
+		}
+		t.counts[name] += count
+	}
+	some := t.overflow || len(t.counts) > 0
+	t.mu.Unlock()
+	if some {
+		t.some.give()
+	}
 }
 
 // take returns what was counted and whether there was more, and starts over.

@@ -160,45 +160,51 @@ func (e *Engine) takeoverLoop(ctx context.Context) {
 	}
 }
 
-// mailSweepLoop looks, a little later, for the receivers of messages that are not in memory here.
+// mailSweepLoop polls, a little later, for the receivers of messages that are not in memory here.
 func (e *Engine) mailSweepLoop(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-e.mailRuns.some:
-		case <-e.mailChannels.some:
-		}
+	again := retrying{}
+	for again.wait(ctx, e.mailRuns.some, e.mailChannels.some) {
 		select {
 		case <-ctx.Done():
 			return
 		case <-time.After(mailSweepDelay):
 		}
-		noteOutcome(ctx, e.reports.messages, e.sweepMailHeardOf(ctx))
+		runs, more := e.mailRuns.take()
+		channels, moreChannels := e.mailChannels.take()
+		held, err := e.sweepMailFor(ctx, keys(runs), keys(channels), more || moreChannels)
+		noteOutcome(ctx, e.reports.messages, err)
+		if err != nil {
+			e.mailRuns.putBack(runs, more)
+			e.mailChannels.putBack(channels, moreChannels)
+		}
+		e.mailRuns.add(held...)
+		again.after(err != nil || len(held) > 0)
 	}
 }
 
-func (e *Engine) sweepMailHeardOf(ctx context.Context) error {
-	runs, more := e.mailRuns.take()
-	channels, moreChannels := e.mailChannels.take()
-	if more || moreChannels {
+// sweepMailFor makes the runs ready, and those who receive on the channels, that have messages, or, if there are more than can be named, any.
+// held: those whose rows are held at the moment.
+func (e *Engine) sweepMailFor(ctx context.Context, runs, channels []string, more bool) (held []string, err error) {
+	if err := e.letting.wait(ctx); err != nil {
+		return nil, err
+	}
+	if more {
 		_, err := e.sweepMail(ctx)
-		return err
+		return nil, err
 	}
 	if len(runs) == 0 && len(channels) == 0 {
-		return nil
+		return nil, nil
 	}
 	found := new(store.Roused)
-	ids, names := keys(runs), keys(channels)
-	since := make([]int64, len(names))
-	for i, name := range names {
+	since := make([]int64, len(channels))
+	for i, name := range channels {
 		since[i] = e.mail.since(name)
 	}
-	if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.SweepMailFor(b, ids, names, since, found) }); err != nil {
-		return err
+	if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.SweepMailFor(b, runs, channels, since, found) }); err != nil {
+		return nil, err
 	}
 	e.roused(found)
-	return nil
+	return found.Held, nil
 }
 
 // roused tells of what a look at mail has found.

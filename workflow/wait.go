@@ -207,6 +207,7 @@ func (r *run) await(ask *store.Wait, channels []listening, landed func() bool) (
 	defer func() {
 		if unparked {
 			r.engine.listenUnparked(r, nil)
+			r.passOn(channels)
 		}
 	}()
 	var next <-chan time.Time // when a run that is not parked looks again

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -127,19 +126,31 @@ func (e *Engine) publishedLoop(ctx context.Context) {
 		}
 		for channel, messages := range channels {
 			e.mu.Lock()
-			for r := range e.cache.receiving[channel] {
-				on, _ := r.on(channel)
-				switch {
-				case !on.competing:
-					e.lookLocked(r, on)
-				case messages > 0 && !r.waking:
-					e.wakeLocked(r, on)
-					messages--
-				}
-			}
+			e.publishedLocked(channel, messages)
 			e.mu.Unlock()
 			e.mailChannels.add(channel)
 		}
+	}
+}
+
+// publishedLocked has the receivers of a channel polled for after messages were published on it.
+func (e *Engine) publishedLocked(channel string, messages int) {
+	var polling []*run // one of these may take another message than those that have come now
+	for r := range e.cache.receiving[channel] {
+		on, _ := r.on(channel)
+		switch {
+		case !on.competing:
+			e.lookLocked(r, on)
+		case r.reasons.polling:
+			polling = append(polling, r)
+		case messages > 0:
+			e.wakeLocked(r, on)
+			messages--
+		}
+	}
+	for _, r := range polling[:min(messages, len(polling))] {
+		on, _ := r.on(channel)
+		e.wakeLocked(r, on)
 	}
 }
 
@@ -158,19 +169,18 @@ func (e *Engine) lookLocked(r *run, on listening) {
 		r.tellMail()
 		return
 	}
+	fence := r.fence()
 	then := func(found bool, err error) {
-		if err != nil {
-			if !errors.Is(err, commit.ErrClosed) {
-				r.log().Warn("look for mail failed; the next sweep will find it", "error", err)
-			}
+		if errors.Is(err, commit.ErrClosed) || err == nil && !found {
 			return
 		}
-		if found {
-			e.mu.Lock()
-			defer e.mu.Unlock()
-			if now, listens := r.on(on.channel); listens { // it may have gone on, and wait for something else by now
-				e.wakeLocked(r, now)
-			}
+		// After a failure a wake is tried, which is tried again until it is answered.
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		if now, listens := r.on(on.channel); listens { // it may have resumed, and wait for something else by now
+			e.wakeLocked(r, now)
+		} else if r.phase == gone {
+			e.rousing.add(fence) // evicted meanwhile, perhaps
 		}
 	}
 	if on.event != nil {
@@ -183,6 +193,15 @@ func (e *Engine) lookLocked(r *run, on listening) {
 func (r *run) tellMail() {
 	r.mailed.Store(true)
 	r.poke()
+}
+
+// passOn has what was published polled for by others if the run has not polled since it was told of it.
+func (r *run) passOn(channels []listening) {
+	if r.mailed.Swap(false) {
+		r.engine.mu.Lock()
+		defer r.engine.mu.Unlock()
+		r.engine.passOnLocked(channels)
+	}
 }
 
 // lookForAll looks for the mail of every run that waits here, after notifications may have been lost.
@@ -205,24 +224,26 @@ func (e *Engine) asWake(r *run, on listening) store.Wake {
 	}
 }
 
-// wakeLocked tries to let a run go on that may have mail on a channel, or is due (on is the zero value then), as soon as there is
-// a slot for it. One attempt is under way at a time; a reason that comes meanwhile causes another. A run that waits without being parked looks itself.
+// wakeLocked tries to resume a run that may have a message on a channel, or is due (on is the zero value then), as soon as there is
+// a slot for it. A run that waits without being parked polls for itself.
 func (e *Engine) wakeLocked(r *run, on listening) {
 	if r.phase != parked {
 		r.tellMail()
 		return
 	}
-	if r.waking {
-		r.wakeLater(on)
+	r.reasons.add(on)
+	e.pollLocked(r)
+}
+
+// pollLocked polls for a parked run that there is a reason for. One poll is under way at a time.
+func (e *Engine) pollLocked(r *run) {
+	if r.reasons.polling || !r.reasons.waiting() || !e.slotLocked(r) {
 		return
 	}
-	if !e.slotLocked(r, on) {
-		return
-	}
+	on := r.reasons.begin()
 	if on.channel == "" && len(r.listening) > 0 {
-		on = r.listening[0] // mail goes before the deadline
+		on = r.listening[0] // messages go before the deadline
 	}
-	r.waking = true
 	ask, durable, outcome := e.asWake(r, on), make(chan error, 1), ""
 	then := func(waited store.Waited, err error) {
 		outcome = waited.Outcome
@@ -242,10 +263,11 @@ func (e *Engine) wakeLocked(r *run, on listening) {
 }
 
 // wokenDurably follows woken when the outcome is committed, or may not be: then the run ends at its next side effect, and is
-// found as ready or as parked.
+// found as running here, or is still parked and made ready.
 func (e *Engine) wokenDurably(r *run, ask store.Wake, outcome string, err error) {
 	if err != nil {
-		e.committer.LetGo(ask.Fence, func(struct{}, error) { e.orphans.give() })
+		e.rousing.add(ask.Fence)
+		e.orphans.give()
 		return
 	}
 	e.tellResumable(r.id, r.definition.Name())
@@ -253,12 +275,6 @@ func (e *Engine) wokenDurably(r *run, ask store.Wake, outcome string, err error)
 		e.mu.Lock()
 		e.nextCompetitorLocked(ask.Channel)
 		e.mu.Unlock()
-	}
-}
-
-func (r *run) wakeLater(on listening) {
-	if !slices.Contains(r.wakeAgain, on) {
-		r.wakeAgain = append(r.wakeAgain, on)
 	}
 }
 
@@ -274,72 +290,110 @@ func (e *Engine) woken(r *run, ask store.Wake, waited store.Waited, durable chan
 		}
 		return
 	}
-	r.waking = false
-	if err != nil || waited.Outcome == store.Parked && len(r.wakeAgain) == 0 {
-		e.freeLocked(r)
+	if err == nil {
+		e.wakes.Succeeded(context.Background())
 	}
 	switch {
 	case errors.Is(err, commit.ErrClosed):
+		e.freeLocked(r)
 		e.dropLocked(r)
-	case errors.Is(err, commit.ErrFenced):
-		e.verifyLocked(r)
 	case err != nil:
-		r.log().Warn("parked run could not be woken and is left to the sweeps", "error", err)
-		e.dropLocked(r)
-		e.committer.LetGo(ask.Fence, func(struct{}, error) { e.orphans.give() })
+		if !errors.Is(err, commit.ErrFenced) {
+			e.wakes.Failed(context.Background(), err, "run", r.id)
+		}
+		e.freeLocked(r)
+		e.verifyLocked(r)
 	case waited.Outcome != store.Parked:
 		if waited.Outcome == store.Due || waited.Outcome == store.Nudged {
 			e.metrics.late(-micros(*waited.RemainingMicros))
 		}
 		e.resumeLocked(r, ask.Token+1, resumption{outcome: waited.Outcome, message: waited.Message, durable: durable})
-	case len(r.wakeAgain) > 0:
-		on := r.wakeAgain[0]
-		r.wakeAgain = r.wakeAgain[1:]
-		e.wakeLocked(r, on)
-	case waited.RemainingMicros != nil && r.timed():
+	default:
+		r.reasons.nothing()
+		e.foundNothingLocked(r, waited)
+	}
+}
+
+// foundNothingLocked follows a poll for a run that has neither a message nor passed its deadline.
+func (e *Engine) foundNothingLocked(r *run, waited store.Waited) {
+	if r.reasons.waiting() {
+		e.pollLocked(r) // it still has its slot
+		return
+	}
+	e.freeLocked(r)
+	if waited.RemainingMicros != nil && r.timed() {
 		// It has just been said how long. Not by e.clock: if the database's clock has been set back, that would be now, again and again.
 		e.armLocked(r, time.Now().Add(micros(*waited.RemainingMicros)))
 	}
 }
 
-// nextCompetitorLocked looks whether another competitor has something to take: one that was woken for a published message
-// may have taken one sent to it alone, and the other message then has nobody.
-func (e *Engine) nextCompetitorLocked(channel string) {
+// nextCompetitorLocked polls whether another competitor has something to take: one that was woken for a published message
+// may have taken another, or none, and the message then has nobody. It reports false if there is no other competitor in memory.
+func (e *Engine) nextCompetitorLocked(channel string) (found bool) {
+	var polling *run
 	for r := range e.cache.receiving[channel] {
-		if on, _ := r.on(channel); on.competing && !r.waking {
+		on, _ := r.on(channel)
+		switch {
+		case !on.competing:
+		case r.reasons.polling:
+			polling = r
+		default:
 			e.lookLocked(r, on)
-			return
+			return true
+		}
+	}
+	if polling == nil {
+		return false
+	}
+	on, _ := polling.on(channel)
+	e.wakeLocked(polling, on)
+	return true
+}
+
+// passOnLocked follows the end of a wait that there were reasons for which were not answered: what was sent to the run alone is found
+// by the run, but what was published may be for another competitor.
+func (e *Engine) passOnLocked(left []listening) {
+	for _, on := range left {
+		if on.competing && !e.draining.Load() && !e.nextCompetitorLocked(on.channel) {
+			e.mailChannels.add(on.channel)
 		}
 	}
 }
 
-// verifyDelay is how long a parked run that could not be woken, although it is ours, waits for the next attempt.
-const verifyDelay = 50 * time.Millisecond
-
-// verifyLocked finds out why a parked run could not be woken: a sweep has made it ready and it will be claimed again, or
-// another worker has it and it is dropped here. While somebody only holds its row for a moment, it is tried again.
+// verifyLocked finds out why a poll for a parked run was not answered. Another worker has the run, and it is dropped here; or it was
+// made ready, and is claimed again; or its row is held for a moment or the database in trouble, and the poll is repeated.
 func (e *Engine) verifyLocked(r *run) {
-	var rows []store.Run
-	e.committer.Do(true, func(b *pgx.Batch) { e.store.QueueFindRuns(b, []string{r.id}, &rows) }, func(_ struct{}, err error) {
+	wait, fence, rows := r.reasons.fail(), r.fence(), new([]store.ParkedRun)
+	then := func(_ struct{}, err error) {
 		e.mu.Lock()
 		defer e.mu.Unlock()
-		if r.phase != parked || r.waking {
+		if r.phase != parked || r.token != fence.Token || r.reasons.polling {
 			return
 		}
+		var there store.ParkedRun // the zero value: it is gone
+		if len(*rows) > 0 {
+			there = (*rows)[0]
+		}
 		switch {
-		case err != nil || len(rows) == 0 || rows[0].Token != r.token || forgotten(r.fence(), rows[0]):
-			if err == nil && (len(rows) == 0 || forgotten(r.fence(), rows[0])) {
-				e.sayForgotten(r.fence(), r.definition.Name(), rows)
-			}
+		case errors.Is(err, commit.ErrClosed):
 			e.dropLocked(r)
-		case rows[0].Status == string(StatusWaiting):
-			e.armLocked(r, time.Now().Add(verifyDelay))
-		case rows[0].Status == string(StatusReady):
+		case err != nil, there.Token == r.token && there.Status == string(StatusWaiting) && there.Worker == r.worker:
+			e.armLocked(r, time.Now().Add(wait))
+		case there.Token == r.token && there.Status == string(StatusWaiting) && there.Worker == 0:
+			e.rousing.add(fence)
+		case there.Token == r.token && there.Status == string(StatusReady):
 			e.claims.give()
 		default:
+			if row := (store.Run{Token: there.Token, Worker: there.Worker}); len(*rows) == 0 {
+				e.sayForgotten(fence, r.definition.Name(), nil)
+			} else if forgotten(fence, row) {
+				e.sayForgotten(fence, r.definition.Name(), []store.Run{row})
+			}
 			e.dropLocked(r)
+			e.orphans.give() // if it is running here: the answer to the poll was lost, which has resumed it
 		}
-	})
+	}
+	e.committer.Do(true, func(b *pgx.Batch) { e.store.ParkedRuns(b, []string{fence.ID}, rows) }, then)
 }
 
 // timerLoop wakes parked runs when they are due, and has those claimed that are not in memory.

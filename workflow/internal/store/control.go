@@ -239,6 +239,8 @@ type CancelledRun struct {
 	Compensating bool // it undoes its steps already
 	Ended        bool // it is cancelled
 	Asked        bool // it will undo its steps and end
+	AskedBefore  bool
+	Heir         string // the run that it has become by continuing as new, if it has
 }
 
 // CancelRun cancels a run, or asks it to undo its steps and end.
@@ -247,10 +249,21 @@ func (s *Store) CancelRun(b *pgx.Batch, id string, why []byte, compensate bool, 
 	b.Queue(s.queries.Get("CancelRun"), id, text(why), compensate).Query(func(rows pgx.Rows) error {
 		*into = CancelledRun{}
 		var did string
-		_, err := pgx.ForEachRow(rows, []any{&into.Status, &into.Workflow, &into.Compensating, &did}, func() error {
-			into.Ended, into.Asked = did == "ended", did == "asked"
+		var heir *string
+		_, err := pgx.ForEachRow(rows, []any{&into.Status, &into.Workflow, &into.Compensating, &did, &into.AskedBefore, &heir}, func() error {
+			into.Ended, into.Asked, into.Heir = did == "ended", did == "asked", orZero(heir)
 			return nil
 		})
+		return err
+	})
+}
+
+// FindCancel fetches why a run is to be cancelled that is still owned as fence says; nil: it is not, or not owned any more.
+func (s *Store) FindCancel(b *pgx.Batch, fence Fence, into *[]byte) {
+	b.Queue(s.queries.Get("FindCancel"), fence.ID, fence.Token, fence.Worker).Query(func(rows pgx.Rows) error {
+		*into = nil
+		var why string
+		_, err := pgx.ForEachRow(rows, []any{&why}, func() error { *into = []byte(why); return nil })
 		return err
 	})
 }

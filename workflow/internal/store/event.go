@@ -200,19 +200,19 @@ func (s *Store) SweepEvents(b *pgx.Batch, page *EventPage, limit, runs int, grac
 }
 
 // SweepEventsFor does the same for these events and those runs that are in no listening worker's memory. again: there may be
-// more of them.
-func (s *Store) SweepEventsFor(b *pgx.Batch, events []int64, runs int, into *[]Named, again *bool) {
+// more of them. held: some stay as they are, because their rows are held at the moment.
+func (s *Store) SweepEventsFor(b *pgx.Batch, events []int64, runs int, into *[]Named, again, held *bool) {
 	b.Queue(s.queries.Get("SweepEventsFor"), events, runs).Query(func(rows pgx.Rows) error {
 		*into = (*into)[:0]
-		var found int
+		var found, skipped int
 		var id, workflow *string
-		_, err := pgx.ForEachRow(rows, []any{&found, &id, &workflow}, func() error {
+		_, err := pgx.ForEachRow(rows, []any{&found, &skipped, &id, &workflow}, func() error {
 			if id != nil {
 				*into = append(*into, Named{ID: *id, Workflow: *workflow})
 			}
 			return nil
 		})
-		*again = found == runs
+		*again, *held = found == runs && skipped < found, skipped > 0
 		return err
 	})
 }

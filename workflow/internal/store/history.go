@@ -170,11 +170,13 @@ func (s *Store) RetrySteps(b *pgx.Batch, rows []Retry, parked func(ord int, resu
 // Fail is a run that begins to undo what it has done.
 type Fail struct {
 	Fence
-	Position int32
-	Payload  []byte
+	Position  int32
+	Payload   []byte
+	Cancelled bool // because it was asked to
 }
 
-// FailRuns records that runs begin to undo what they have done; written is called as by AppendHistory.
+// FailRuns records that runs begin to undo what they have done; written is called as by AppendHistory, and not for a run that is to be
+// cancelled and does not know it yet.
 func (s *Store) FailRuns(b *pgx.Batch, rows []Fail, written func(Place)) {
 	b.Queue(s.queries.Get("FailRuns"),
 		column(rows, func(r Fail) string { return r.ID }),
@@ -182,6 +184,7 @@ func (s *Store) FailRuns(b *pgx.Batch, rows []Fail, written func(Place)) {
 		column(rows, func(r Fail) int32 { return r.Position }),
 		column(rows, func(r Fail) *string { return text(r.Payload) }),
 		workerOf(rows),
+		column(rows, func(r Fail) bool { return r.Cancelled }),
 	).Query(eachPlace(written))
 }
 

@@ -189,16 +189,27 @@ func scanLook(worker int64, into *Look) func(pgx.Rows) error {
 	}
 }
 
+// DueRuns is the answer to a claim of runs that are parked.
+type DueRuns struct {
+	Claimed []Claimed
+	Left    []Deadline // not due yet, or their rows are held at the moment
+}
+
 // ClaimWaiting makes worker the owner of those of the runs that are parked and due.
-func (s *Store) ClaimWaiting(b *pgx.Batch, ids []string, worker int64, into *[]Claimed) {
+func (s *Store) ClaimWaiting(b *pgx.Batch, ids []string, worker int64, into *DueRuns) {
 	b.Queue(s.queries.Get("ClaimWaiting"), ids, worker).Query(func(rows pgx.Rows) error {
-		*into = (*into)[:0]
+		*into = DueRuns{}
 		run := Claimed{Worker: worker}
 		var input, trace *string
-		var lateMicros int64
-		_, err := pgx.ForEachRow(rows, []any{&run.ID, &run.Workflow, &run.Token, &input, &trace, &lateMicros}, func() error {
-			run.Input, run.Trace, run.Late = bytes(input), bytes(trace), time.Duration(lateMicros)*time.Microsecond
-			*into = append(*into, run)
+		var lateMicros, untilMicros *int64
+		_, err := pgx.ForEachRow(rows, []any{&run.ID, &run.Workflow, &run.Token, &input, &trace, &lateMicros, &untilMicros}, func() error {
+			if untilMicros != nil {
+				left := Deadline{Fence: Fence{ID: run.ID, Token: run.Token}, Until: time.Duration(*untilMicros) * time.Microsecond}
+				into.Left = append(into.Left, left)
+				return nil
+			}
+			run.Input, run.Trace, run.Late = bytes(input), bytes(trace), time.Duration(orZero(lateMicros))*time.Microsecond
+			into.Claimed = append(into.Claimed, run)
 			return nil
 		})
 		return err

@@ -152,8 +152,9 @@ type Page struct {
 
 // Roused is what a look at mail has found.
 type Roused struct {
-	Runs      []Named // made ready
-	Forwarded []Sent  // sent to a run while it continued as new, and for its successor now
+	Runs      []Named  // made ready
+	Held      []string // runs that were not, because their rows are held at the moment
+	Forwarded []Sent   // sent to a run while it continued as new, and for its successor now
 }
 
 // SweepMail makes parked runs with mail ready, and has mail follow runs that continued as new, looking at limit messages after
@@ -200,6 +201,8 @@ func (r *Roused) add(row rousedRow) {
 	switch {
 	case row.message != nil:
 		r.Forwarded = append(r.Forwarded, Sent{ID: *row.message, Channel: *row.channel, Receiver: *row.id, Direct: true})
+	case row.id != nil && row.workflow == nil:
+		r.Held = append(r.Held, *row.id)
 	case row.id != nil:
 		r.Runs = append(r.Runs, Named{ID: *row.id, Workflow: *row.workflow})
 	}

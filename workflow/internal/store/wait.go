@@ -158,6 +158,55 @@ func (s *Store) LookForMail(b *pgx.Batch, rows []Wake, found func(ord int)) {
 	})
 }
 
+// ParkedRun is what has become of a run that a worker has, or had, parked in memory.
+type ParkedRun struct {
+	Fence
+	Status string
+	Until  *time.Duration // until it is due; nil: it has no deadline
+}
+
+// ParkedRuns fetches what has become of runs; those that are gone are left out.
+func (s *Store) ParkedRuns(b *pgx.Batch, ids []string, into *[]ParkedRun) {
+	b.Queue(s.queries.Get("ParkedRuns"), ids).Query(func(rows pgx.Rows) error {
+		*into = nil
+		var found ParkedRun
+		var micros *int64
+		_, err := pgx.ForEachRow(rows, []any{&found.ID, &found.Status, &found.Token, &found.Worker, &micros}, func() error {
+			found.Until = nil
+			if micros != nil {
+				until := time.Duration(*micros) * time.Microsecond
+				found.Until = &until
+			}
+			*into = append(*into, found)
+			return nil
+		})
+		return err
+	})
+}
+
+// RouseRuns makes parked runs ready that their worker has, or had, in memory. held: the ids of those that stay as they are because
+// their rows are held at the moment.
+func (s *Store) RouseRuns(b *pgx.Batch, rows []Fence, ready *[]Named, held *[]string) {
+	b.Queue(s.queries.Get("RouseRuns"),
+		column(rows, func(r Fence) string { return r.ID }),
+		column(rows, func(r Fence) int64 { return r.Token }),
+		workerOf(rows),
+	).Query(func(found pgx.Rows) error {
+		*ready, *held = nil, nil
+		var id string
+		var workflow *string
+		_, err := pgx.ForEachRow(found, []any{&id, &workflow}, func() error {
+			if workflow == nil {
+				*held = append(*held, id)
+			} else {
+				*ready = append(*ready, Named{ID: id, Workflow: *workflow})
+			}
+			return nil
+		})
+		return err
+	})
+}
+
 // list returns names as a JSON array; none is NULL.
 func list(names []string) *string {
 	if len(names) == 0 {

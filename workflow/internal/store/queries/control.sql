@@ -204,7 +204,9 @@ select (select count(*) from gone),
 
 -- name: CancelRun
 -- Ends a run that has nothing to undo or is not to ($3 false), else asks it to: whoever executes it learns of that, and a
--- parked or stuck one is executed for it. Says what it found and what it did: 'ended', 'asked' or nothing. LockRun comes before it.
+-- parked or stuck one is executed for it. One that was asked is not ended without undoing its steps, unless it is stuck.
+-- Says what it found, what it did ('ended', 'asked' or nothing), whether the run had been asked before, and the run that one
+-- which has continued as new has become. LockRun comes before it.
 with target as materialized (
     select i.id, i.status, i.workflow, i.compensating, i.cancel is not null as asked_before,
            i.status = 'running' or (select true from romancy.history h where h.instance_id = i.id limit 1) is true as begun
@@ -212,7 +214,10 @@ with target as materialized (
     where i.id = $1::text
     for no key update
 ), cancellable as materialized (
-    select t.* from target t where t.status in ('ready', 'running', 'waiting', 'stuck') and not t.compensating
+    select t.*
+    from target t
+    where t.status in ('ready', 'running', 'waiting', 'stuck') and not t.compensating
+      and ($3::boolean or not t.asked_before or t.status = 'stuck')
 ), ended as (
     update romancy.instances i
     set status = 'cancelled', error = $2::text::json, token = i.token + 1, worker = null,
@@ -239,5 +244,13 @@ with target as materialized (
     delete from romancy.event_waits w using ended e where w.instance_id = any (array[e.id])
 )
 select t.status, t.workflow, t.compensating,
-       case when exists (select 1 from ended) then 'ended' when exists (select 1 from asked) then 'asked' else '' end
+       case when exists (select 1 from ended) then 'ended' when exists (select 1 from asked) then 'asked' else '' end,
+       t.asked_before, case when t.status = 'continued' then romancy.heir(t.id) end
 from target t;
+
+-- name: FindCancel
+-- Why a run is to be cancelled, asked by its owner, whose last statement for it was refused: by that, or because it is not the
+-- owner any more.
+select i.cancel::text
+from romancy.instances i
+where i.id = $1::text and i.token = $2::bigint and i.worker = $3::bigint and i.status || '' = 'running' and i.cancel is not null;

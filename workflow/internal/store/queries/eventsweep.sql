@@ -30,6 +30,7 @@ cross join lateral (
 
 -- name: SweepEventsFor
 -- Up to $2 parked runs that wait for one of the events $1 become ready, unless a live, listening worker holds them in memory.
+-- Also returned: how many were found, and how many of them stay as they are because their rows are held at the moment.
 with recursive page as materialized (
     select e.id, e.type, e.match
     from unnest($1::bigint[]) as a(id) cross join lateral (
@@ -44,7 +45,7 @@ with recursive page as materialized (
            (select w.names from romancy.event_waits w where w.type = s.type and w.names > s.names order by w.names limit 1)
     from shape s
     where s.names is not null
-), found as materialized (
+), told as materialized (
     select i.id
     from (select s.id, s.type, s.names, (select coalesce(jsonb_object_agg(n, s.match -> n), '{}') from unnest(s.names) as k(n)) as attributes
           from shape s where s.match ?& s.names offset 0) asked
@@ -56,9 +57,16 @@ with recursive page as materialized (
         select i.id from romancy.instances i
         where i.id = w.instance_id and i.status || '' = 'waiting' and i.wake_channels = array['event:' || asked.type]
           and not exists (select 1 from romancy.workers k where k.id = i.worker and k.listening and k.lease_until > clock_timestamp())
-        for no key update of i skip locked
+        offset 0
     ) i
     limit $2::bigint
+), found as materialized (
+    select i.id
+    from told t cross join lateral (
+        select i.id from romancy.instances i
+        where i.id = t.id and i.status || '' = 'waiting' and i.wake_channels is not null
+        for no key update of i skip locked
+    ) i
 ), woken as (
     update romancy.instances i
     set status = 'ready', ready_at = clock_timestamp(), worker = null
@@ -68,7 +76,7 @@ with recursive page as materialized (
 ), gone as (
     delete from romancy.event_waits w using woken o where w.instance_id = any (array[o.id])
 )
-select (select count(*) from found), o.id, o.workflow
+select (select count(*) from told), (select count(*) from told) - (select count(*) from found), o.id, o.workflow
 from (select 1) as one left join woken o on true;
 
 -- name: SweepEvents

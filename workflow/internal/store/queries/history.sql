@@ -54,14 +54,17 @@ select o.ord, o.outcome, (extract(epoch from o.next_at) * 1000000)::bigint,
 from owned o;
 
 -- name: FailRuns
--- A run begins to undo what it has done: from here on it cannot complete.
+-- A run begins to undo what it has done: from here on it cannot complete. cancelled: it does so because it was asked to. If it was
+-- asked, and does not know it yet, it has to learn of it first: see FindCancel.
 with ask as materialized (
-    select * from unnest($1::text[], $2::bigint[], $3::integer[], $4::text[]) with ordinality as a(id, token, position, payload, ord)
+    select * from unnest($1::text[], $2::bigint[], $3::integer[], $4::text[], $6::boolean[])
+        with ordinality as a(id, token, position, payload, cancelled, ord)
 ), owned as (
     update romancy.instances i
     set compensating = true
     from ask a
     where i.id = any (array[a.id]) and i.token = a.token and i.worker = $5::bigint and i.status || '' = 'running'
+      and (i.cancel is null or i.compensating or a.cancelled)
     returning a.ord, a.id, a.position, a.token, a.payload
 )
 insert into romancy.history (instance_id, position, token, worker, kind, name, payload)

@@ -143,7 +143,9 @@ select t.mark_us, t.took_us, c.id, c.workflow, c.token, c.input, c.priority, (ex
 from told t left join claimed c on true;
 
 -- name: ClaimWaiting
--- A named run that is due although nobody here holds it in memory any more. Also returned: since how many microseconds.
+-- A named run that is due although nobody here holds it in memory any more. Also returned: since how many microseconds. Those that
+-- nobody holds in memory and that were not claimed, because they are not due yet or their rows are held, come back without an
+-- input, with the microseconds until they are due.
 with found as materialized (
     select r.id
     from unnest($1::text[]) as a(id) cross join lateral (
@@ -153,12 +155,25 @@ with found as materialized (
           and exists (select 1 from romancy.workers me where me.id = $2::bigint and me.lease_until > clock_timestamp())
         for no key update of i skip locked
     ) r
+), claimed as (
+    update romancy.instances i
+    set status = 'running', worker = $2::bigint, token = i.token + 1
+    from found f
+    where i.id = any (array[f.id])
+    returning i.id, i.workflow, i.token, i.input, i.trace, i.wake_at
 )
-update romancy.instances i
-set status = 'running', worker = $2::bigint, token = i.token + 1
-from found f
-where i.id = any (array[f.id])
-returning i.id, i.workflow, i.token, i.input::text, i.trace::text, (extract(epoch from clock_timestamp() - i.wake_at) * 1000000)::bigint;
+select c.id, c.workflow, c.token, c.input::text, c.trace::text, (extract(epoch from clock_timestamp() - c.wake_at) * 1000000)::bigint, null::bigint
+from claimed c
+union all
+select i.id, i.workflow, i.token, null, null, null, (extract(epoch from i.wake_at - clock_timestamp()) * 1000000)::bigint
+from unnest($1::text[]) as a(id) cross join lateral (
+    select i.id, i.workflow, i.token, i.wake_at
+    from romancy.instances i
+    where i.id = a.id and i.status || '' = 'waiting' and i.wake_at is not null and i.id <> all (array(select f.id from found f))
+      and (i.worker = $2::bigint
+           or not exists (select 1 from romancy.workers w where w.id = i.worker and w.lease_until > clock_timestamp()))
+    offset 0
+) i;
 
 -- name: LoadHistory
 -- What has been recorded of runs, in order, notes first: of the first of them after position $2 (0: all), at most $4 rows, and nothing that comes after $3 bytes of
@@ -210,7 +225,7 @@ returning i.id, i.workflow;
 -- One alone goes by FinishRun, which has to do the same.
 -- A terminal state takes the run's subscriptions and mail with it. A stuck run keeps both: it will be resumed. One that has failed
 -- keeps what was sent to it alone, which its senders were told had arrived: it may be retried. One that has undone its steps
--- receives nothing any more.
+-- receives nothing any more. A run that was asked to undo its steps, and does not know it yet, neither completes nor fails: see FindCancel.
 with ask as materialized (
     select * from unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::text[]) as a(id, token, status, output, error)
 ), ended as (
@@ -220,6 +235,7 @@ with ask as materialized (
         ended_at = case when a.status <> 'stuck' then clock_timestamp() end
     from ask a
     where i.id = any (array[a.id]) and i.token = a.token and i.worker = $6::bigint and i.status || '' = 'running'
+      and (i.cancel is null or i.compensating or a.status in ('cancelled', 'stuck'))
     returning i.id, i.status, i.status = 'failed' and not i.compensating as retryable
 ), unsubscribed as (
     delete from romancy.subscriptions s using ended e where s.instance_id = any (array[e.id]) and e.status <> 'stuck'
@@ -240,6 +256,7 @@ with ended as (
         wake_at = null, wake_position = null, wake_channels = null,
         ended_at = case when $3::text <> 'stuck' then clock_timestamp() end
     where i.id = $1::text and i.token = $2::bigint and i.worker = $6::bigint and i.status || '' = 'running'
+      and (i.cancel is null or i.compensating or $3::text in ('cancelled', 'stuck'))
     returning i.id, i.status <> 'stuck' as over, i.status = 'failed' and not i.compensating as retryable
 ), unsubscribed as (
     delete from romancy.subscriptions s where s.instance_id = (select e.id from ended e where e.over)
@@ -255,7 +272,8 @@ select id from ended;
 select i.id, i.token, i.workflow from romancy.instances i where i.status = 'running' and i.worker = $1::bigint;
 
 -- name: ContinueRuns
--- A run ends and goes on as a new one, which gets what was sent to it and not received. Its subscriptions end with it.
+-- A run ends and goes on as a new one, which gets what was sent to it and not received. Its subscriptions end with it. One that
+-- was asked to undo its steps does not continue: see FindCancel.
 with ask as materialized (
     select * from unnest($1::text[], $2::bigint[], $3::text[], $4::text[]) as a(id, token, next_id, input)
 ), ended as (
@@ -264,6 +282,7 @@ with ask as materialized (
         wake_at = null, wake_position = null, wake_channels = null, ended_at = clock_timestamp()
     from ask a
     where i.id = any (array[a.id]) and i.token = a.token and i.worker = $5::bigint and i.status || '' = 'running'
+      and i.cancel is null
     returning i.id, i.workflow, i.parent, i.trace, i.priority, coalesce(i.line, i.id) as line, a.next_id, a.input
 ), next as (
     insert into romancy.instances (id, workflow, status, token, ready_at, input, parent, continued_from, line, trace, priority)

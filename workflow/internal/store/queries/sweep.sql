@@ -65,7 +65,7 @@ from (select 1) as one left join (
 -- name: SweepMailFor
 -- The same for runs ($1) and for the subscribers of channels ($2) that a message was announced for, unless a live, listening
 -- worker holds them in memory. Messages for whoever competes count on those channels, from $3 on. A run may be one that has
--- continued as new.
+-- continued as new. Runs whose rows are held at the moment come back without a workflow.
 with candidates as materialized (
     select a.id from unnest($1::text[]) as a(id)
     union
@@ -73,7 +73,7 @@ with candidates as materialized (
     from unnest($2::text[]) as c(name) cross join lateral (
         select s.instance_id from romancy.subscriptions s where s.channel = c.name offset 0
     ) s
-), found as materialized (
+), mailed as materialized (
     select i.id
     from candidates c cross join lateral (
         select i.id from romancy.instances i
@@ -89,6 +89,13 @@ with candidates as materialized (
                                                   where c.name = on_channel.name limit 1)
                                limit 1))
                limit 1)
+        offset 0
+    ) i
+), found as materialized (
+    select i.id
+    from mailed l cross join lateral (
+        select i.id from romancy.instances i
+        where i.id = l.id and i.status || '' = 'waiting' and i.wake_channels is not null
         for no key update of i skip locked
     ) i
 ), woken as (
@@ -111,6 +118,8 @@ with candidates as materialized (
     returning m.id, m.channel, m.receiver
 )
 select w.id, w.workflow, null::bigint, null::text from woken w
+union all
+select l.id, null, null, null from mailed l where (l.id in (select f.id from found f)) is not true
 union all
 select o.receiver, null, o.id, o.channel from forwarded o;
 

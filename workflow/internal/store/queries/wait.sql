@@ -210,6 +210,41 @@ set worker = null
 from unnest($1::text[], $2::bigint[]) as a(id, token)
 where i.id = any (array[a.id]) and i.token = a.token and i.worker = $3::bigint and i.status || '' = 'waiting';
 
+-- name: ParkedRuns
+-- What has become of runs that are, or were, parked in this worker's memory, and the microseconds until they are due.
+select i.id, i.status, i.token, coalesce(i.worker, 0), (extract(epoch from i.wake_at - clock_timestamp()) * 1000000)::bigint
+from unnest($1::text[]) as a(id) cross join lateral (
+    select i.id, i.status, i.token, i.worker, i.wake_at from romancy.instances i where i.id = a.id offset 0
+) i;
+
+-- name: RouseRuns
+-- Parked runs that this worker has, or had, in memory, and that are to be executed to look at what they wait for. With another
+-- token, so that what a wake without an answer has left here owns nothing. Returned: the workflow of each that is ready now, and null
+-- for each whose row is held at the moment. The others are not parked under that token any more.
+with parked as materialized (
+    select a.id, a.token
+    from unnest($1::text[], $2::bigint[]) as a(id, token) cross join lateral (
+        select 1 from romancy.instances i
+        where i.id = a.id and i.token = a.token and i.status || '' = 'waiting' and coalesce(i.worker, $3::bigint) = $3::bigint offset 0
+    ) i
+), found as materialized (
+    select i.id
+    from parked p cross join lateral (
+        select i.id from romancy.instances i
+        where i.id = p.id and i.token = p.token and i.status || '' = 'waiting' and coalesce(i.worker, $3::bigint) = $3::bigint
+        for no key update of i skip locked
+    ) i
+), roused as (
+    update romancy.instances i
+    set status = 'ready', ready_at = clock_timestamp(), worker = null, token = i.token + 1
+    from found f
+    where i.id = any (array[f.id])
+    returning i.id, i.workflow
+)
+select r.id, r.workflow from roused r
+union all
+select p.id, null from parked p where (p.id in (select f.id from found f)) is not true;
+
 -- name: TakeMore
 -- Up to $5 messages more of a channel, at once, for a run that has just received one there: those sent to it, and, if it
 -- competes ($6), those for whoever competes, from $7 on; no more than $8 bytes in all. They become one record. No row: the
