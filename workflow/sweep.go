@@ -18,6 +18,8 @@ const (
 	// mailSweepDelay is how long after a message for nobody in memory here its receiver is looked for: the worker that
 	// holds it in memory has been faster by then, and a burst is one look.
 	mailSweepDelay = 50 * time.Millisecond
+	// mailSweepLimit is how many subscribers of a channel are looked at for a message; of more, the mailbox is swept.
+	mailSweepLimit = 1000
 	// unwellInterval is how often a worker looks for ready runs while no notifications arrive.
 	unwellInterval = time.Second
 )
@@ -194,10 +196,14 @@ func (e *Engine) sweepMailHeardOf(ctx context.Context) error {
 	for i, name := range names {
 		since[i] = e.mail.since(name)
 	}
-	if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.SweepMailFor(b, ids, names, since, found) }); err != nil {
+	if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.SweepMailFor(b, ids, names, since, mailSweepLimit, found) }); err != nil {
 		return err
 	}
 	e.roused(found)
+	if found.More {
+		_, err := e.sweepMail(ctx)
+		return err
+	}
 	return nil
 }
 

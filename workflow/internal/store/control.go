@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -230,47 +229,6 @@ func (s *Store) CancelRun(b *pgx.Batch, id string, why []byte, compensate bool, 
 		})
 		return err
 	})
-}
-
-// EndedPage is where retention has come to among the runs that have ended.
-type EndedPage struct {
-	Ended   time.Time // when the last run looked at ended; zero: none was
-	IDs     []string  // those that were looked at and ended then
-	Full    bool      // there may be more
-	Deleted int       // of this page
-	Kept    int       // of this page: they continued as runs that are there
-	Former  []string  // runs that continued as one of the deleted
-}
-
-// DeleteEnded removes runs that ended longer than age ago, and their history, looking at limit more than page has.
-func (s *Store) DeleteEnded(b *pgx.Batch, age time.Duration, limit int, page *EndedPage) {
-	var from *time.Time
-	if !page.Ended.IsZero() {
-		from = &page.Ended
-	}
-	seen := append([]string{}, page.IDs...) // an array without elements, not null
-	b.Queue(s.queries.Get("DeleteEnded"), age.Microseconds(), limit, from, seen).QueryRow(func(row pgx.Row) error {
-		var looked int
-		var last *time.Time
-		var ids []string
-		if err := row.Scan(&page.Deleted, &looked, &page.Kept, &last, &ids, &page.Former); err != nil {
-			return err
-		}
-		switch page.Full = looked == limit; {
-		case last == nil:
-		case from != nil && last.Equal(*from):
-			page.IDs = slices.Concat(seen, ids)
-		default:
-			page.Ended, page.IDs = *last, ids
-		}
-		return nil
-	})
-}
-
-// DeleteFormer removes up to limit of the runs former, which continued as runs that are deleted, and of those before them. next:
-// what is left of them.
-func (s *Store) DeleteFormer(b *pgx.Batch, former []string, limit int, deleted *int, next *[]string) {
-	b.Queue(s.queries.Get("DeleteFormer"), former, limit).QueryRow(func(row pgx.Row) error { return row.Scan(deleted, next) })
 }
 
 func orZero[T any](value *T) T {

@@ -37,7 +37,19 @@ func TestDeleteEndedTakesABatchAtATime(t *testing.T) {
 			var deleted, left []int
 			page := &store.EndedPage{Full: true}
 			for page.Full {
+				begin, drained := *page, 0
 				batch := &pgx.Batch{}
+				s.DeleteEnded(batch, time.Hour, 3, page)
+				if err := pool.SendBatch(ctx, batch).Close(); err != nil {
+					t.Fatal(err)
+				}
+				if len(page.Filled) == 0 || page.Deleted != 0 {
+					t.Fatalf("%d runs were deleted of a page in which %q have history", page.Deleted, page.Filled)
+				}
+				filled := page.Filled
+				*page = store.EndedPage{Ended: begin.Ended, IDs: begin.IDs}
+				batch = &pgx.Batch{}
+				s.DrainEnded(batch, filled, time.Hour, &drained)
 				s.DeleteEnded(batch, time.Hour, 3, page)
 				if err := pool.SendBatch(ctx, batch).Close(); err != nil {
 					t.Fatal(err)

@@ -198,9 +198,10 @@ returning i.id, i.workflow;
 
 -- name: FinishRuns
 -- One alone goes by FinishRun, which has to do the same.
--- A terminal state takes the run's subscriptions and mail with it. A stuck run keeps both: it will be resumed. One that has failed
--- keeps what was sent to it alone, which its senders were told had arrived: it may be retried. One that has undone its steps
--- receives nothing any more.
+-- A terminal state takes the run's subscriptions with it, and its messages: the first 100 of the run and of its line, those that are
+-- large left out, so that an end takes no longer the more there are. The others are received by nobody, and swept. A stuck run keeps
+-- both: it will be resumed. One that has failed keeps what was sent to it alone, which its senders were told had arrived: it may be
+-- retried. One that has undone its steps receives nothing any more.
 with ask as materialized (
     select * from unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::text[]) as a(id, token, status, output, error)
 ), ended as (
@@ -210,13 +211,20 @@ with ask as materialized (
         ended_at = case when a.status <> 'stuck' then clock_timestamp() end
     from ask a
     where i.id = any (array[a.id]) and i.token = a.token and i.worker = $6::bigint and i.status || '' = 'running'
-    returning i.id, i.status, i.status = 'failed' and not i.compensating as retryable
+    returning i.id, i.line, i.status, i.status = 'failed' and not i.compensating as retryable
 ), unsubscribed as (
     delete from romancy.subscriptions s using ended e where s.instance_id = any (array[e.id]) and e.status <> 'stuck'
 ), discarded as (
     delete from romancy.mailbox m
-    using ended e cross join lateral (select l.id, l.mode from romancy.mailbox l where l.receiver = e.id offset 0) letter
+    using ended e cross join lateral (
+        select l.id, l.mode, l.payload
+        from (select l.id, l.mode, l.payload from romancy.mailbox l where l.receiver = e.id limit 100) l
+        union all
+        select l.id, l.mode, l.payload
+        from (select l.id, l.mode, l.payload from romancy.mailbox l where l.receiver || '' = e.line and l.mode = 'direct' limit 100) l
+    ) letter
     where m.id = any (array[letter.id]) and e.status <> 'stuck' and not (e.retryable and letter.mode = 'direct')
+      and pg_column_size(letter.payload) <= 65536
 ), unasked as (
     delete from romancy.event_waits w using ended e where w.instance_id = any (array[e.id])
 )
@@ -230,12 +238,26 @@ with ended as (
         wake_at = null, wake_position = null, wake_channels = null,
         ended_at = case when $3::text <> 'stuck' then clock_timestamp() end
     where i.id = $1::text and i.token = $2::bigint and i.worker = $6::bigint and i.status || '' = 'running'
-    returning i.id, i.status <> 'stuck' as over, i.status = 'failed' and not i.compensating as retryable
+    returning i.id, i.line, i.status <> 'stuck' as over, i.status = 'failed' and not i.compensating as retryable
 ), unsubscribed as (
     delete from romancy.subscriptions s where s.instance_id = (select e.id from ended e where e.over)
 ), discarded as (
     delete from romancy.mailbox m
-    where m.receiver = (select e.id from ended e where e.over) and not (m.mode = 'direct' and (select e.retryable from ended e))
+    where m.id = any (array(
+        select l.id
+        from (
+            select run.* from (
+                select l.id, l.mode, l.payload from romancy.mailbox l where l.receiver = (select e.id from ended e where e.over) limit 100
+            ) run
+            union all
+            select line.* from (
+                select l.id, l.mode, l.payload from romancy.mailbox l
+                where l.receiver || '' = (select e.line from ended e where e.over) and l.mode = 'direct'
+                limit 100
+            ) line
+        ) l
+        where not (l.mode = 'direct' and (select e.retryable from ended e)) and pg_column_size(l.payload) <= 65536
+    ))
 ), unasked as (
     delete from romancy.event_waits w where w.instance_id = (select e.id from ended e)
 )
@@ -245,7 +267,9 @@ select id from ended;
 select i.id, i.token, i.workflow from romancy.instances i where i.status = 'running' and i.worker = $1::bigint;
 
 -- name: ContinueRuns
--- A run ends and goes on as a new one, which gets what was sent to it and not received. Its subscriptions end with it.
+-- A run ends and goes on as a new one. What was sent to it and not received is addressed to their line, and stays where it is; what
+-- was published to it is received by nobody, and swept. Its subscriptions end with it. Messages that an older build has addressed
+-- to the run itself are moved to the line: the first 100 in this statement, the others by a sweep.
 with ask as materialized (
     select * from unnest($1::text[], $2::bigint[], $3::text[], $4::text[]) as a(id, token, next_id, input)
 ), ended as (
@@ -260,13 +284,13 @@ with ask as materialized (
     select e.next_id, e.workflow, 'ready', 0, clock_timestamp(), e.input::json, e.parent, e.id, e.line, e.trace, e.priority from ended e
 ), unsubscribed as (
     delete from romancy.subscriptions s using ended e where s.instance_id = any (array[e.id])
-), mail as materialized (
-    select letter.id, letter.mode, e.next_id
-    from ended e cross join lateral (select l.id, l.mode from romancy.mailbox l where l.receiver = e.id offset 0) letter
-), forwarded as (
-    update romancy.mailbox m set receiver = l.next_id from mail l where m.id = any (array[l.id]) and l.mode = 'direct'
-), discarded as (
-    delete from romancy.mailbox m using mail l where m.id = any (array[l.id]) and l.mode <> 'direct'
+), former as materialized (
+    select letter.id, letter.mode, e.line
+    from ended e cross join lateral (
+        select l.id, l.mode from romancy.mailbox l where l.receiver = e.id and e.line <> e.id limit 100 for update skip locked
+    ) letter
+), moved as (
+    update romancy.mailbox m set receiver = f.line from former f where m.id = any (array[f.id]) and f.mode = 'direct'
 )
 select id from ended;
 
