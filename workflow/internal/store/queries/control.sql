@@ -88,7 +88,10 @@ with target as materialized (
 ), line as materialized (
     select l.id, l.channel, l.mode, l.payload
     from target t cross join lateral (
-        select * from romancy.mailbox l where l.receiver || '' = t.line and l.mode = 'direct' and not t.retryable limit $4::bigint
+        select * from romancy.mailbox l
+        where l.receiver || '' = t.line and l.mode = 'direct' and not t.retryable
+        order by l.channel, l.id + 0
+        limit $4::bigint
     ) l
 ), small as materialized (
     select c.*
@@ -206,7 +209,11 @@ with found as materialized (
         from (
             select l.id, pg_column_size(l.payload) as size
             from found f cross join lateral (
-                select l.id, l.payload from romancy.mailbox l where l.receiver = f.id and f.over limit $3::bigint for update skip locked
+                select l.id, l.payload from romancy.mailbox l
+                where l.receiver = f.id and f.over
+                order by l.channel, l.id + 0
+                limit $3::bigint
+                for update skip locked
             ) l
             limit $3::bigint
         ) r
@@ -350,10 +357,10 @@ with target as materialized (
 ), discarded as (
     delete from romancy.mailbox m
     using ended e cross join lateral (
-        select l.id, l.payload from (select l.id, l.payload from romancy.mailbox l where l.receiver = e.id limit 100) l
+        select l.id, l.payload from (select l.id, l.payload from romancy.mailbox l where l.receiver = e.id order by l.channel, l.id + 0 limit (select 100)) l
         union all
         select l.id, l.payload
-        from (select l.id, l.payload from romancy.mailbox l where l.receiver || '' = e.line and l.mode = 'direct' limit 100) l
+        from (select l.id, l.payload from romancy.mailbox l where l.receiver || '' = e.line and l.mode = 'direct' order by l.channel, l.id + 0 limit (select 100)) l
     ) letter
     where m.id = any (array[letter.id]) and pg_column_size(letter.payload) <= 65536
 ), unasked as (

@@ -20,6 +20,8 @@ from (select pg_backend_pid() <> $2::bigint as lent offset 0) as connection;
 --   i.id = any (array[a.id])    joins by index lookup for each a; i.id = a.id could also walk the table in the key's order.
 --   i.status || '' = 'running'  is checked on the row found; without the || '' the partial index of that status could be walked.
 --   order by m.id + 0           is the order of the index that has the receiver; by m.id the primary key could be walked.
+--   m.receiver || '' = line     is the index of the direct messages alone: others may be in between.
+--   limit (select 100)          of unknown size, in the order of the index: for a known one a bitmap of all rows could be made first.
 --   (select true ... limit 1)   is a lookup; an exists could become a hash of everything.
 
 -- name: StartRuns
@@ -218,10 +220,10 @@ with ask as materialized (
     delete from romancy.mailbox m
     using ended e cross join lateral (
         select l.id, l.mode, l.payload
-        from (select l.id, l.mode, l.payload from romancy.mailbox l where l.receiver = e.id limit 100) l
+        from (select l.id, l.mode, l.payload from romancy.mailbox l where l.receiver = e.id order by l.channel, l.id + 0 limit (select 100)) l
         union all
         select l.id, l.mode, l.payload
-        from (select l.id, l.mode, l.payload from romancy.mailbox l where l.receiver || '' = e.line and l.mode = 'direct' limit 100) l
+        from (select l.id, l.mode, l.payload from romancy.mailbox l where l.receiver || '' = e.line and l.mode = 'direct' order by l.channel, l.id + 0 limit (select 100)) l
     ) letter
     where m.id = any (array[letter.id]) and e.status <> 'stuck' and not (e.retryable and letter.mode = 'direct')
       and pg_column_size(letter.payload) <= 65536
@@ -247,13 +249,14 @@ with ended as (
         select l.id
         from (
             select run.* from (
-                select l.id, l.mode, l.payload from romancy.mailbox l where l.receiver = (select e.id from ended e where e.over) limit 100
+                select l.id, l.mode, l.payload from romancy.mailbox l where l.receiver = (select e.id from ended e where e.over)
+                order by l.channel, l.id + 0 limit (select 100)
             ) run
             union all
             select line.* from (
                 select l.id, l.mode, l.payload from romancy.mailbox l
                 where l.receiver || '' = (select e.line from ended e where e.over) and l.mode = 'direct'
-                limit 100
+                order by l.channel, l.id + 0 limit (select 100)
             ) line
         ) l
         where not (l.mode = 'direct' and (select e.retryable from ended e)) and pg_column_size(l.payload) <= 65536
@@ -287,7 +290,9 @@ with ask as materialized (
 ), former as materialized (
     select letter.id, letter.mode, e.line
     from ended e cross join lateral (
-        select l.id, l.mode from romancy.mailbox l where l.receiver = e.id and e.line <> e.id limit 100 for update skip locked
+        select l.id, l.mode from romancy.mailbox l where l.receiver = e.id and e.line <> e.id
+        order by l.channel, l.id + 0 limit (select 100)
+        for update skip locked
     ) letter
 ), moved as (
     update romancy.mailbox m set receiver = f.line from former f where m.id = any (array[f.id]) and f.mode = 'direct'

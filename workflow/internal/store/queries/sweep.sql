@@ -86,7 +86,7 @@ with asked as materialized (
 ), subscribed as materialized (
     select s.instance_id, c.name
     from unnest($2::text[]) as c(name) cross join lateral (
-        select s.instance_id from romancy.subscriptions s where s.channel = c.name limit $4::bigint
+        select s.instance_id from romancy.subscriptions s where s.channel = c.name order by s.mode limit $4::bigint
     ) s
 ), candidates as materialized (
     select coalesce(a.living, a.id) as id from asked a
@@ -123,6 +123,7 @@ with asked as materialized (
     from asked a cross join lateral (
         select m.id from romancy.mailbox m
         where m.receiver || '' = a.id and m.mode = 'direct' and a.id <> a.line
+        order by m.channel, m.id + 0
         limit $4::bigint
         for update skip locked
     ) letter
