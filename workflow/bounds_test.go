@@ -325,3 +325,26 @@ func TestAnInterruptedRetentionSweepIsContinued(t *testing.T) {
 		t.Errorf("left: %s", strings.Join(left, ", "))
 	}
 }
+
+// A history is read in pages, and is whole: records, also large ones, and failed attempts.
+func TestALongHistoryIsReadWhole(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	execAll(t, pool,
+		`insert into romancy.instances (id, workflow, status, token, ready_at) values ('long', 'flow', 'waiting', 1, now())`,
+		`insert into romancy.history (instance_id, position, token, kind, name, payload)
+		 select 'long', n, 1, 'activity', 'step', case when n % 100 <> 0 then '{}' else to_json((select string_agg(md5(random()::text), '') from generate_series(1, 32768 + n))) end
+		 from generate_series(1, 2500) n`,
+		`insert into romancy.attempts (instance_id, position, attempt, error) select 'long', p, n, '{}' from generate_series(1, 1500) n, unnest(array[7, 2501]) p`)
+	w := startWorker(t, pool, nil, calm, configured(func(c *workflow.Config) { c.ClientOnly = true }))
+	history, err := w.History(testContext(t), "long")
+	if err != nil || len(history) != 2501 {
+		t.Fatalf("%d entries, %v; want 2,501", len(history), err)
+	}
+	for i, entry := range history {
+		attempts := map[int]int{7: 1500, 2501: 1500}[i+1]
+		if entry.Position != i+1 || len(entry.Attempts) != attempts || attempts > 0 && entry.Attempts[attempts-1].Number != attempts {
+			t.Fatalf("entry %d has position %d and %d attempts", i, entry.Position, len(entry.Attempts))
+		}
+	}
+}

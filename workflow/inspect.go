@@ -80,19 +80,36 @@ func (e *Engine) Get(ctx context.Context, id string) (*RunInfo, error) {
 // History returns what the run with this id has recorded so far, in the order of its commands. A step that is still being
 // retried comes last, without a payload. It returns ErrNotFound if there is no such run, ErrNotStarted and ErrClosed.
 func (e *Engine) History(ctx context.Context, id string) ([]HistoryEntry, error) {
-	var found *store.Instance
-	var entries []store.Entry
-	var attempts []store.Attempt
-	if err := e.read(ctx, func(b *pgx.Batch) {
-		e.store.GetRun(b, id, &found)
-		e.store.GetHistory(b, id, &entries, &attempts)
-	}); err != nil {
+	entries, attempts, err := e.history(ctx, id)
+	if err != nil {
 		return nil, fmt.Errorf("history of run %q: %w", id, err)
 	}
-	if found == nil {
-		return nil, fmt.Errorf("history of run %q: %w", id, ErrNotFound)
-	}
 	return newHistory(entries, attempts), nil
+}
+
+// history reads page by page, so that no statement takes longer the more there is.
+func (e *Engine) history(ctx context.Context, id string) (entries []store.Entry, attempts []store.Attempt, err error) {
+	var found *store.Instance
+	records, failed := store.HistoryPage{After: -1, More: true}, store.AttemptsPage{After: store.Attempt{Position: -1}, More: true}
+	for records.More || failed.More {
+		if err := e.read(ctx, func(b *pgx.Batch) {
+			e.store.GetRun(b, id, &found)
+			e.store.GetHistory(b, id, &records)
+			e.store.GetAttempts(b, id, &failed)
+		}); err != nil {
+			return nil, nil, err
+		}
+		if found == nil {
+			return nil, nil, ErrNotFound
+		}
+		if entries = append(entries, records.Entries...); len(records.Entries) > 0 {
+			records.After = entries[len(entries)-1].Position
+		}
+		if attempts = append(attempts, failed.Attempts...); len(failed.Attempts) > 0 {
+			failed.After = attempts[len(attempts)-1]
+		}
+	}
+	return entries, attempts, nil
 }
 
 func newHistory(entries []store.Entry, attempts []store.Attempt) []HistoryEntry {

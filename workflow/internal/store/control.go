@@ -60,26 +60,48 @@ func (s *Store) GetRun(b *pgx.Batch, id string, into **Instance) {
 	})
 }
 
-// GetHistory fetches the history of one run, in order, with its failed attempts.
-func (s *Store) GetHistory(b *pgx.Batch, id string, entries *[]Entry, attempts *[]Attempt) {
-	b.Queue(s.queries.Get("GetHistory"), id).Query(func(rows pgx.Rows) (err error) {
-		*entries, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (Entry, error) {
-			var entry Entry
-			var payload *string
-			err := row.Scan(&entry.Position, &entry.Kind, &entry.Name, &payload, &entry.RecordedAt)
+// HistoryPage is a part of what one run has recorded.
+type HistoryPage struct {
+	After   int32 // the position that it begins after: set it to ask
+	Entries []Entry
+	More    bool // there may be others
+}
+
+// GetHistory fetches a page of the history of one run, in order.
+func (s *Store) GetHistory(b *pgx.Batch, id string, page *HistoryPage) {
+	b.Queue(s.queries.Get("GetHistory"), id, page.After, portionRows, portionBytes).Query(func(rows pgx.Rows) error {
+		var entry Entry
+		var payload *string
+		var total int
+		page.Entries = nil
+		_, err := pgx.ForEachRow(rows, []any{&entry.Position, &entry.Kind, &entry.Name, &payload, &entry.RecordedAt, &total}, func() error {
 			entry.Payload = bytes(payload)
-			return entry, err
+			page.Entries = append(page.Entries, entry)
+			return nil
 		})
+		page.More = len(page.Entries) < total || total == portionRows
 		return err
 	})
-	b.Queue(s.queries.Get("GetAttempts"), id).Query(func(rows pgx.Rows) (err error) {
-		*attempts, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (Attempt, error) {
+}
+
+// AttemptsPage is a part of the failed attempts of one run.
+type AttemptsPage struct {
+	After    Attempt // the last one before it: set its Position and Number to ask
+	Attempts []Attempt
+	More     bool // there may be others
+}
+
+// GetAttempts fetches a page of the failed attempts of one run, in order.
+func (s *Store) GetAttempts(b *pgx.Batch, id string, page *AttemptsPage) {
+	b.Queue(s.queries.Get("GetAttempts"), id, page.After.Position, page.After.Number, portionRows).Query(func(rows pgx.Rows) (err error) {
+		page.Attempts, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (Attempt, error) {
 			var attempt Attempt
 			var failure string
 			err := row.Scan(&attempt.Position, &attempt.Number, &failure, &attempt.FailedAt, &attempt.NextAt)
 			attempt.Error = []byte(failure)
 			return attempt, err
 		})
+		page.More = len(page.Attempts) == portionRows
 		return err
 	})
 }

@@ -7,16 +7,29 @@ from romancy.instances i left join romancy.workers w on w.id = i.worker
 where i.id = $1::text;
 
 -- name: GetHistory
-select h.position, h.kind, h.name, h.payload::text, h.created_at
-from romancy.history h
-where h.instance_id = $1::text
-order by h.position;
+-- What a run has recorded after position $2: at most $3 rows, and no more than $4 bytes, as they are stored, and one row more.
+-- Also returned: how many rows there are without the limit in bytes.
+select p.position, p.kind, p.name, p.payload::text, p.created_at, p.total
+from (
+    select l.*, sum(l.size) over (order by l.position) - l.size as before, count(*) over () as total
+    from (
+        select h.*, coalesce(pg_column_size(h.payload), 0) as size
+        from romancy.history h
+        where h.instance_id = $1::text and h.position > $2::integer
+        order by h.position
+        limit $3::bigint
+    ) l
+) p
+where p.before < $4::bigint
+order by p.position;
 
 -- name: GetAttempts
+-- The failed attempts of a run after attempt $3 of position $2, at most $4.
 select a.position, a.attempt, a.error::text, a.failed_at, a.next_at
 from romancy.attempts a
-where a.instance_id = $1::text
-order by a.position, a.attempt;
+where a.instance_id = $1::text and (a.position, a.attempt) > ($2::integer, $3::integer)
+order by a.position, a.attempt
+limit $4::bigint;
 
 -- name: ListRuns
 -- Downwards from $1 (null: from the top). Looks at $2 runs at most, whatever matches: the last one looked at comes back too,

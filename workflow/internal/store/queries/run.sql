@@ -175,14 +175,32 @@ where p.before < $3::bigint
 order by p.ord, p.position;
 
 -- name: LoadAttempts
-select t.instance_id, t.position, max(t.attempt),
-       (extract(epoch from clock_timestamp() - min(t.failed_at)) * 1000000)::bigint,
-       (extract(epoch from max(t.next_at) - clock_timestamp()) * 1000000)::bigint,
-       (extract(epoch from max(t.next_at)) * 1000000)::bigint
-from unnest($1::text[]) as a(id) cross join lateral (
-    select * from romancy.attempts t where t.instance_id = a.id offset 0
-) t
-group by t.instance_id, t.position;
+-- Of each step of runs that has failed attempts: the number of the last, when the first failed, and when the next is due. From one step
+-- to the next, by key: a step may have failed a hundred thousand times.
+with recursive steps (id, position) as (
+    select a.id, (select t.position from romancy.attempts t where t.instance_id = a.id order by t.position limit 1)
+    from unnest($1::text[]) as a(id)
+    union all
+    select s.id, (select t.position from romancy.attempts t where t.instance_id = s.id and t.position > s.position order by t.position limit 1)
+    from steps s
+    where s.position is not null
+)
+select s.id, s.position, last.attempt,
+       (extract(epoch from clock_timestamp() - first.failed_at) * 1000000)::bigint,
+       (extract(epoch from last.next_at - clock_timestamp()) * 1000000)::bigint,
+       (extract(epoch from last.next_at) * 1000000)::bigint
+from steps s cross join lateral (
+    select t.attempt, t.next_at from romancy.attempts t
+    where t.instance_id = s.id and t.position = s.position
+    order by t.attempt desc
+    limit 1
+) last cross join lateral (
+    select t.failed_at from romancy.attempts t
+    where t.instance_id = s.id and t.position = s.position
+    order by t.attempt
+    limit 1
+) first
+where s.position is not null;
 
 -- name: LoadCancels
 -- Those of the runs that are to be cancelled, and why.
