@@ -54,7 +54,9 @@ func (c session) touched(t *testing.T, s *store.Store, name, arguments string) (
 		if err := tx.QueryRow(t.Context(), "explain (analyze, buffers, format json) execute "+name+"("+arguments+")", pgx.QueryExecModeSimpleProtocol).Scan(&explained); err != nil {
 			return err
 		}
-		var plans []struct{ Plan planNode }
+		var plans []struct {
+			Plan planNode `json:"Plan"`
+		}
 		if err := json.Unmarshal(explained, &plans); err != nil {
 			return err
 		}
@@ -68,10 +70,10 @@ func (c session) touched(t *testing.T, s *store.Store, name, arguments string) (
 }
 
 type planNode struct {
-	Type  string `json:"Node Type"`
-	Hit   int    `json:"Shared Hit Blocks"`
-	Read  int    `json:"Shared Read Blocks"`
-	Plans []planNode
+	Type  string     `json:"Node Type"`
+	Hit   int        `json:"Shared Hit Blocks"`
+	Read  int        `json:"Shared Read Blocks"`
+	Plans []planNode `json:"Plans"`
 }
 
 func (n planNode) changed() (pages int) {
@@ -97,7 +99,7 @@ func TestNothingDependsOnWhatIsUnread(t *testing.T) {
 		 select n, 'flow', case when n like '%parked' then 'waiting' else 'running' end, 1, now(), 1, '{letters}'
 		 from unnest(array['busy', 'parked', 'line-busy', 'line-parked']) n`,
 		`insert into romancy.instances (id, workflow, status, token, ready_at, ended_at, output)
-		 select 'former-' || id, 'flow', 'continued', 1, now(), now(), json_build_object('continued_as', id) from romancy.instances where id like 'line-%'`,
+		 select 'former-' || id, 'flow', 'continued', 1, to_timestamp(0), now(), json_build_object('continued_as', id) from romancy.instances where id like 'line-%'`,
 		`update romancy.instances set line = 'former-' || id, continued_from = 'former-' || id where status in ('running', 'waiting') and id like 'line-%'`)
 	unread := func(n int) {
 		t.Helper()
@@ -110,8 +112,10 @@ func TestNothingDependsOnWhatIsUnread(t *testing.T) {
 		"WaitRuns": {fmt.Sprintf(wait, "busy"), fmt.Sprintf(wait, "line-busy")},
 		"WakeRun":  {"'parked', 1, 7, 'letters', 1, 'receive', false", "'line-parked', 1, 7, 'letters', 1, 'receive', false"},
 		"WakeRuns": {"'{parked,line-parked}', '{1,1}', '{7,7}', '{letters,letters}', '{false,false}', 1, '{0,0}', '{receive,receive}', '{false,false}'"},
-		"LookForMail": {"'{parked,line-parked}', '{letters,letters}', '{false,false}', '{0,0}'",
-			"'{parked,line-parked}', '{none,none}', '{false,false}', '{0,0}'"},
+		"LookForMail": {
+			"'{parked,line-parked}', '{letters,letters}', '{false,false}', '{0,0}'",
+			"'{parked,line-parked}', '{none,none}', '{false,false}', '{0,0}'",
+		},
 		"TakeMore":      {"'busy', 1, 7, 'letters', 10, false, 0, 1000000, 1", "'line-busy', 1, 7, 'letters', 10, false, 0, 1000000, 1"},
 		"DeliverDirect": {"null, 0, null, 'former-line-parked', 'letters', '{}', null, 0", "null, 0, null, 'parked', 'letters', '{}', null, 0"},
 		"FinishRun":     {"'busy', 1, 'completed', '{}', null, 1", "'line-busy', 1, 'failed', null, '{}', 1", "'line-busy', 1, 'completed', null, '{}', 1"},
@@ -237,7 +241,7 @@ func TestWhatARetriedRunMustNotReceiveIsDiscardedInPortions(t *testing.T) {
 	pool := pgtest.Pool(t)
 	s := newStore(t)
 	exec(t, pool, `insert into romancy.instances (id, workflow, status, token, ready_at, ended_at, line) values
-			('failed', 'flow', 'failed', 1, now(), now(), null), ('cancelled', 'flow', 'cancelled', 1, now(), now(), 'first')`,
+			('failed', 'flow', 'failed', 1, to_timestamp(0), now(), null), ('cancelled', 'flow', 'cancelled', 1, to_timestamp(0), now(), 'first')`,
 		`insert into romancy.mailbox (channel, mode, receiver, payload) select c, m, r, to_json(repeat('x', 100))
 		 from generate_series(1, 700), unnest(array['letters', 'others']) c, unnest(array['direct', 'broadcast']) m, unnest(array['failed', 'cancelled', 'first']) r`,
 		`insert into romancy.mailbox (channel, mode, receiver, payload) select 'large', 'broadcast', 'failed', to_json(repeat(md5(n::text), 100000)) from generate_series(1, 3) n`)
@@ -273,7 +277,9 @@ func countRows(t *testing.T, pool *pgxpool.Pool, query string) (n int) {
 // bodiesOf returns the bodies of a list of messages.
 func bodiesOf(t *testing.T, messages []byte) string {
 	t.Helper()
-	var list []struct{ Body json.RawMessage }
+	var list []struct {
+		Body json.RawMessage `json:"body"`
+	}
 	if err := json.Unmarshal(messages, &list); err != nil {
 		t.Fatalf("%s: %v", messages, err)
 	}
