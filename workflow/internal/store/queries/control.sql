@@ -342,7 +342,7 @@ select (select count(*) from gone),
 -- parked or stuck one is executed for it. Says what it found and what it did: 'ended', 'asked' or nothing. LockRun comes before it.
 -- What was sent to a run that ends is received by nobody. The first of it is deleted here, the rest swept, as by FinishRuns.
 with target as materialized (
-    select i.id, i.line, i.status, i.workflow, i.compensating, i.cancel is not null as asked_before,
+    select i.id, i.status, i.workflow, i.compensating, i.cancel is not null as asked_before,
            i.status = 'running' or (select true from romancy.history h where h.instance_id = i.id limit 1) is true as begun
     from romancy.instances i
     where i.id = $1::text
@@ -355,7 +355,7 @@ with target as materialized (
         wake_at = null, wake_position = null, wake_channels = null, ended_at = clock_timestamp()
     from cancellable t
     where i.id = any (array[t.id]) and not ($3::boolean and t.begun)
-    returning i.id, i.line
+    returning i.id
 ), asked as (
     update romancy.instances i
     set cancel = coalesce(i.cancel, $2::text::json),
@@ -370,10 +370,7 @@ with target as materialized (
 ), discarded as (
     delete from romancy.mailbox m
     using ended e cross join lateral (
-        select l.id, l.payload from (select l.id, l.payload from romancy.mailbox l where l.receiver = e.id order by l.channel, l.id + 0 limit (select 100)) l
-        union all
-        select l.id, l.payload
-        from (select l.id, l.payload from romancy.mailbox l where l.receiver || '' = e.line and l.mode = 'direct' order by l.channel, l.id + 0 limit (select 100)) l
+        select l.id, l.payload from romancy.mailbox l where l.receiver = e.id order by l.channel, l.id + 0 limit (select 100)
     ) letter
     where m.id = any (array[letter.id]) and pg_column_size(letter.payload) <= 65536
 ), unasked as (

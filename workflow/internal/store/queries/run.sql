@@ -218,8 +218,8 @@ returning i.id, i.workflow;
 
 -- name: FinishRuns
 -- One alone goes by FinishRun, which has to do the same.
--- A terminal state takes the run's subscriptions with it, and its messages: the first 100 of the run and of its line, those that are
--- large left out, so that an end takes no longer the more there are. The others are received by nobody, and swept. A stuck run keeps
+-- A terminal state takes the run's subscriptions with it, and its messages: the first 100, those that are large left out, so that an
+-- end takes no longer the more there are. The others, and those of its line, are received by nobody, and swept. A stuck run keeps
 -- both: it will be resumed. One that has failed keeps what was sent to it alone, which its senders were told had arrived: it may be
 -- retried. One that has undone its steps receives nothing any more.
 with ask as materialized (
@@ -231,17 +231,13 @@ with ask as materialized (
         ended_at = case when a.status <> 'stuck' then clock_timestamp() end
     from ask a
     where i.id = any (array[a.id]) and i.token = a.token and i.worker = $6::bigint and i.status || '' = 'running'
-    returning i.id, i.line, i.status, i.status = 'failed' and not i.compensating as retryable
+    returning i.id, i.status, i.status = 'failed' and not i.compensating as retryable
 ), unsubscribed as (
     delete from romancy.subscriptions s using ended e where s.instance_id = any (array[e.id]) and e.status <> 'stuck'
 ), discarded as (
     delete from romancy.mailbox m
     using ended e cross join lateral (
-        select l.id, l.mode, l.payload
-        from (select l.id, l.mode, l.payload from romancy.mailbox l where l.receiver = e.id order by l.channel, l.id + 0 limit (select 100)) l
-        union all
-        select l.id, l.mode, l.payload
-        from (select l.id, l.mode, l.payload from romancy.mailbox l where l.receiver || '' = e.line and l.mode = 'direct' order by l.channel, l.id + 0 limit (select 100)) l
+        select l.id, l.mode, l.payload from romancy.mailbox l where l.receiver = e.id order by l.channel, l.id + 0 limit (select 100)
     ) letter
     where m.id = any (array[letter.id]) and e.status <> 'stuck' and not (e.retryable and letter.mode = 'direct')
       and pg_column_size(letter.payload) <= 65536
@@ -258,7 +254,7 @@ with ended as (
         wake_at = null, wake_position = null, wake_channels = null,
         ended_at = case when $3::text <> 'stuck' then clock_timestamp() end
     where i.id = $1::text and i.token = $2::bigint and i.worker = $6::bigint and i.status || '' = 'running'
-    returning i.id, i.line, i.status <> 'stuck' as over, i.status = 'failed' and not i.compensating as retryable
+    returning i.id, i.status <> 'stuck' as over, i.status = 'failed' and not i.compensating as retryable
 ), unsubscribed as (
     delete from romancy.subscriptions s where s.instance_id = (select e.id from ended e where e.over)
 ), discarded as (
@@ -266,16 +262,10 @@ with ended as (
     where m.id = any (array(
         select l.id
         from (
-            select run.* from (
-                select l.id, l.mode, l.payload from romancy.mailbox l where l.receiver = (select e.id from ended e where e.over)
-                order by l.channel, l.id + 0 limit (select 100)
-            ) run
-            union all
-            select line.* from (
-                select l.id, l.mode, l.payload from romancy.mailbox l
-                where l.receiver || '' = (select e.line from ended e where e.over) and l.mode = 'direct'
-                order by l.channel, l.id + 0 limit (select 100)
-            ) line
+            select l.id, l.mode, l.payload from romancy.mailbox l
+            where l.receiver = (select e.id from ended e where e.over)
+            order by l.channel, l.id + 0
+            limit (select 100)
         ) l
         where not (l.mode = 'direct' and (select e.retryable from ended e)) and pg_column_size(l.payload) <= 65536
     ))
