@@ -59,6 +59,9 @@ func (e *Engine) retryOnce(ctx context.Context, id string) (retried bool, err er
 	if err != nil {
 		return false, err
 	}
+	if err := e.discardUnreceived(ctx, id); err != nil {
+		return false, outward(err)
+	}
 	did := new(store.Revived)
 	if err := e.do(ctx, false, func(b *pgx.Batch) { e.store.RetryRun(b, ask, did) }); err != nil {
 		return false, outward(err)
@@ -71,6 +74,22 @@ func (e *Engine) retryOnce(ctx context.Context, id string) (retried bool, err er
 	}
 	e.madeReady([]store.Named{{ID: id, Workflow: did.Workflow}})
 	return true, nil
+}
+
+// discardUnreceived removes, a portion at a time, what a run had not received when it ended and must not receive when it goes on.
+func (e *Engine) discardUnreceived(ctx context.Context, id string) error {
+	page := &store.UnreceivedPage{More: true}
+	for page.More {
+		next := new(store.UnreceivedPage)
+		if err := e.do(ctx, true, func(b *pgx.Batch) {
+			*next = *page
+			e.store.DiscardUnreceived(b, id, next)
+		}); err != nil {
+			return err
+		}
+		page = next
+	}
+	return nil
 }
 
 // planRetry decides how a run can go on, or why it cannot.

@@ -338,6 +338,13 @@ func (e *Engine) Start(ctx context.Context) error {
 	case stateDraining, stateClosed:
 		return ErrClosed
 	}
+	need := schema.Execute
+	if !e.executes() {
+		need = schema.Client
+	}
+	if err := schema.CheckGrants(ctx, e.config.Pool, e.config.Schema, need); err != nil {
+		return fmt.Errorf("start the workflow engine: %w", refusal.WithRemedy(err))
+	}
 	if err := e.committer.Open(ctx); err != nil {
 		return fmt.Errorf("start the workflow engine: %w", refusal.WithRemedy(err))
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -93,21 +94,44 @@ func (e *Engine) Get(ctx context.Context, id string) (*RunInfo, error) {
 // History returns what the run with this id has recorded so far, in the order of its commands. A step that is still being
 // retried, or of which no more is known than that it has begun beside the workflow, comes last, without a payload. It returns ErrNotFound if there is no such run, ErrNotStarted and ErrClosed.
 func (e *Engine) History(ctx context.Context, id string) ([]HistoryEntry, error) {
-	var found *store.Instance
-	var entries []store.Entry
-	var attempts []store.Attempt
-	var interruptions []store.Interruption
-	if err := e.read(ctx, func(b *pgx.Batch) {
-		e.store.GetRun(b, id, &found)
-		e.store.GetHistory(b, id, &entries, &attempts)
-		e.store.GetInterruptions(b, id, &interruptions)
-	}); err != nil {
+	past, err := e.history(ctx, id)
+	if err != nil {
 		return nil, fmt.Errorf("history of run %q: %w", id, err)
 	}
-	if found == nil {
-		return nil, fmt.Errorf("history of run %q: %w", id, ErrNotFound)
+	return newHistory(past.entries, past.attempts, past.interruptions), nil
+}
+
+// history reads page by page, so that no statement takes longer the more there is.
+func (e *Engine) history(ctx context.Context, id string) (past recorded, err error) {
+	var found *store.Instance
+	records, failed := store.HistoryPage{After: math.MinInt32, More: true}, store.AttemptsPage{After: store.Attempt{Position: -1}, More: true}
+	for records.More || failed.More {
+		if err := e.read(ctx, func(b *pgx.Batch) {
+			e.store.GetRun(b, id, &found)
+			e.store.GetHistory(b, id, &records)
+			e.store.GetAttempts(b, id, &failed)
+			e.store.GetInterruptions(b, id, &past.interruptions)
+		}); err != nil {
+			return past, err
+		}
+		if found == nil {
+			return past, ErrNotFound
+		}
+		if past.entries = append(past.entries, records.Entries...); len(records.Entries) > 0 {
+			records.After = records.Entries[len(records.Entries)-1].Position
+		}
+		if past.attempts = append(past.attempts, failed.Attempts...); len(failed.Attempts) > 0 {
+			failed.After = failed.Attempts[len(failed.Attempts)-1]
+		}
 	}
-	return newHistory(entries, attempts, interruptions), nil
+	return past, nil
+}
+
+// recorded is what the database has of the past of a run.
+type recorded struct {
+	entries       []store.Entry
+	attempts      []store.Attempt
+	interruptions []store.Interruption
 }
 
 func newHistory(entries []store.Entry, attempts []store.Attempt, interruptions []store.Interruption) []HistoryEntry {

@@ -3,6 +3,7 @@ package workflow
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -11,10 +12,11 @@ import (
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
 
-// SweepRetention removes, in small batches, mail that reached a run while it ended, keys of WithSendKey and events that have
-// expired, and runs that ended longer ago than Config.Retention with their history and, of failed ones, the mail that is kept for
-// Retry. It returns how many rows and runs that were, without what goes with the runs. Live runs and their mail are never touched.
-// Of a run that continued as new only the history is removed while the run that it continued as is there.
+// SweepRetention removes, in small portions, keys of WithSendKey and events that have expired, runs that ended longer ago than
+// Config.Retention with their history and, of failed ones, the messages that are kept for Retry, and messages that nobody receives any
+// more, because their receivers have ended. It returns how many rows and runs that were, without what goes with the runs. Live runs and
+// their messages are never touched. Of a run that continued as new only the history is removed while the run that it continued as
+// is there. Several sweeps may be under way at a time, and one that is interrupted is continued by the next.
 func (e *Engine) SweepRetention(ctx context.Context) (int, error) {
 	if err := e.check(); err != nil {
 		return 0, err
@@ -42,7 +44,8 @@ func (e *Engine) discardOrphanedMail(ctx context.Context) (total int, err error)
 	return total, nil
 }
 
-// deleteEnded deletes runs that ended long enough ago, in the order of their ends.
+// deleteEnded deletes runs that ended long enough ago, in the order of their ends. What they have left goes first, a portion at a time;
+// the page is looked at again until all of them are gone.
 func (e *Engine) deleteEnded(ctx context.Context) (total int, err error) {
 	if e.config.Retention <= 0 {
 		return 0, nil
@@ -50,9 +53,12 @@ func (e *Engine) deleteEnded(ctx context.Context) (total int, err error) {
 	page, whole := e.retained.begin(time.Now())
 	page.Full = true
 	kept := 0
+	var filled []string
 	for page.Full {
-		next := &store.EndedPage{Ended: page.Ended, IDs: page.IDs}
+		next, drained := new(store.EndedPage), new(int)
 		if err := e.do(ctx, true, func(b *pgx.Batch) {
+			*next = store.EndedPage{Ended: page.Ended, IDs: page.IDs} // also when this is carried out again
+			e.drainEnded(b, filled, drained)
 			e.store.DeleteEnded(b, e.config.Retention, e.config.MaxWorkflowsPerBatch, next)
 		}); err != nil {
 			return total, err
@@ -61,6 +67,12 @@ func (e *Engine) deleteEnded(ctx context.Context) (total int, err error) {
 		if total += next.Deleted + former; err != nil {
 			return total, err
 		}
+		first := len(filled) == 0
+		if filled = next.Filled; len(filled) > 0 && (first || *drained+next.Deleted > 0) {
+			continue
+		}
+		// Nothing is left of the page, or only what another sweep is busy with.
+		filled = nil
 		kept += next.Kept
 		page = *next
 	}
@@ -68,17 +80,30 @@ func (e *Engine) deleteEnded(ctx context.Context) (total int, err error) {
 	return total, nil
 }
 
+// drainEnded deletes a portion of what runs have left.
+func (e *Engine) drainEnded(b *pgx.Batch, ids []string, drained *int) {
+	if len(ids) > 0 {
+		e.store.DrainEnded(b, ids, e.config.Retention, drained)
+	}
+}
+
 // deleteFormer deletes runs that continued as ones which are deleted, and those before them.
 func (e *Engine) deleteFormer(ctx context.Context, former []string) (total int, err error) {
+	var filled []string
 	for len(former) > 0 {
-		deleted, next := new(int), new([]string)
+		next, drained := new(store.FormerRuns), new(int)
 		if err := e.do(ctx, true, func(b *pgx.Batch) {
-			e.store.DeleteFormer(b, former, e.config.MaxWorkflowsPerBatch, deleted, next)
+			e.drainEnded(b, filled, drained)
+			e.store.DeleteFormer(b, former, e.config.MaxWorkflowsPerBatch, next)
 		}); err != nil {
 			return total, err
 		}
-		total += *deleted
-		former = *next
+		total += next.Deleted
+		stands := len(filled) > 0 && *drained+next.Deleted == 0 // another sweep is busy with them
+		if filled = next.Filled; stands {
+			filled = nil
+		}
+		former = slices.Concat(next.Next, filled)
 	}
 	return total, nil
 }
@@ -116,14 +141,14 @@ func (m *retainedMark) rise(now time.Time, to store.EndedPage, dear bool) {
 }
 
 // discard deletes batches of up to limit until there are no more.
-func (e *Engine) discard(ctx context.Context, limit int, batch func(b *pgx.Batch, limit int, deleted *int)) (total int, err error) {
+func (e *Engine) discard(ctx context.Context, limit int, batch func(b *pgx.Batch, limit int, deleted *int, more *bool)) (total int, err error) {
 	for {
-		deleted := new(int)
-		if err := e.do(ctx, true, func(b *pgx.Batch) { batch(b, limit, deleted) }); err != nil {
+		deleted, more := new(int), new(bool)
+		if err := e.do(ctx, true, func(b *pgx.Batch) { batch(b, limit, deleted, more) }); err != nil {
 			return total, err
 		}
 		total += *deleted
-		if *deleted < limit {
+		if !*more {
 			return total, nil
 		}
 	}

@@ -20,6 +20,8 @@ const (
 	// mailSweepDelay is how long after a message for nobody in memory here its receiver is looked for: the worker that
 	// holds it in memory has been faster by then, and a burst is one look.
 	mailSweepDelay = 50 * time.Millisecond
+	// mailSweepLimit is how many subscribers of a channel are looked at for a message; of more, the mailbox is swept.
+	mailSweepLimit = 1000
 	// unwellInterval is how often a worker looks for ready runs while no notifications arrive.
 	unwellInterval = time.Second
 )
@@ -200,11 +202,14 @@ func (e *Engine) sweepMailFor(ctx context.Context, runs, channels []string, more
 	for i, name := range channels {
 		since[i] = e.mail.since(name)
 	}
-	if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.SweepMailFor(b, runs, channels, since, found) }); err != nil {
+	if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.SweepMailFor(b, runs, channels, since, mailSweepLimit, found) }); err != nil {
 		return nil, err
 	}
 	e.roused(found)
-	return found.Held, nil
+	if found.More {
+		_, err = e.sweepMail(ctx)
+	}
+	return found.Held, err
 }
 
 // roused tells of what a look at mail has found.

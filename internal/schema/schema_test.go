@@ -293,8 +293,10 @@ func TestMigrationFindsLinesThatAreThere(t *testing.T) {
 	exec(t, pool, "drop table romancy.interruptions") // what came after lines
 	exec(t, pool, "alter table romancy.instances drop column died_with")
 	exec(t, pool, "alter table romancy.history drop column worker")
-	exec(t, pool, "alter table romancy.workers drop column left_at, drop column lived_at, drop column workflows")
+	exec(t, pool, "alter table romancy.workers drop column left_at, drop column lived_at")
 	exec(t, pool, "alter table romancy.workers drop column workflows")
+	exec(t, pool, "drop view romancy.pending_channel_message")
+	exec(t, pool, "drop index romancy.instances_line_failed")
 	exec(t, pool, "drop index romancy.instances_line")
 	exec(t, pool, "alter table romancy.instances drop column line")
 	exec(t, pool, "update romancy.schema_version set version = 7")

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -84,26 +83,48 @@ func (s *Store) GetRun(b *pgx.Batch, id string, into **Instance) {
 	})
 }
 
-// GetHistory fetches the history of one run, in order, with its failed attempts.
-func (s *Store) GetHistory(b *pgx.Batch, id string, entries *[]Entry, attempts *[]Attempt) {
-	b.Queue(s.queries.Get("GetHistory"), id).Query(func(rows pgx.Rows) (err error) {
-		*entries, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (Entry, error) {
-			var entry Entry
-			var payload *string
-			err := row.Scan(&entry.Position, &entry.Kind, &entry.Name, &payload, &entry.RecordedAt)
+// HistoryPage is a part of what one run has recorded.
+type HistoryPage struct {
+	After   int32 // the position that it begins after: set it to ask
+	Entries []Entry
+	More    bool // there may be others
+}
+
+// GetHistory fetches a page of the history of one run, in order.
+func (s *Store) GetHistory(b *pgx.Batch, id string, page *HistoryPage) {
+	b.Queue(s.queries.Get("GetHistory"), id, page.After, portionRows, portionBytes).Query(func(rows pgx.Rows) error {
+		var entry Entry
+		var payload *string
+		var total int
+		page.Entries = nil
+		_, err := pgx.ForEachRow(rows, []any{&entry.Position, &entry.Kind, &entry.Name, &payload, &entry.RecordedAt, &total}, func() error {
 			entry.Payload = bytes(payload)
-			return entry, err
+			page.Entries = append(page.Entries, entry)
+			return nil
 		})
+		page.More = len(page.Entries) < total || total == portionRows
 		return err
 	})
-	b.Queue(s.queries.Get("GetAttempts"), id).Query(func(rows pgx.Rows) (err error) {
-		*attempts, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (Attempt, error) {
+}
+
+// AttemptsPage is a part of the failed attempts of one run.
+type AttemptsPage struct {
+	After    Attempt // the last one before it: set its Position and Number to ask
+	Attempts []Attempt
+	More     bool // there may be others
+}
+
+// GetAttempts fetches a page of the failed attempts of one run, in order.
+func (s *Store) GetAttempts(b *pgx.Batch, id string, page *AttemptsPage) {
+	b.Queue(s.queries.Get("GetAttempts"), id, page.After.Position, page.After.Number, portionRows).Query(func(rows pgx.Rows) (err error) {
+		page.Attempts, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (Attempt, error) {
 			var attempt Attempt
 			var failure string
 			err := row.Scan(&attempt.Position, &attempt.Number, &failure, &attempt.FailedAt, &attempt.NextAt)
 			attempt.Error = []byte(failure)
 			return attempt, err
 		})
+		page.More = len(page.Attempts) == portionRows
 		return err
 	})
 }
@@ -266,47 +287,6 @@ func (s *Store) FindCancel(b *pgx.Batch, fence Fence, into *[]byte) {
 		_, err := pgx.ForEachRow(rows, []any{&why}, func() error { *into = []byte(why); return nil })
 		return err
 	})
-}
-
-// EndedPage is where retention has come to among the runs that have ended.
-type EndedPage struct {
-	Ended   time.Time // when the last run looked at ended; zero: none was
-	IDs     []string  // those that were looked at and ended then
-	Full    bool      // there may be more
-	Deleted int       // of this page
-	Kept    int       // of this page: they continued as runs that are there
-	Former  []string  // runs that continued as one of the deleted
-}
-
-// DeleteEnded removes runs that ended longer than age ago, and their history, looking at limit more than page has.
-func (s *Store) DeleteEnded(b *pgx.Batch, age time.Duration, limit int, page *EndedPage) {
-	var from *time.Time
-	if !page.Ended.IsZero() {
-		from = &page.Ended
-	}
-	seen := append([]string{}, page.IDs...) // an array without elements, not null
-	b.Queue(s.queries.Get("DeleteEnded"), age.Microseconds(), limit, from, seen).QueryRow(func(row pgx.Row) error {
-		var looked int
-		var last *time.Time
-		var ids []string
-		if err := row.Scan(&page.Deleted, &looked, &page.Kept, &last, &ids, &page.Former); err != nil {
-			return err
-		}
-		switch page.Full = looked == limit; {
-		case last == nil:
-		case from != nil && last.Equal(*from):
-			page.IDs = slices.Concat(seen, ids)
-		default:
-			page.Ended, page.IDs = *last, ids
-		}
-		return nil
-	})
-}
-
-// DeleteFormer removes up to limit of the runs former, which continued as runs that are deleted, and of those before them. next:
-// what is left of them.
-func (s *Store) DeleteFormer(b *pgx.Batch, former []string, limit int, deleted *int, next *[]string) {
-	b.Queue(s.queries.Get("DeleteFormer"), former, limit).QueryRow(func(row pgx.Row) error { return row.Scan(deleted, next) })
 }
 
 func orZero[T any](value *T) T {

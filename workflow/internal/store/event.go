@@ -253,7 +253,7 @@ func (s *Store) SweepEventWaits(b *pgx.Batch, page *WaitPage, limit int, grace t
 	})
 }
 
-// DiscardEvents removes up to limit events that have expired.
-func (s *Store) DiscardEvents(b *pgx.Batch, limit int, removed *int) {
-	b.Queue(s.queries.Get("DiscardEvents"), limit).QueryRow(func(row pgx.Row) error { return row.Scan(removed) })
+// DiscardEvents removes up to limit events that have expired. It reports in more whether there may be others.
+func (s *Store) DiscardEvents(b *pgx.Batch, limit int, removed *int, more *bool) {
+	b.Queue(s.queries.Get("DiscardEvents"), limit, portionBytes).QueryRow(func(row pgx.Row) error { return row.Scan(removed, more) })
 }

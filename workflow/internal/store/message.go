@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 
 	"github.com/jackc/pgx/v5"
@@ -30,7 +31,7 @@ type Delivered struct {
 type Sent struct {
 	ID       int64
 	Channel  string
-	Receiver string // empty: for whoever competes first
+	Receiver string // the run; empty: for whoever competes first
 	Direct   bool   // sent to Receiver alone
 }
 
@@ -78,6 +79,7 @@ func (s *Store) delivering(rows []Deliver) (statement string, arguments []any) {
 }
 
 func scanDelivered(rows pgx.Rows, done func(ord int, result Delivered), sent func(Sent)) error {
+	living := map[string]string{} // the run of each line that receives what is sent to the line
 	for rows.Next() {
 		var what string
 		var ord, number *int64
@@ -86,6 +88,9 @@ func scanDelivered(rows pgx.Rows, done func(ord int, result Delivered), sent fun
 			return err
 		}
 		switch what {
+		case "line":
+			living[*channel] = *receiver
+			continue
 		case "done":
 			done(int(*ord)-1, Delivered{Receivers: int(*number), Status: orZero(mode)})
 			continue
@@ -94,8 +99,8 @@ func scanDelivered(rows pgx.Rows, done func(ord int, result Delivered), sent fun
 			continue
 		}
 		message := Sent{ID: *number, Channel: *channel, Direct: *mode == "direct"}
-		if receiver != nil {
-			message.Receiver = *receiver
+		if message.Receiver = orZero(receiver); message.Direct {
+			message.Receiver = cmp.Or(living[message.Receiver], message.Receiver)
 		}
 		sent(message)
 	}
@@ -137,7 +142,11 @@ func (s *Store) SubscribeRuns(b *pgx.Batch, rows []Subscribe, done func(ord int,
 	})
 }
 
-// DiscardSentKeys removes up to limit keys that have expired.
-func (s *Store) DiscardSentKeys(b *pgx.Batch, limit int, removed *int) {
-	b.Queue(s.queries.Get("DiscardSentKeys"), limit).QueryRow(func(row pgx.Row) error { return row.Scan(removed) })
+// DiscardSentKeys removes up to limit keys that have expired. It reports in more whether there may be others.
+func (s *Store) DiscardSentKeys(b *pgx.Batch, limit int, removed *int, more *bool) {
+	b.Queue(s.queries.Get("DiscardSentKeys"), limit).QueryRow(func(row pgx.Row) error {
+		err := row.Scan(removed)
+		*more = *removed == limit
+		return err
+	})
 }

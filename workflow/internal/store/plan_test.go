@@ -93,7 +93,7 @@ func statements() map[string]statement {
 		"SweepEvents":         {arguments: "50000, 100, 0, 100, 0", mayScan: "workers"},
 		"SweepEventWaits":     {arguments: "'run-2', 100, 0", mayScan: "workers"},
 		"LastEvent":           {arguments: "0"},
-		"DiscardEvents":       {arguments: "100"},
+		"DiscardEvents":       {arguments: "100, 1000000"},
 		"LockChannels":        {arguments: same("'approvals'")},
 		"SubscribeRuns":       {arguments: ids + ", " + same("1::bigint") + ", " + same("9") + ", " + same("'approvals'") + ", " + same("'competing'") + ", 1"},
 		"RegisterWorker":      {arguments: "'me', true, 1000000, 7, array['order']"},
@@ -105,15 +105,15 @@ func statements() map[string]statement {
 		"TakeOver":            {arguments: "100, true, 5, '{}'", mayScan: "workers instances"},
 		"BuryWorkers":         {arguments: "", mayScan: "workers"},
 		"SweepMail":           {arguments: "0, 100, 0", mayScan: "workers"},
-		"SweepMailFor":        {arguments: ids + ", array['approvals'], array[50000]", mayScan: "workers"},
+		"SweepMailFor":        {arguments: ids + ", array['approvals'], array[50000], 1000", mayScan: "workers"},
 		"SweepDeadlines":      {arguments: "true, 100, 0, 0, 3000000", mayScan: "workers"},
 		"ColdDeadlines":       {arguments: "array['order', 'unknown'], 1000000, 100, 0", mayScan: "workers"},
 		"Glance":              {arguments: "array['order', 'unknown']", mayScan: "workers"},
 		"NextDeadline":        {arguments: "0"},
-		"DiscardOrphanedMail": {arguments: "0, 100"},
+		"DiscardOrphanedMail": {arguments: "0, 100, 1000000"},
 		"GetRun":              {arguments: "'run-1'", mayScan: "workers"},
-		"GetHistory":          {arguments: "'run-1'"},
-		"GetAttempts":         {arguments: "'run-1'"},
+		"GetHistory":          {arguments: "'run-1', 1, 1000, 1000000"},
+		"GetAttempts":         {arguments: "'run-1', 0, 0, 1000"},
 		"GetInterruptions":    {arguments: "'run-1'"},
 		"ListRuns":            {arguments: "'run-5', 100, 100, array['waiting']" + strings.Repeat(", null", 5)},
 		"CheckPath":           {arguments: "'$.a'"},
@@ -124,20 +124,23 @@ func statements() map[string]statement {
 		"RetryRun":            {arguments: "'run-1', 1, array[2, 3], true"},
 		"DeleteEnded":         {arguments: "0, 100, now() - interval '1 day', array['run-5']"},
 		"DeleteFormer":        {arguments: "array['run-100000'], 100"},
+		"DrainEnded":          {arguments: list(func(n int) string { return fmt.Sprintf("'run-%d'", n+90000) }) + ", 0, 1000, 1000000"},
+		"DiscardUnreceived":   {arguments: "'run-20001', '', 0, 1000, 1000000"},
 	}
 }
 
 // fill makes 100,000 runs, never analyzed: 80,000 ended, of which 5,000 have continued one as the other, the rest live, with history
-// and mail.
+// and mail. A hundred live runs have lines of their own.
 func fill(t *testing.T, pool *pgxpool.Pool) {
 	t.Helper()
 	ctx := t.Context()
 	for _, statement := range []string{
-		`insert into romancy.instances (id, workflow, status, worker, token, ready_at, ended_at, output, continued_from, wake_at, wake_channels, input)
+		`insert into romancy.instances (id, workflow, status, worker, token, ready_at, ended_at, output, continued_from, line, wake_at, wake_channels, input)
 		 select 'run-' || n, case when n % 3 = 0 then 'unknown' else 'order' end,
 		        case when n > 95000 then 'continued' when n > 20000 then 'completed' when n % 3 = 0 then 'ready' when n % 3 = 1 then 'running' else 'waiting' end,
 		        1, 1, now(), case when n > 20000 then now() - (n - 20000) * interval '1 second' end,
 		        case when n > 95000 then json_build_object('continued_as', 'run-' || n + 1) end, case when n > 95000 then 'run-' || n - 1 end,
+		        case when n > 95001 then 'run-95001' when n <= 100 then 'run-' || n + 99000 end,
 		        case when n <= 20000 and n % 3 = 2 then now() - interval '1 minute' end,
 		        case when n % 2 = 0 then array['approvals'] end, '{"n": 1}'
 		 from generate_series(1, 100000) n`,

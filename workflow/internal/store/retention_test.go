@@ -37,7 +37,19 @@ func TestDeleteEndedTakesABatchAtATime(t *testing.T) {
 			var deleted, left []int
 			page := &store.EndedPage{Full: true}
 			for page.Full {
+				begin, drained := *page, 0
 				batch := &pgx.Batch{}
+				s.DeleteEnded(batch, time.Hour, 3, page)
+				if err := pool.SendBatch(ctx, batch).Close(); err != nil {
+					t.Fatal(err)
+				}
+				if len(page.Filled) == 0 || page.Deleted != 0 {
+					t.Fatalf("%d runs were deleted of a page in which %q have history", page.Deleted, page.Filled)
+				}
+				filled := page.Filled
+				*page = store.EndedPage{Ended: begin.Ended, IDs: begin.IDs}
+				batch = &pgx.Batch{}
+				s.DrainEnded(batch, filled, time.Hour, &drained)
 				s.DeleteEnded(batch, time.Hour, 3, page)
 				if err := pool.SendBatch(ctx, batch).Close(); err != nil {
 					t.Fatal(err)
@@ -52,5 +64,62 @@ func TestDeleteEndedTakesABatchAtATime(t *testing.T) {
 				t.Errorf("deleted %v, which left %v; want 3 at a time and 2 left", deleted, left)
 			}
 		})
+	}
+}
+
+// What ended runs have left goes in portions of a thousand rows of a kind and a few megabytes, and the row of a run when nothing of it
+// is left.
+func TestWhatEndedRunsHaveLeftGoesInPortions(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	s := newStore(t)
+	execAll(t, pool,
+		`insert into romancy.instances (id, workflow, status, token, ready_at, ended_at)
+		 select 'run-' || n, 'order', 'failed', 1, now(), now() - interval '1 day' from generate_series(1, 3) n`,
+		`insert into romancy.history (instance_id, position, token, kind, name, payload) select 'run-' || n, p, 1, 'activity', 'charge', '{}' from generate_series(1, 3) n, generate_series(1, 20000) p`,
+		`insert into romancy.attempts (instance_id, position, attempt, error) select 'run-2', 1, n, '{}' from generate_series(1, 3500) n`,
+		`insert into romancy.interruptions (instance_id, position, number, token, worker, error) select 'run-2', 1, n, 1, 1, '{}' from generate_series(1, 3500) n`,
+		`insert into romancy.mailbox (channel, mode, receiver, payload) select 'letters', 'direct', 'run-3', '{}' from generate_series(1, 3500)`,
+		// Random, so that it is as large as it looks.
+		`insert into romancy.history (instance_id, position, token, kind, name, payload)
+		 select 'run-1', 20000 + n, 1, 'activity', 'charge', to_json((select string_agg(md5(random()::text), '') from generate_series(1, 65536 + n))) from generate_series(1, 40) n`)
+	page, statements := &store.EndedPage{}, 0
+	rows := func() []int {
+		var counts []int
+		for _, table := range []string{"history", "attempts", "interruptions", "mailbox"} {
+			counts = append(counts, countRows(t, pool, "select count(*) from romancy."+table))
+		}
+		return counts
+	}
+	left := rows()
+	for {
+		removed := 0
+		batch := &pgx.Batch{}
+		if len(page.Filled) > 0 {
+			s.DrainEnded(batch, page.Filled, time.Hour, &removed)
+		}
+		page = &store.EndedPage{}
+		s.DeleteEnded(batch, time.Hour, 100, page)
+		if err := pool.SendBatch(t.Context(), batch).Close(); err != nil {
+			t.Fatal(err)
+		}
+		statements++
+		sum, now := 0, rows()
+		for i, n := range now {
+			if left[i]-n > 1000 {
+				t.Errorf("statement %d removed %d rows of a kind", statements, left[i]-n)
+			}
+			sum += left[i] - n
+		}
+		if sum != removed {
+			t.Errorf("%d rows removed, it says %d", sum, removed)
+		}
+		if left = now; len(page.Filled) == 0 {
+			break
+		}
+	}
+	// 61 of a thousand at least, and those with two megabytes in each row: eight at most go at once.
+	if n := countRows(t, pool, "select count(*) from romancy.instances"); n != 0 || statements < 65 || statements > 75 {
+		t.Errorf("%d runs are left after %d statements", n, statements)
 	}
 }

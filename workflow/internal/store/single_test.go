@@ -14,7 +14,7 @@ import (
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
 
-// Every run that the statements may meet: in every status, with deadlines and mail or without.
+// Every run that the statements may meet: in every status, with deadlines and mail or without, and some that others have continued as.
 const everyRun = `
 	insert into romancy.workers (id, label, lease_until) overriding system value values
 		(1, 'alive', clock_timestamp() + interval '1 hour'), (2, 'dead', clock_timestamp() - interval '1 hour');
@@ -25,6 +25,9 @@ const everyRun = `
 	from unnest(array['ready', 'running', 'waiting', 'stuck', 'completed', 'failed', 'cancelled', 'continued']) s,
 	     unnest(array['none', 'past', 'future']) d, unnest(array['none', 'mail']) m, unnest(array[false, true]) c
 	where s in ('running', 'waiting') or d = 'none';
+	insert into romancy.instances (id, workflow, status, token, ready_at, worker, wake_channels, input, line)
+	select s || '-mail-of-' || l, 'flow', s, 5, to_timestamp(0), 1, array['letters'], '{"a":1}', l
+	from (values ('running', 'continued-none-mail'), ('waiting', 'continued-none-none'), ('waiting', 'continued-none-mail-undoing')) as lines(s, l);
 	insert into romancy.mailbox (channel, mode, receiver, sender, payload, metadata, created_at)
 	select ch, mode, id, 'somebody', to_json(id || n), '{"k":"v"}', to_timestamp(n)
 	from romancy.instances, generate_series(1, 2) n, unnest(array['letters', 'others']) ch, unnest(array['direct', 'broadcast']) mode

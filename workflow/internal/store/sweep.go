@@ -154,7 +154,8 @@ type Page struct {
 type Roused struct {
 	Runs      []Named  // made ready
 	Held      []string // runs that were not, because their rows are held at the moment
-	Forwarded []Sent   // sent to a run while it continued as new, and for its successor now
+	Forwarded []Sent   // sent to a run that has continued as new, by an older build, and for its successor now
+	More      bool     // there may be others, which a sweep through the mailbox finds
 }
 
 // SweepMail makes parked runs with mail ready, and has mail follow runs that continued as new, looking at limit messages after
@@ -177,13 +178,13 @@ func (s *Store) SweepMail(b *pgx.Batch, page *Page, limit int, grace time.Durati
 	})
 }
 
-// SweepMailFor does the same for these runs and the subscribers of these channels, those in a listening worker's memory
-// left out. since: where the messages for whoever competes begin, for each channel.
-func (s *Store) SweepMailFor(b *pgx.Batch, runs, channels []string, since []int64, into *Roused) {
-	b.Queue(s.queries.Get("SweepMailFor"), runs, channels, since).Query(func(rows pgx.Rows) error {
+// SweepMailFor does the same for these runs and the subscribers of these channels, up to limit of each, those in a listening
+// worker's memory left out. since: where the messages for whoever competes begin, for each channel.
+func (s *Store) SweepMailFor(b *pgx.Batch, runs, channels []string, since []int64, limit int, into *Roused) {
+	b.Queue(s.queries.Get("SweepMailFor"), runs, channels, since, limit).Query(func(rows pgx.Rows) error {
 		*into = Roused{}
 		var found rousedRow
-		_, err := pgx.ForEachRow(rows, found.fields(), func() error { into.add(found); return nil })
+		_, err := pgx.ForEachRow(rows, append([]any{&into.More}, found.fields()...), func() error { into.add(found); return nil })
 		return err
 	})
 }
@@ -306,18 +307,14 @@ func (s *Store) NextDeadline(b *pgx.Batch, mark int64, into **time.Duration) {
 	})
 }
 
-// DiscardOrphanedMail removes mail of runs that have ended, looking at limit messages after page.Last.
+// DiscardOrphanedMail removes mail that nobody receives any more, looking at up to limit messages after page.Last.
 func (s *Store) DiscardOrphanedMail(b *pgx.Batch, page *Page, limit int, removed *int) {
-	b.Queue(s.queries.Get("DiscardOrphanedMail"), page.Last, limit).QueryRow(func(row pgx.Row) error {
+	b.Queue(s.queries.Get("DiscardOrphanedMail"), page.Last, limit, portionBytes).QueryRow(func(row pgx.Row) error {
 		var last *int64
-		var count int64
-		if err := row.Scan(&last, &count, removed); err != nil {
-			return err
-		}
+		err := row.Scan(&last, &page.Full, removed)
 		if last != nil {
 			page.Last = *last
 		}
-		page.Full = count == int64(limit)
-		return nil
+		return err
 	})
 }

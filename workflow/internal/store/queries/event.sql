@@ -192,14 +192,17 @@ where (select true from romancy.events e
        where not a.bare and e.match @> a.match and e.id <> all (a.seen) and e.expires_at > clock_timestamp() limit 1);
 
 -- name: DiscardEvents
+-- Up to $1 that have expired, and of those no more than $2 bytes and one more. Returned: how many, and whether there may be others.
 with found as materialized (
-    select e.id
+    select e.id, coalesce(pg_column_size(e.data), 0) as size
     from romancy.events e
     where e.expires_at <= statement_timestamp()
     order by e.expires_at
     limit $1::bigint
     for update skip locked
+), light as materialized (
+    select f.id from (select found.*, sum(found.size) over (order by found.id) - found.size as before from found) f where f.before < $2::bigint
 ), gone as (
-    delete from romancy.events e using found f where e.id = any (array[f.id]) returning e.id
+    delete from romancy.events e using light l where e.id = any (array[l.id]) returning e.id
 )
-select count(*) from gone;
+select (select count(*) from gone), (select count(*) from found) = $1::bigint or (select count(*) from light) < (select count(*) from found);

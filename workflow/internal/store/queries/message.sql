@@ -5,7 +5,8 @@
 -- unless something was sent under that key, which is kept for keep_us. A caller's transaction that sends under a key holds
 -- its advisory lock until it ends (LockSendKey); that is asked for here and not waited for. A sender's row is locked as by
 -- AppendHistory, a receiver's never.
--- Rows come back as (what, ord, message, channel, mode, receiver): 'sent' a message, 'done' an operation carried out (with 0
+-- Rows come back as (what, ord, message, channel, mode, receiver): first 'line' a line (in place of the channel) with the run of it that
+-- lives, for which what is sent to that line is; 'sent' a message, 'done' an operation carried out (with 0
 -- for the message and the target's status, if there is such a run, for the mode: it has no receiver), 'held' one whose key
 -- another transaction holds.
 with ask as materialized (
@@ -15,9 +16,9 @@ with ask as materialized (
                       where i.id = a.sender and i.token = a.token and i.worker = $10::bigint and i.status || '' = 'running' limit 1 for share) is true
                 else true end as allowed,
            case when a.target is not null
-                then (select true from romancy.instances i
-                      where i.id = a.target and i.status in ('ready', 'running', 'waiting', 'stuck') limit 1) is true
-                end as live,
+                then (select coalesce(i.line, i.id) from romancy.instances i
+                      where i.id = a.target and i.status in ('ready', 'running', 'waiting', 'stuck') limit 1)
+                end as live, -- the line of a target that lives
            case when a.target is null
                 then (select true from romancy.subscriptions s where s.channel = a.channel and s.mode = 'competing' limit 1) is true
                      or (select true from romancy.subscriptions s where s.channel = a.channel limit 1) is null
@@ -32,16 +33,16 @@ with ask as materialized (
     from unnest($1::text[], $2::bigint[], $3::integer[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::bigint[])
         with ordinality as a(sender, token, position, target, channel, payload, metadata, key, keep_us, ord)
 ), resolved as materialized (
-    -- A run that has continued as new is reached through its former ids.
-    select a.*,
-           case when a.live then a.target
-                when not a.live
-                then (select h.id
-                      from (select romancy.heir(i.id) as id from romancy.instances i where i.id = a.target and i.status || '' = 'continued' limit 1) h
-                      where (select true from romancy.instances i
-                             where i.id = h.id and i.status in ('ready', 'running', 'waiting', 'stuck') limit 1))
-                end as receiver
-    from ask a
+    -- A run that has continued as new is reached through its former ids. What is sent to a run is for its line.
+    select a.*, case when a.live is not null then a.target else heir.id end as receiver, coalesce(a.live, heir.line) as line
+    from ask a left join lateral (
+        select i.id, i.line
+        from romancy.instances former cross join lateral (
+            select i.id, i.line from romancy.instances i where i.line = coalesce(former.line, former.id) and i.ended_at is null limit 1
+        ) i
+        where former.id = a.target and a.live is null and former.status || '' = 'continued'
+        limit 1
+    ) heir on true
 ), keyed as materialized (
     select a.ord, a.key, a.keep_us, row_number() over (partition by a.key order by a.ord) as copy
     from resolved a
@@ -65,7 +66,7 @@ with ask as materialized (
     insert into romancy.mailbox (channel, mode, receiver, sender, payload, metadata)
     select g.channel, g.mode, g.receiver, g.sender, g.payload::json, g.metadata::json
     from (
-        select a.sender, a.channel, a.payload, a.metadata, a.allowed, a.key, a.ord, 'direct' as mode, a.receiver from resolved a where a.receiver is not null
+        select a.sender, a.channel, a.payload, a.metadata, a.allowed, a.key, a.ord, 'direct' as mode, a.line as receiver from resolved a where a.receiver is not null
         union all
         select a.sender, a.channel, a.payload, a.metadata, a.allowed, a.key, a.ord, 'competing', null from ask a where a.shared
         union all
@@ -79,7 +80,9 @@ with ask as materialized (
     order by g.ord
     returning id, channel, mode, receiver
 )
-select 'sent', null::bigint, id, channel, mode, receiver from sent
+select 'line', null::bigint, null::bigint, r.line, null, r.receiver from resolved r where r.receiver <> r.line
+union all
+select 'sent', null, id, channel, mode, receiver from sent
 union all
 select 'done', a.ord, case when a.lost then 0 else 1 end, null,
        case when a.lost then (select i.status from romancy.instances i where i.id = a.target limit 1) end, null
@@ -95,15 +98,14 @@ with sender as materialized (
                 else (select true from romancy.instances i
                       where i.id = $1::text and i.token = $2::bigint and i.worker = $8::bigint and i.status || '' = 'running' limit 1 for share) is true end as allowed
 ), target as materialized (
-    select i.id, i.status, i.status in ('ready', 'running', 'waiting', 'stuck') as live from romancy.instances i where i.id = $4::text
+    select i.id, i.status, coalesce(i.line, i.id) as line, i.status in ('ready', 'running', 'waiting', 'stuck') as live
+    from romancy.instances i where i.id = $4::text
 ), receiver as materialized (
-    -- A run that has continued as new is reached through its former ids.
-    select case when t.live then t.id
+    -- A run that has continued as new is reached through its former ids. What is sent to a run is for its line.
+    select t.line,
+           case when t.live then t.id
                 when t.status = 'continued'
-                then (select h.id
-                      from (select romancy.heir(t.id) as id) h
-                      where (select true from romancy.instances i
-                             where i.id = h.id and i.status in ('ready', 'running', 'waiting', 'stuck') limit 1))
+                then (select i.id from romancy.instances i where i.line = t.line and i.ended_at is null limit 1)
                 end as id
     from target t
 ), recorded as (
@@ -114,12 +116,12 @@ with sender as materialized (
     where $3::integer is not null and s.allowed
 ), sent as (
     insert into romancy.mailbox (channel, mode, receiver, sender, payload, metadata)
-    select $5::text, 'direct', r.id, $1::text, ($6::text)::json, ($7::text)::json
+    select $5::text, 'direct', r.line, $1::text, ($6::text)::json, ($7::text)::json
     from sender s cross join receiver r
     where s.allowed and r.id is not null
-    returning id, channel, mode, receiver
+    returning id, channel, mode
 )
-select 'sent', null::bigint, id, channel, mode, receiver from sent
+select 'sent', null::bigint, id, channel, mode, (select r.id from receiver r) from sent
 union all
 select 'done', 1, case when l.lost then 0 else 1 end, null, case when l.lost then (select t.status from target t) end, null
 from (select (select r.id from receiver r) is null as lost from sender s where s.allowed) l;

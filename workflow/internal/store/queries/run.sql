@@ -30,6 +30,8 @@ from (select pg_backend_pid() <> $2::bigint as lent offset 0) as connection;
 --   i.id = any (array[a.id])    joins by index lookup for each a; i.id = a.id could also walk the table in the key's order.
 --   i.status || '' = 'running'  is checked on the row found; without the || '' the partial index of that status could be walked.
 --   order by m.id + 0           is the order of the index that has the receiver; by m.id the primary key could be walked.
+--   m.receiver || '' = line     is the index of the direct messages alone: others may be in between.
+--   limit (select 100)          of unknown size, in the order of the index: for a known one a bitmap of all rows could be made first.
 --   (select true ... limit 1)   is a lookup; an exists could become a hash of everything.
 
 -- name: StartRuns
@@ -198,14 +200,32 @@ where p.before < $3::bigint
 order by p.ord, p.position;
 
 -- name: LoadAttempts
-select t.instance_id, t.position, max(t.attempt),
-       (extract(epoch from clock_timestamp() - min(t.failed_at)) * 1000000)::bigint,
-       (extract(epoch from max(t.next_at) - clock_timestamp()) * 1000000)::bigint,
-       (extract(epoch from max(t.next_at)) * 1000000)::bigint
-from unnest($1::text[]) as a(id) cross join lateral (
-    select * from romancy.attempts t where t.instance_id = a.id offset 0
-) t
-group by t.instance_id, t.position;
+-- Of each step of runs that has failed attempts: the number of the last, when the first failed, and when the next is due. From one step
+-- to the next, by key: a step may have failed a hundred thousand times.
+with recursive steps (id, position) as (
+    select a.id, (select t.position from romancy.attempts t where t.instance_id = a.id order by t.position limit 1)
+    from unnest($1::text[]) as a(id)
+    union all
+    select s.id, (select t.position from romancy.attempts t where t.instance_id = s.id and t.position > s.position order by t.position limit 1)
+    from steps s
+    where s.position is not null
+)
+select s.id, s.position, last.attempt,
+       (extract(epoch from clock_timestamp() - first.failed_at) * 1000000)::bigint,
+       (extract(epoch from last.next_at - clock_timestamp()) * 1000000)::bigint,
+       (extract(epoch from last.next_at) * 1000000)::bigint
+from steps s cross join lateral (
+    select t.attempt, t.next_at from romancy.attempts t
+    where t.instance_id = s.id and t.position = s.position
+    order by t.attempt desc
+    limit 1
+) last cross join lateral (
+    select t.failed_at from romancy.attempts t
+    where t.instance_id = s.id and t.position = s.position
+    order by t.attempt
+    limit 1
+) first
+where s.position is not null;
 
 -- name: LoadCancels
 -- Those of the runs that are to be cancelled, and why.
@@ -223,9 +243,11 @@ returning i.id, i.workflow;
 
 -- name: FinishRuns
 -- One alone goes by FinishRun, which has to do the same.
--- A terminal state takes the run's subscriptions and mail with it. A stuck run keeps both: it will be resumed. One that has failed
--- keeps what was sent to it alone, which its senders were told had arrived: it may be retried. One that has undone its steps
--- receives nothing any more. A run that was asked to undo its steps, and does not know it yet, neither completes nor fails: see FindCancel.
+-- A terminal state takes the run's subscriptions with it, and its messages: the first 100, those that are large left out, so that an
+-- end takes no longer the more there are. The others, and those of its line, are received by nobody, and swept. A stuck run keeps
+-- both: it will be resumed. One that has failed keeps what was sent to it alone, which its senders were told had arrived: it may be
+-- retried. One that has undone its steps receives nothing any more. A run that was asked to undo its steps, and
+-- does not know it yet, neither completes nor fails: see FindCancel.
 with ask as materialized (
     select * from unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::text[]) as a(id, token, status, output, error)
 ), ended as (
@@ -241,8 +263,11 @@ with ask as materialized (
     delete from romancy.subscriptions s using ended e where s.instance_id = any (array[e.id]) and e.status <> 'stuck'
 ), discarded as (
     delete from romancy.mailbox m
-    using ended e cross join lateral (select l.id, l.mode from romancy.mailbox l where l.receiver = e.id offset 0) letter
+    using ended e cross join lateral (
+        select l.id, l.mode, l.payload from romancy.mailbox l where l.receiver = e.id order by l.channel, l.id + 0 limit (select 100)
+    ) letter
     where m.id = any (array[letter.id]) and e.status <> 'stuck' and not (e.retryable and letter.mode = 'direct')
+      and pg_column_size(letter.payload) <= 65536
 ), unasked as (
     delete from romancy.event_waits w using ended e where w.instance_id = any (array[e.id])
 )
@@ -262,7 +287,16 @@ with ended as (
     delete from romancy.subscriptions s where s.instance_id = (select e.id from ended e where e.over)
 ), discarded as (
     delete from romancy.mailbox m
-    where m.receiver = (select e.id from ended e where e.over) and not (m.mode = 'direct' and (select e.retryable from ended e))
+    where m.id = any (array(
+        select l.id
+        from (
+            select l.id, l.mode, l.payload from romancy.mailbox l
+            where l.receiver = (select e.id from ended e where e.over)
+            order by l.channel, l.id + 0
+            limit (select 100)
+        ) l
+        where not (l.mode = 'direct' and (select e.retryable from ended e)) and pg_column_size(l.payload) <= 65536
+    ))
 ), unasked as (
     delete from romancy.event_waits w where w.instance_id = (select e.id from ended e)
 )
@@ -272,8 +306,10 @@ select id from ended;
 select i.id, i.token, i.workflow from romancy.instances i where i.status = 'running' and i.worker = $1::bigint;
 
 -- name: ContinueRuns
--- A run ends and goes on as a new one, which gets what was sent to it and not received. Its subscriptions end with it. One that
--- was asked to undo its steps does not continue: see FindCancel.
+-- A run ends and goes on as a new one. What was sent to it and not received is addressed to their line, and stays where it is; what
+-- was published to it is received by nobody, and swept. Its subscriptions end with it. Messages that an older build has addressed
+-- to the run itself are moved to the line: the first 100 in this statement, the others by a sweep.
+-- One that was asked to undo its steps does not continue: see FindCancel.
 with ask as materialized (
     select * from unnest($1::text[], $2::bigint[], $3::text[], $4::text[]) as a(id, token, next_id, input)
 ), ended as (
@@ -289,13 +325,15 @@ with ask as materialized (
     select e.next_id, e.workflow, 'ready', 0, clock_timestamp(), e.input::json, e.parent, e.id, e.line, e.trace, e.priority from ended e
 ), unsubscribed as (
     delete from romancy.subscriptions s using ended e where s.instance_id = any (array[e.id])
-), mail as materialized (
-    select letter.id, letter.mode, e.next_id
-    from ended e cross join lateral (select l.id, l.mode from romancy.mailbox l where l.receiver = e.id offset 0) letter
-), forwarded as (
-    update romancy.mailbox m set receiver = l.next_id from mail l where m.id = any (array[l.id]) and l.mode = 'direct'
-), discarded as (
-    delete from romancy.mailbox m using mail l where m.id = any (array[l.id]) and l.mode <> 'direct'
+), former as materialized (
+    select letter.id, letter.mode, e.line
+    from ended e cross join lateral (
+        select l.id, l.mode from romancy.mailbox l where l.receiver = e.id and e.line <> e.id
+        order by l.channel, l.id + 0 limit (select 100)
+        for update skip locked
+    ) letter
+), moved as (
+    update romancy.mailbox m set receiver = f.line from former f where m.id = any (array[f.id]) and f.mode = 'direct'
 )
 select id from ended;
 

@@ -2,9 +2,10 @@
 -- Parked runs with mail become ready. Driven by the mailbox, page by page after $1; the first page tells where the mailbox
 -- begins. A run that a live, listening worker holds
 -- in memory is left to that worker for $3 microseconds: it needs help only if the notification was lost. What was sent to a run
--- while it continued as new follows it: such messages come back with their new receiver, in place of a run and its workflow.
+-- that has continued as new is for the run of its line that lives. What an older build has addressed to the run itself is moved to the
+-- line; such messages come back with that run, in place of a run and its workflow.
 with page as materialized (
-    select m.id, m.channel, m.receiver, m.created_at
+    select m.id, m.channel, m.mode, m.receiver, m.created_at
     from romancy.mailbox m
     where m.id > $1::bigint
     order by m.id
@@ -12,8 +13,17 @@ with page as materialized (
 ), shared as materialized (
     select p.channel, min(p.created_at) as created_at, count(*) as messages
     from page p where p.receiver is null group by p.channel
+), addressed as materialized (
+    select p.id, p.channel, p.receiver, p.created_at, former.line, living.id as living
+    from page p left join lateral (
+        select coalesce(i.line, i.id) as line from romancy.instances i
+        where i.id = p.receiver and p.mode = 'direct' and i.status || '' = 'continued' offset 0
+    ) former on true left join lateral (
+        select i.id from romancy.instances i where i.line = former.line and i.ended_at is null limit 1
+    ) living on true
+    where p.receiver is not null
 ), candidates as materialized (
-    select p.receiver as id, p.channel, p.created_at from page p where p.receiver is not null
+    select coalesce(a.living, a.receiver) as id, a.channel, a.created_at from addressed a
     union all
     select s.instance_id, h.channel, h.created_at
     from shared h cross join lateral (
@@ -43,36 +53,46 @@ with page as materialized (
     where i.id = any (array[f.id])
     returning i.id, i.workflow
 ), strayed as materialized (
-    select letter.id, romancy.heir(p.receiver) as heir
-    from page p cross join lateral (
-        select 1 from romancy.instances i where i.id = p.receiver and i.status || '' = 'continued' offset 0
-    ) former cross join lateral (
+    select letter.id, a.line, a.living
+    from addressed a cross join lateral (
         select m.id from romancy.mailbox m
-        where m.id = p.id and m.receiver = p.receiver and m.mode = 'direct'
+        where m.id = a.id and m.receiver = a.receiver
         for update skip locked
     ) letter
-), forwarded as (
-    update romancy.mailbox m set receiver = s.heir from strayed s where m.id = any (array[s.id]) and s.heir is not null
-    returning m.id, m.channel, m.receiver
+    where a.receiver <> a.line and a.living is not null
+), moved as (
+    update romancy.mailbox m set receiver = s.line from strayed s where m.id = any (array[s.id])
+    returning m.id, m.channel, s.living
 )
 select (select min(id) from page), (select max(id) from page), (select count(*) from page), f.id, f.workflow, f.message, f.channel
 from (select 1) as one left join (
     select w.id, w.workflow, null::bigint as message, null::text as channel from woken w
     union all
-    select o.receiver, null, o.id, o.channel from forwarded o
+    select o.living, null, o.id, o.channel from moved o
 ) f on true;
 
 -- name: SweepMailFor
 -- The same for runs ($1) and for the subscribers of channels ($2) that a message was announced for, unless a live, listening
 -- worker holds them in memory. Messages for whoever competes count on those channels, from $3 on. A run may be one that has
--- continued as new. Runs whose rows are held at the moment come back without a workflow.
-with candidates as materialized (
-    select a.id from unnest($1::text[]) as a(id)
-    union
-    select s.instance_id
+-- continued as new. Of each run $4 strayed messages at most are moved, and of each channel as many subscribers looked at. Runs whose
+-- rows are held at the moment come back without a workflow.
+-- Also returned, whether there are rows or not: whether something may be left, for SweepMail.
+with asked as materialized (
+    select a.id, former.line, living.id as living
+    from unnest($1::text[]) as a(id) left join lateral (
+        select coalesce(i.line, i.id) as line from romancy.instances i where i.id = a.id and i.status || '' = 'continued' offset 0
+    ) former on true left join lateral (
+        select i.id from romancy.instances i where i.line = former.line and i.ended_at is null limit 1
+    ) living on true
+), subscribed as materialized (
+    select s.instance_id, c.name
     from unnest($2::text[]) as c(name) cross join lateral (
-        select s.instance_id from romancy.subscriptions s where s.channel = c.name offset 0
+        select s.instance_id from romancy.subscriptions s where s.channel = c.name order by s.mode limit $4::bigint
     ) s
+), candidates as materialized (
+    select coalesce(a.living, a.id) as id from asked a
+    union
+    select s.instance_id from subscribed s
 ), mailed as materialized (
     select i.id
     from candidates c cross join lateral (
@@ -82,6 +102,8 @@ with candidates as materialized (
                           where w.id = i.worker and w.listening and w.lease_until > clock_timestamp())
           and (select true from unnest(i.wake_channels) as on_channel(name)
                where (select true from romancy.mailbox m where m.receiver = i.id and m.channel = on_channel.name limit 1)
+                  or (select true from romancy.mailbox m
+                      where m.receiver || '' = i.line and m.mode = 'direct' and m.channel = on_channel.name limit 1)
                   or ((select s.mode from romancy.subscriptions s where s.instance_id = i.id and s.channel = on_channel.name) = 'competing'
                       and (select true from romancy.mailbox m
                                where m.receiver is null and m.channel = on_channel.name
@@ -105,23 +127,28 @@ with candidates as materialized (
     where i.id = any (array[f.id])
     returning i.id, i.workflow
 ), strayed as materialized (
-    select letter.id, romancy.heir(a.id) as heir
-    from unnest($1::text[]) as a(id) cross join lateral (
-        select 1 from romancy.instances i where i.id = a.id and i.status || '' = 'continued' offset 0
-    ) former cross join lateral (
+    select letter.id, a.id as receiver, a.line, a.living
+    from asked a cross join lateral (
         select m.id from romancy.mailbox m
-        where m.receiver = a.id and m.mode = 'direct'
+        where m.receiver || '' = a.id and m.mode = 'direct' and a.id <> a.line
+        order by m.channel, m.id + 0
+        limit $4::bigint
         for update skip locked
     ) letter
-), forwarded as (
-    update romancy.mailbox m set receiver = s.heir from strayed s where m.id = any (array[s.id]) and s.heir is not null
-    returning m.id, m.channel, m.receiver
+    where a.living is not null
+), moved as (
+    update romancy.mailbox m set receiver = s.line from strayed s where m.id = any (array[s.id])
+    returning m.id, m.channel, s.living
 )
-select w.id, w.workflow, null::bigint, null::text from woken w
-union all
-select l.id, null, null, null from mailed l where (l.id in (select f.id from found f)) is not true
-union all
-select o.receiver, null, o.id, o.channel from forwarded o;
+select exists (select from subscribed s group by s.name having count(*) = $4::bigint)
+       or exists (select from strayed s group by s.receiver having count(*) = $4::bigint), f.id, f.workflow, f.message, f.channel
+from (select 1) as one left join (
+    select w.id, w.workflow, null::bigint as message, null::text as channel from woken w
+    union all
+    select l.id, null, null, null from mailed l where (l.id in (select f.id from found f)) is not true
+    union all
+    select o.living, null, o.id, o.channel from moved o
+) f on true;
 
 -- name: SweepDeadlines
 -- Parked runs whose deadline has passed become ready: those waiting for messages ($1 true) or for time alone ($1 false). A
@@ -185,22 +212,42 @@ order by i.wake_at
 limit 1;
 
 -- name: DiscardOrphanedMail
--- Mail that reached a run while it ended, or was committed when retention had deleted it already: its sender has seen the run, so one
--- that is not there now is gone. Undelivered mail of a live run is never touched, what was sent to one that has
--- continued as new follows it, and what was sent to one that has failed is kept with it, as by FinishRuns.
-with page as materialized (
-    select m.id, m.mode, m.receiver from romancy.mailbox m where m.id > $1::bigint order by m.id limit $2::bigint
-), ended as materialized (
-    select p.id, case when i.status = 'continued' and p.mode = 'direct' then romancy.heir(p.receiver) end as heir
+-- Mail that nobody receives any more: what a run had left when it ended, what reached it meanwhile, or was committed when retention had
+-- deleted it already: its sender has seen the run, so one that is not there now is gone. Undelivered mail of a live run is never touched,
+-- nor what is for a line of which a run lives; what was sent to one that has failed is kept with it, as by FinishRuns. Looks at $2
+-- messages after $1 at most, and at no more than $3 bytes of them and one more. What others are busy with is left to them.
+with next as materialized (
+    select m.id, m.mode, m.receiver, pg_column_size(m.payload) as size from romancy.mailbox m where m.id > $1::bigint order by m.id limit $2::bigint
+), page as materialized (
+    select n.id, n.mode, n.receiver
+    from (select next.*, sum(next.size) over (order by next.id) - next.size as before from next) n
+    where n.before < $3::bigint
+), addressed as materialized (
+    -- The line: of a message to one run whose line has gone on without that run.
+    select p.id, p.mode, p.receiver, i.status, i.status = 'failed' and not i.compensating as retryable,
+           case when p.mode = 'direct' and coalesce(i.status, 'continued') = 'continued' then coalesce(i.line, p.receiver) end as line
     from page p left join lateral (
-        select i.status, i.compensating from romancy.instances i where i.id = p.receiver offset 0
+        select i.status, i.compensating, i.line from romancy.instances i where i.id = p.receiver offset 0
     ) i on true
     where p.receiver is not null
-      and (i.status is null or i.status in ('completed', 'failed', 'cancelled', 'continued')
-                               and not (i.status = 'failed' and not i.compensating and p.mode = 'direct'))
-), forwarded as (
-    update romancy.mailbox m set receiver = e.heir from ended e where m.id = any (array[e.id]) and e.heir is not null
+), ended as materialized (
+    select a.id, a.receiver, a.line,
+           coalesce((select true from romancy.instances i where i.line = a.line and i.ended_at is null limit 1),
+                    (select true from romancy.instances i where i.line = a.line and i.status = 'failed' and not i.compensating limit 1)) is true as awaited
+    from addressed a
+    where (a.status is null or a.status in ('completed', 'failed', 'cancelled', 'continued'))
+      and not (a.retryable is true and a.mode = 'direct')
+), free as materialized (
+    select e.id, e.line, e.awaited
+    from ended e cross join lateral (
+        select m.id from romancy.mailbox m where m.id = e.id and m.receiver = e.receiver for update skip locked
+    ) letter
+    where not (e.awaited and e.receiver = e.line)
+), moved as (
+    update romancy.mailbox m set receiver = f.line from free f where m.id = any (array[f.id]) and f.awaited
 ), gone as (
-    delete from romancy.mailbox m using ended e where m.id = any (array[e.id]) and e.heir is null returning m.id
+    delete from romancy.mailbox m using free f where m.id = any (array[f.id]) and not f.awaited returning m.id
 )
-select (select max(id) from page), (select count(*) from page), (select count(*) from gone);
+select (select max(id) from page),
+       (select count(*) from next) = $2::bigint or (select count(*) from page) < (select count(*) from next),
+       (select count(*) from gone);

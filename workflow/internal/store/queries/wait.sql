@@ -12,23 +12,42 @@ with ask as materialized (
         with ordinality as a(id, token, position, channel, competing, timer_position, timer_name, delay_us, at_us, since,
                              kind, channels, nudge_us, stay, heeds, ord)
 ), owned as materialized (
-    select a.*, i.cancelled, case when not i.cancelled then a.channel end as open_channel
+    select a.*, i.cancelled, i.line, case when not i.cancelled then a.channel end as open_channel
     from ask a cross join lateral (
-        select a.heeds and i.cancel is not null as cancelled from romancy.instances i
+        select a.heeds and i.cancel is not null as cancelled, i.line from romancy.instances i
         where i.id = a.id and i.token = a.token and i.worker = $16::bigint and i.status || '' = 'running'
         for no key update
     ) i
 ), addressed as materialized (
+    -- What was published to the run, or sent to it by an older build, and what was sent to its line: the first of them.
     select o.*, own.message_id as own_id, own.message as own_message
     from owned o left join lateral (
-        select m.id as message_id,
-               json_build_object('id', m.id, 'channel', m.channel, 'sender', m.sender, 'sent_at', m.created_at,
-                                 'metadata', m.metadata, 'body', m.payload) as message
-        from romancy.mailbox m
-        where m.receiver = o.id and m.channel = o.open_channel
-        order by m.id + 0
+        select either.message_id, either.message
+        from (
+            select run.* from (
+                select m.id as message_id,
+                       json_build_object('id', m.id, 'channel', m.channel, 'sender', m.sender, 'sent_at', m.created_at,
+                                         'metadata', m.metadata, 'body', m.payload) as message
+                from romancy.mailbox m
+                where m.receiver = o.id and m.channel = o.open_channel
+                order by m.id + 0
+                limit 1
+                for update skip locked
+            ) run
+            union all
+            select line.* from (
+                select m.id as message_id,
+                       json_build_object('id', m.id, 'channel', m.channel, 'sender', m.sender, 'sent_at', m.created_at,
+                                         'metadata', m.metadata, 'body', m.payload) as message
+                from romancy.mailbox m
+                where m.receiver || '' = o.line and m.mode = 'direct' and m.channel = o.open_channel
+                order by m.id + 0
+                limit 1
+                for update skip locked
+            ) line
+        ) either
+        order by either.message_id
         limit 1
-        for update skip locked
     ) own on true
 ), ranked as materialized (
     -- Among those that compete in this batch and have no message of their own, each looks at a message further down.
@@ -93,24 +112,43 @@ with ask as materialized (
     from unnest($1::text[], $2::bigint[], $3::integer[], $4::text[], $5::boolean[], $7::bigint[], $8::text[], $9::boolean[])
         with ordinality as a(id, token, position, channel, competing, since, kind, nudged, ord)
 ), owned as materialized (
-    select a.*, i.wake_at
+    select a.*, i.wake_at, i.line
     from ask a cross join lateral (
-        select i.wake_at from romancy.instances i
+        select i.wake_at, i.line from romancy.instances i
         where i.id = a.id and i.token = a.token and i.worker = $6::bigint and i.status || '' = 'waiting'
           and exists (select 1 from romancy.workers me where me.id = $6::bigint and me.lease_until > clock_timestamp())
         for no key update of i skip locked
     ) i
 ), addressed as materialized (
+    -- What was published to the run, or sent to it by an older build, and what was sent to its line: the first of them.
     select o.*, own.message_id as own_id, own.message as own_message
     from owned o left join lateral (
-        select m.id as message_id,
-               json_build_object('id', m.id, 'channel', m.channel, 'sender', m.sender, 'sent_at', m.created_at,
-                                 'metadata', m.metadata, 'body', m.payload) as message
-        from romancy.mailbox m
-        where m.receiver = o.id and m.channel = o.channel
-        order by m.id + 0
+        select either.message_id, either.message
+        from (
+            select run.* from (
+                select m.id as message_id,
+                       json_build_object('id', m.id, 'channel', m.channel, 'sender', m.sender, 'sent_at', m.created_at,
+                                         'metadata', m.metadata, 'body', m.payload) as message
+                from romancy.mailbox m
+                where m.receiver = o.id and m.channel = o.channel
+                order by m.id + 0
+                limit 1
+                for update skip locked
+            ) run
+            union all
+            select line.* from (
+                select m.id as message_id,
+                       json_build_object('id', m.id, 'channel', m.channel, 'sender', m.sender, 'sent_at', m.created_at,
+                                         'metadata', m.metadata, 'body', m.payload) as message
+                from romancy.mailbox m
+                where m.receiver || '' = o.line and m.mode = 'direct' and m.channel = o.channel
+                order by m.id + 0
+                limit 1
+                for update skip locked
+            ) line
+        ) either
+        order by either.message_id
         limit 1
-        for update skip locked
     ) own on true
 ), ranked as materialized (
     -- Among those that compete in this batch and have no message of their own, each looks at a message further down.
@@ -158,18 +196,35 @@ from outcome o;
 -- name: WakeRun
 -- WakeRuns for a single one that does not compete. Most runs are woken alone, and this is most of the time that takes.
 with owned as materialized (
-    select i.id, i.wake_at from romancy.instances i
+    select i.id, i.wake_at, i.line from romancy.instances i
     where i.id = $1::text and i.token = $2::bigint and i.worker = $5::bigint and i.status || '' = 'waiting'
       and exists (select 1 from romancy.workers me where me.id = $5::bigint and me.lease_until > clock_timestamp())
     for no key update of i skip locked
 ), own as materialized (
-    select m.id, json_build_object('id', m.id, 'channel', m.channel, 'sender', m.sender, 'sent_at', m.created_at,
-                                   'metadata', m.metadata, 'body', m.payload) as message
-    from romancy.mailbox m
-    where m.receiver = (select o.id from owned o) and m.channel = $4::text
-    order by m.id + 0
+    select either.id, either.message
+    from (
+        select run.* from (
+            select m.id, json_build_object('id', m.id, 'channel', m.channel, 'sender', m.sender, 'sent_at', m.created_at,
+                                           'metadata', m.metadata, 'body', m.payload) as message
+            from romancy.mailbox m
+            where m.receiver = (select o.id from owned o) and m.channel = $4::text
+            order by m.id + 0
+            limit 1
+            for update skip locked
+        ) run
+        union all
+        select line.* from (
+            select m.id, json_build_object('id', m.id, 'channel', m.channel, 'sender', m.sender, 'sent_at', m.created_at,
+                                           'metadata', m.metadata, 'body', m.payload) as message
+            from romancy.mailbox m
+            where m.receiver || '' = (select o.line from owned o) and m.mode = 'direct' and m.channel = $4::text
+            order by m.id + 0
+            limit 1
+            for update skip locked
+        ) line
+    ) either
+    order by either.id
     limit 1
-    for update skip locked
 ), outcome as materialized (
     select o.id, o.wake_at, m.id as message_id, m.message,
            case when m.id is not null then 'message'
@@ -201,6 +256,8 @@ from outcome o;
 select a.ord
 from unnest($1::text[], $2::text[], $3::boolean[], $4::bigint[]) with ordinality as a(id, channel, competing, since, ord)
 where (select true from romancy.mailbox m where m.receiver = a.id and m.channel = a.channel limit 1)
+   or (select true from romancy.mailbox m
+       where m.receiver || '' = (select i.line from romancy.instances i where i.id = a.id) and m.mode = 'direct' and m.channel = a.channel limit 1)
    or (a.competing and (select true from romancy.mailbox m where m.receiver is null and m.channel = a.channel and m.id + 0 >= a.since limit 1));
 
 -- name: LetGo
@@ -250,18 +307,30 @@ select p.id, null from parked p where (p.id in (select f.id from found f)) is no
 -- competes ($6), those for whoever competes, from $7 on; no more than $8 bytes in all. They become one record. No row: the
 -- run is not owned any more. Also returned: whether messages for whoever competes are left that others have found locked meanwhile.
 with owned as materialized (
-    select i.id, i.token from romancy.instances i
+    select i.id, i.token, i.line from romancy.instances i
     where i.id = $1::text and i.token = $2::bigint and i.worker = $9::bigint and i.status || '' = 'running'
     for no key update
 ), own as materialized (
     select m.id, m.channel, m.sender, m.created_at, m.metadata, m.payload
     from owned o cross join lateral (
-        select * from romancy.mailbox m
-        where m.receiver = o.id and m.channel = $4::text
-        order by m.id + 0
-        limit $5::integer
-        for update skip locked
+        select run.* from (
+            select * from romancy.mailbox m
+            where m.receiver = o.id and m.channel = $4::text
+            order by m.id + 0
+            limit $5::integer
+            for update skip locked
+        ) run
+        union all
+        select line.* from (
+            select * from romancy.mailbox m
+            where m.receiver || '' = o.line and m.mode = 'direct' and m.channel = $4::text
+            order by m.id + 0
+            limit $5::integer
+            for update skip locked
+        ) line
     ) m
+    order by m.id
+    limit $5::integer
 ), shared as materialized (
     select m.id, m.channel, m.sender, m.created_at, m.metadata, m.payload
     from owned o cross join lateral (
@@ -271,13 +340,24 @@ with owned as materialized (
         limit $5::integer - (select count(*) from own)
         for update skip locked
     ) m
+), small as materialized (
+    -- As they are stored, first: none is unpacked that cannot be among those that are taken.
+    select c.*
+    from (
+        select u.*, sum(u.stored) over (order by u.common, u.id) - u.stored as stored_before
+        from (
+            select v.*, pg_column_size(v.payload) + coalesce(pg_column_size(v.metadata), 0) as stored
+            from (select own.*, false as common from own union all select shared.*, true from shared) v
+        ) u
+    ) c
+    where c.stored_before < $8::bigint
 ), taken as materialized (
     select b.*
     from (
         select f.*, sum(f.size) over (order by f.common, f.id) - f.size as before
         from (
-            select u.*, octet_length(u.payload::text) + coalesce(octet_length(u.metadata::text), 0) as size
-            from (select own.*, false as common from own union all select shared.*, true from shared) u
+            select s.*, octet_length(s.payload::text) + coalesce(octet_length(s.metadata::text), 0) as size
+            from small s
         ) f
     ) b
     where b.before + b.size <= $8::bigint

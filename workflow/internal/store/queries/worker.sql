@@ -105,7 +105,8 @@ select l.id, l.workflow, coalesce(l.wrong, false), coalesce(l.free, false) from 
 -- name: TakeOver
 -- The runs of workers whose lease has run out become ready again, and stuck ($4: why) if $3 workers in a row have died with
 -- them and had recorded nothing. What the last owner has recorded says that it was not the run that killed it; what anybody has
--- recorded since an earlier death, that the count begins anew. Only the last 1,000 records are looked at. From the second death
+-- recorded since an earlier death, that the count begins anew. Only the last 1,000 records and attempts are looked at. $1 runs at most,
+-- and no more are locked: the limit at the end stops the loop over the workers. From the second death
 -- on a run waits for a moment, longer each time and at random: who died beside the one that kills does not meet it again.
 -- A worker that has left, or has said that it lived, has not died: nothing is counted, but it is written down that the run is
 -- executed again. The row of each worker is locked before that is decided, see TakeBackDeaths.
@@ -135,9 +136,12 @@ with recursive owners (id) as (
         limit $1::bigint
         for no key update skip locked
     ) r
+    limit $1::bigint
 ), past as materialized (
     select f.*, h.own,
-           h.since or (select true from romancy.attempts a where a.instance_id = f.id and a.failed_at > f.died_at limit 1) is true as since
+           h.since or (select true
+                       from (select a.failed_at from romancy.attempts a where a.instance_id = f.id order by a.position desc, a.attempt desc limit 1000) a
+                       where a.failed_at > f.died_at limit 1) is true as since
     from found f cross join lateral (
         select coalesce(bool_or(h.token = f.token and coalesce(h.worker, f.worker) = f.worker), false) as own, coalesce(bool_or(h.created_at > f.died_at), false) as since
         from (select h.token, h.worker, h.created_at from romancy.history h where h.instance_id = f.id order by h.position desc limit 1000) h
@@ -172,7 +176,13 @@ where i.id = any (array[c.id])
 returning i.id, i.workflow, i.token, i.status = 'stuck', (extract(epoch from i.wake_at - clock_timestamp()) * 1000000)::bigint;
 
 -- name: BuryWorkers
--- Dead workers that own nothing any more.
-delete from romancy.workers w
-where w.lease_until <= clock_timestamp()
-  and (select true from romancy.instances i where i.status = 'running' and i.worker = w.id limit 1) is null;
+-- Dead workers that own nothing any more: up to 1,000 at once.
+with found as materialized (
+    select w.id
+    from romancy.workers w
+    where w.lease_until <= clock_timestamp()
+      and (select true from romancy.instances i where i.status = 'running' and i.worker = w.id limit 1) is null
+    limit 1000
+    for update skip locked
+)
+delete from romancy.workers w using found f where w.id = any (array[f.id]);
