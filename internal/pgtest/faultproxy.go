@@ -1,9 +1,11 @@
 package pgtest
 
 import (
+	"encoding/binary"
 	"maps"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -15,8 +17,9 @@ import (
 type FaultProxy struct {
 	*Proxy
 
-	t      testing.TB
-	faults faultBook
+	t        testing.TB
+	faults   faultBook
+	disguise atomic.Bool
 }
 
 // NewFaultProxy starts a proxy to the server that url names. It is closed when the test ends.
@@ -31,6 +34,20 @@ func NewFaultProxy(t testing.TB, url string) *FaultProxy {
 	p.session = func(client, server *net.TCPConn) { newFaultSession(p, client, server).run() }
 	p.wg.Go(p.accept)
 	return p
+}
+
+// Disguise gives the clients of new connections another process id than the server's, by which they take it for a pooler.
+// Nothing else is different, so a session is still theirs alone.
+func (p *FaultProxy) Disguise() { p.disguise.Store(true) }
+
+// disguiseBy is added to process ids.
+const disguiseBy = 1 << 24
+
+// disguised changes the process id that begins with key's first byte.
+func (p *FaultProxy) disguised(key []byte, by uint32) {
+	if p.disguise.Load() {
+		binary.BigEndian.PutUint32(key, binary.BigEndian.Uint32(key)+by)
+	}
 }
 
 // Inject begins a fault. Of several faults that fit an execution the oldest is inflicted.
@@ -122,6 +139,9 @@ func (s *faultSession) listen() {
 		f, err := in.next()
 		if err != nil {
 			return
+		}
+		if f[0] == messageKey {
+			s.proxy.disguised(f[headerSize:], disguiseBy)
 		}
 		if !s.keep(f) {
 			s.toClient.write(f)

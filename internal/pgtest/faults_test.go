@@ -427,7 +427,25 @@ func TestFaultsReachListeners(t *testing.T) {
 // A cancel request comes on a connection of its own, and names a session by what the server has told its client.
 func TestFaultProxyForwardsCancelRequests(t *testing.T) {
 	t.Parallel()
-	conn := connect(t, pgtest.NewFaultProxy(t, pgtest.EmptyURL(t)).URL())
+	for _, disguised := range []bool{false, true} {
+		proxy := pgtest.NewFaultProxy(t, pgtest.EmptyURL(t))
+		if disguised {
+			proxy.Disguise()
+		}
+		conn := connect(t, proxy.URL())
+		var pid uint32
+		if err := conn.QueryRow(t.Context(), "select pg_backend_pid()").Scan(&pid); err != nil {
+			t.Fatal(err)
+		}
+		if (pid != conn.PgConn().PID()) != disguised {
+			t.Errorf("the server has process id %d, the client is told %d", pid, conn.PgConn().PID())
+		}
+		cancelSleep(t, conn)
+	}
+}
+
+func cancelSleep(t *testing.T, conn *pgx.Conn) {
+	t.Helper()
 	asleep := make(chan error, 1)
 	go func() { _, err := conn.Exec(context.Background(), "select pg_sleep(60)"); asleep <- err }()
 	for end := time.Now().Add(30 * time.Second); ; {

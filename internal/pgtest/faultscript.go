@@ -59,6 +59,7 @@ func readStartup(r io.Reader) ([]byte, error) {
 
 // forwardCancel asks the server to cancel, and returns when it has closed the connection, as the client waits for that.
 func (s *faultSession) forwardCancel(raw []byte) {
+	s.proxy.disguised(raw[8:], ^uint32(disguiseBy-1))
 	if s.write(raw) {
 		_, _ = io.Copy(io.Discard, s.server)
 	}

@@ -26,6 +26,7 @@ const (
 	messageCall     = 'F'
 	messageDescribe = 'D'
 
+	messageKey             = 'K'
 	messageCommandComplete = 'C'
 	messageEmptyQuery      = 'I'
 	messageSuspended       = 's'

@@ -1,0 +1,275 @@
+package integration_test
+
+import (
+	"fmt"
+	"hash/fnv"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/romancy-go/romancy/internal/pgtest"
+)
+
+// The fault matrix: every statement x every kind of fault, over a workload of all that the library does.
+//
+// make test inflicts one kind on all statements of one world (TestFaultsOfEveryStatementTogether), as often as a world
+// lasts. make soak has a world for every cell (TestFaultMatrix), in which nothing else is wrong. One cell:
+//
+//	ROMANCY_SOAK=1 go test ./integration -v -run 'TestFaultMatrix/^AppendRecord$/^CutAfterCommit$'
+//
+// A statement without a row fails TestFaultsHaveARowForEveryStatement, and a fault that never hits fails its cell.
+
+// faultsColumn is a kind of fault as the matrix has it.
+type faultsColumn struct {
+	Name  string
+	Fault pgtest.Fault
+	// Lasts: each execution is hit for so long, instead of one.
+	Lasts time.Duration
+}
+
+const (
+	// faultsDelay is longer than any statement of the library may take.
+	faultsDelay = 11 * time.Second
+	// faultsHeal is when a session of the application's pool becomes writable again. One that the library has made itself
+	// stays read-only until it is replaced.
+	faultsHeal   = 2 * time.Second
+	faultsOutage = 2 * time.Second
+)
+
+var faultsColumns = []faultsColumn{
+	{Name: "CutBefore", Fault: pgtest.Fault{Kind: pgtest.FaultCutBefore}},
+	{Name: "CutAfterRun", Fault: pgtest.Fault{Kind: pgtest.FaultCutAfterRun}},
+	{Name: "CutAfterCommit", Fault: pgtest.Fault{Kind: pgtest.FaultCutAfterCommit}},
+	{Name: "Delay", Fault: pgtest.Fault{Kind: pgtest.FaultDelay, For: faultsDelay}},
+	{Name: "ReadOnly", Fault: pgtest.Fault{Kind: pgtest.FaultReadOnly}},
+	{Name: "DiskFull", Fault: pgtest.Fault{Kind: pgtest.FaultRefuse, Code: "53100"}},
+	{Name: "NoRight", Fault: pgtest.Fault{Kind: pgtest.FaultRefuse, Code: "42501"}},
+	{Name: "Serialization", Fault: pgtest.Fault{Kind: pgtest.FaultRefuse, Code: "40001"}},
+	{Name: "Timeout", Fault: pgtest.Fault{Kind: pgtest.FaultRefuse, Code: "57014"}},
+	{Name: "Internal", Fault: pgtest.Fault{Kind: pgtest.FaultRefuse, Code: "XX000"}},
+	{Name: "LongDiskFull", Fault: pgtest.Fault{Kind: pgtest.FaultRefuse, Code: "53100"}, Lasts: faultsOutage},
+	{Name: "LongNoRight", Fault: pgtest.Fault{Kind: pgtest.FaultRefuse, Code: "42501"}, Lasts: faultsOutage},
+	{Name: "LongCut", Fault: pgtest.Fault{Kind: pgtest.FaultCutBefore}, Lasts: faultsOutage},
+}
+
+// ownSessions are the endings of application_name of connections that the library makes beside the pool.
+var ownSessions = []string{" engine", " listen", " notify", " probe"}
+
+// injections are a cell's faults, of which one at least must hit.
+func (c faultsColumn) faults(row faultsStatement, nth int) []pgtest.Fault {
+	fault := c.Fault
+	fault.Statement, fault.Application = row.Name, row.Session
+	if c.Lasts == 0 {
+		fault.Nth = nth
+	}
+	if fault.Kind != pgtest.FaultReadOnly {
+		return []pgtest.Fault{fault}
+	}
+	var faults []pgtest.Fault
+	for _, session := range append([]string{"shop", "annex", "desk", "guest"}, ownSessions...) {
+		if row.Session != "" && row.Session != session {
+			continue
+		}
+		fault.Application, fault.For = session, 0
+		if !slices.Contains(ownSessions, session) {
+			fault.For = faultsHeal
+		}
+		faults = append(faults, fault)
+	}
+	return faults
+}
+
+// faultsOften are statements that the workload executes a dozen times at least: not always the first is hit.
+var faultsOften = []string{
+	"AppendRecord", "AppendHistory", "ClaimReady", "WaitRuns", "WakeRun", "FinishRun", "StartRun", "Send", "LookForMail", "Guard", "GuardClaim",
+	"TakeSlot", "ClaimBatch", "Outlook", "Settle", "begin", "commit", "FindRuns", "AdoptTrace", "LockChannels", "SubscribeRuns", "Heartbeat",
+	"DeliverMessages", "ReleaseStranded", "SweepMailFor", "PendingWorkflowResumable", "PendingOutboxPending", "river.JobGetAvailable",
+}
+
+// nth is which execution of a cell is hit, the same in every run.
+func (c faultsColumn) nth(row faultsStatement) int {
+	if !slices.Contains(faultsOften, row.Name) {
+		return 1
+	}
+	hash := fnv.New32a()
+	_, _ = hash.Write([]byte(row.String() + c.Name)) // never fails
+	return 1 + int(hash.Sum32()%8)
+}
+
+// faultsCell is what is inflicted on one world.
+type faultsCell struct {
+	row        faultsStatement
+	column     faultsColumn
+	injections []*pgtest.Injection
+}
+
+func (c *faultsCell) hits() (hits int) {
+	for _, i := range c.injections {
+		hits += i.Hits()
+	}
+	return hits
+}
+
+// inflict begins a cell's faults. A lasting one ends by itself when it has lasted.
+func (w *faultsWorld) inflict(row faultsStatement, column faultsColumn, nth int) *faultsCell {
+	cell := &faultsCell{row: row, column: column}
+	if first, needed := faultsBefore[row.Name]; needed {
+		for _, proxy := range w.proxies {
+			w.before = append(w.before, proxy.Inject(first))
+		}
+	}
+	for _, fault := range column.faults(row, nth) {
+		for _, proxy := range w.proxies {
+			i := proxy.Inject(fault)
+			cell.injections = append(cell.injections, i)
+			if column.Lasts > 0 {
+				w.handlers.Go(func() {
+					select {
+					case <-i.Hit():
+						time.Sleep(column.Lasts)
+					case <-w.ctx.Done():
+					}
+					i.Stop()
+				})
+			}
+		}
+	}
+	w.cells = append(w.cells, cell)
+	return cell
+}
+
+// judge drives the world and says what is wrong with it afterwards.
+func (w *faultsWorld) judge() {
+	w.t.Helper()
+	err := w.drive()
+	for _, cell := range w.cells {
+		for _, i := range cell.injections {
+			i.Stop()
+		}
+	}
+	if err != nil {
+		w.t.Error(err)
+	}
+	for _, wrong := range w.check() {
+		w.t.Error(wrong)
+	}
+}
+
+// An undisturbed world does all that it can as the model says, and executes every statement: else the matrix says nothing.
+func TestFaultsHaveARowForEveryStatement(t *testing.T) {
+	t.Parallel()
+	w := newFaultsWorld(t)
+	for _, fault := range faultsBefore {
+		for _, proxy := range w.proxies {
+			w.before = append(w.before, proxy.Inject(fault))
+		}
+	}
+	w.open()
+	w.judge()
+	executed := w.executed()
+	rows := faultsStatements(t)
+	for _, row := range rows {
+		times := row.times(executed)
+		if reason := faultsExceptions[row]; reason == "" && times == 0 {
+			t.Errorf("%s is never executed: have the workload do it", row)
+		}
+		t.Log(row, times)
+	}
+	for row, reason := range faultsExceptions {
+		if !slices.Contains(rows, row) {
+			t.Errorf("%s is an exception (%s), but no statement", row, reason)
+		}
+	}
+}
+
+// One kind of fault hits every statement once, all in one world. What is wrong then is found by its cell of TestFaultMatrix.
+func TestFaultsOfEveryStatementTogether(t *testing.T) {
+	t.Parallel()
+	for _, column := range faultsColumns {
+		if column.Lasts > 0 || column.Fault.Kind == pgtest.FaultDelay {
+			continue // all at once they are an outage; see TestFaultMatrix
+		}
+		t.Run(column.Name, func(t *testing.T) {
+			t.Parallel()
+			w := newFaultsWorld(t)
+			for _, row := range faultsStatements(t) {
+				if faultsExceptions[row] == "" {
+					w.inflict(row, column, 1)
+				}
+			}
+			w.open()
+			w.judge()
+			var missed []string
+			for _, cell := range w.cells {
+				if cell.hits() == 0 {
+					missed = append(missed, cell.row.String())
+				}
+			}
+			t.Logf("%s: %d of %d statements were hit; not %s", column.Name, len(w.cells)-len(missed), len(w.cells), strings.Join(missed, ", "))
+			if len(missed) > len(w.cells)/5 {
+				t.Errorf("only %d of %d statements were hit", len(w.cells)-len(missed), len(w.cells))
+			}
+		})
+	}
+}
+
+// Every cell in a world of its own.
+func TestFaultMatrix(t *testing.T) {
+	t.Parallel()
+	rows := faultsStatements(t)
+	columns := faultsColumns[:pgtest.Soak(len(faultsColumns), 0)]
+	if len(columns) == 0 {
+		return // TestFaultsOfEveryStatementTogether is the part of make test
+	}
+	limit := make(chan struct{}, faultsWorlds)
+	for _, row := range rows {
+		if faultsExceptions[row] != "" {
+			continue
+		}
+		t.Run(row.String(), func(t *testing.T) {
+			t.Parallel()
+			for _, column := range columns {
+				t.Run(column.Name, func(t *testing.T) {
+					t.Parallel()
+					limit <- struct{}{}
+					defer func() { <-limit }()
+					faultsCellOf(t, row, column)
+				})
+			}
+		})
+	}
+}
+
+// faultsWorlds is how many worlds there are at a time: more would wait for each other.
+const faultsWorlds = 6
+
+func faultsCellOf(t *testing.T, row faultsStatement, column faultsColumn) {
+	t.Helper()
+	w := newFaultsWorld(t)
+	cell := w.inflict(row, column, column.nth(row))
+	w.open()
+	w.judge()
+	if cell.hits() == 0 && !column.impossible(row) {
+		t.Errorf("%s was never hit", row)
+	}
+}
+
+// impossible reports whether a fault of this kind cannot hit a statement.
+func (c faultsColumn) impossible(row faultsStatement) bool {
+	// What is rolled back is never committed.
+	return row.Name == "rollback" && c.Fault.Kind == pgtest.FaultCutAfterCommit
+}
+
+// report is what a failed test says besides.
+func (w *faultsWorld) report() string {
+	var lines []string
+	for _, cell := range w.cells {
+		for _, i := range cell.injections {
+			if i.Hits() > 0 {
+				lines = append(lines, fmt.Sprintf("\t%s hit %d of %d", cell.row, i.Hits(), i.Matched()))
+			}
+		}
+	}
+	return strings.Join(lines, "\n") + "\nrefused:\n" + w.refused() + "\nlogged:\n" + w.log.String()
+}
