@@ -32,6 +32,8 @@ func (w *faultsWorld) drive() error {
 		"move": w.driveMove, "many": w.driveMany, "watermill-sql": w.driveWoken,
 	} {
 		busy.Go(func() {
+			began := time.Now()
+			defer func() { w.t.Logf("%s took %s", name, time.Since(began).Round(time.Millisecond)) }()
 			if err := scenario(); err != nil {
 				errs <- fmt.Errorf("%s: %w", name, err)
 				time.AfterFunc(faultsGrace, w.giveUp) // what waits for this would wait long
@@ -501,6 +503,7 @@ func (w *faultsWorld) driveWoken() error {
 			return fmt.Errorf("%d letters are missing: %w", len(missing), w.ctx.Err())
 		}
 	}
+	time.Sleep(300 * time.Millisecond) // an idle subscriber asks whether anything is still hidden
 	return nil
 }
 

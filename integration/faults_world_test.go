@@ -49,6 +49,7 @@ const faultsGrace = 3 * time.Second
 type faultsWorld struct {
 	t       *testing.T
 	ctx     context.Context //nolint:containedctx // the cell's
+	made    time.Time
 	giveUp  context.CancelFunc
 	url     string
 	direct  *pgxpool.Pool // not through a proxy
@@ -91,7 +92,7 @@ func newFaultsWorld(t *testing.T) *faultsWorld {
 	ctx, cancel := context.WithTimeout(t.Context(), faultsPatience)
 	t.Cleanup(cancel)
 	w := &faultsWorld{
-		t: t, ctx: ctx, giveUp: cancel, url: pgtest.URL(t), log: &faultsLog{},
+		t: t, ctx: ctx, made: time.Now(), giveUp: cancel, url: pgtest.URL(t), log: &faultsLog{},
 		begun: map[faultsExecution]int{}, returned: map[faultsExecution]int{}, noted: map[string]int{}, published: map[string]int{},
 		refusals: map[string]int{}, workers: map[string]int64{},
 	}
@@ -161,9 +162,12 @@ func (w *faultsWorld) open() {
 func (w *faultsWorld) start(what string, start, shutdown func(context.Context) error) {
 	w.t.Helper()
 	w.insist("start "+what, func() error { return start(w.ctx) })
+	w.t.Logf("started %s after %s", what, time.Since(w.made).Round(time.Millisecond))
 	w.t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 		defer cancel()
+		began := time.Now()
+		defer func() { w.t.Logf("shut %s down in %s", what, time.Since(began).Round(time.Millisecond)) }()
 		if err := shutdown(ctx); err != nil {
 			w.t.Errorf("shut %s down: %v", what, err)
 		}
