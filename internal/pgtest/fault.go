@@ -167,7 +167,8 @@ func (b *faultBook) remove(i *Injection) {
 	b.active = kept
 }
 
-// match counts the executions of a batch. It returns the first fault that one of them is to be hit with, and which one.
+// match counts the executions of a batch. It returns the first fault that one of them is to be hit with, and which one. The
+// others have their turn with a later batch.
 func (b *faultBook) match(application string, executions []execution) (hit *Injection, at int) {
 	b.mu.Lock()
 	for _, e := range executions {
@@ -177,8 +178,12 @@ func (b *faultBook) match(application string, executions []execution) (hit *Inje
 	b.mu.Unlock()
 	for n, e := range executions {
 		for _, i := range active {
-			if i.match(application, e.statement) && hit == nil {
+			switch {
+			case !i.match(application, e.statement):
+			case hit == nil:
 				hit, at = i, n
+			default:
+				i.miss()
 			}
 		}
 	}

@@ -50,7 +50,8 @@ func (p *FaultProxy) disguised(key []byte, by uint32) {
 	}
 }
 
-// Inject begins a fault. Of several faults that fit an execution the oldest is inflicted.
+// Inject begins a fault. A batch suffers one at most: of several that fit, one for its first statement, the oldest; the
+// others hit a later execution instead.
 func (p *FaultProxy) Inject(fault Fault) *Injection {
 	p.t.Helper()
 	if err := fault.check(); err != nil {

@@ -391,6 +391,20 @@ func TestAFailureOfTheServersOwnIsNoHit(t *testing.T) {
 	})
 }
 
+func TestABatchSuffersOneFaultAndTheNextTheOther(t *testing.T) {
+	inEveryMode(t, func(t *testing.T, w *faultWorld) {
+		conn := w.connect("app")
+		refused := w.proxy.Inject(pgtest.Fault{Statement: "AddThing", Kind: pgtest.FaultRefuse, Code: "53100", Nth: 1})
+		first := w.proxy.Inject(pgtest.Fault{Statement: "CountThings", Kind: pgtest.FaultRefuse, Code: "42501", Nth: 1})
+		w.wantCode(addInBatch(t.Context(), conn, 1), "42501")
+		w.wantCode(addInBatch(t.Context(), conn, 1), "53100")
+		w.must(addInBatch(t.Context(), conn, 1))
+		if refused.Hits() != 1 || first.Hits() != 1 {
+			t.Errorf("hit %d and %d times, want each once", refused.Hits(), first.Hits())
+		}
+	})
+}
+
 func TestFaultsReachListeners(t *testing.T) {
 	t.Parallel()
 	url := pgtest.EmptyURL(t)
