@@ -115,7 +115,7 @@ func (w *faultsWorld) defineFlows() faultsFlows {
 			}
 			return "awake", workflow.Sleep(ctx, 10*time.Millisecond)
 		}),
-		stranded: w.defineStranded(func(context.Context) error { return nil }),
+		stranded: w.defineStranded(func(context.Context) (string, error) { return "rescued", nil }),
 		reader: workflow.Define("reader", func(ctx *workflow.Context, n int) (string, error) {
 			story, err := workflow.WaitEvent[string](ctx, "story", workflow.WithAttributes(map[string]string{"reader": fmt.Sprint(n % 4)}))
 			if err != nil {
@@ -372,9 +372,9 @@ func (w *faultsWorld) defineBuyer(heard func(*workflow.Context, string) error) *
 	})
 }
 
-// stranded is begun by a worker that then dies.
-func (w *faultsWorld) defineStranded(body func(ctx context.Context) error) *workflow.Workflow[int, string] {
-	step := workflow.DefineActivity("strand", func(ctx context.Context, _ int) (string, error) { return "rescued", body(ctx) })
+// stranded is begun by a worker that then dies, or loses the run.
+func (w *faultsWorld) defineStranded(body func(ctx context.Context) (string, error)) *workflow.Workflow[int, string] {
+	step := workflow.DefineActivity("strand", func(ctx context.Context, _ int) (string, error) { return body(ctx) })
 	return workflow.Define("stranded", func(ctx *workflow.Context, n int) (string, error) { return step.Execute(ctx, n) })
 }
 

@@ -58,6 +58,7 @@ type faultsWorld struct {
 	before  []*pgtest.Injection
 
 	flows    faultsFlows
+	fallback time.Duration // how often what a notification would have said is swept for
 	shop     *romancy.App
 	annex    *faultsAnnex
 	desk     *romancy.App
@@ -92,7 +93,7 @@ func newFaultsWorld(t *testing.T) *faultsWorld {
 	ctx, cancel := context.WithTimeout(t.Context(), faultsPatience)
 	t.Cleanup(cancel)
 	w := &faultsWorld{
-		t: t, ctx: ctx, made: time.Now(), giveUp: cancel, url: pgtest.URL(t), log: &faultsLog{},
+		t: t, ctx: ctx, made: time.Now(), fallback: time.Second, giveUp: cancel, url: pgtest.URL(t), log: &faultsLog{},
 		begun: map[faultsExecution]int{}, returned: map[faultsExecution]int{}, noted: map[string]int{}, published: map[string]int{},
 		refusals: map[string]int{}, workers: map[string]int64{},
 	}
@@ -139,7 +140,7 @@ func (w *faultsWorld) open() {
 	shopPool := w.pool(0, "shop")
 	w.shop = romancy.NewApp(
 		romancy.WithPool(shopPool), romancy.WithAutoMigrate(), romancy.WithWorkflows(w.flows.shop()...), romancy.WithLogger(logger.With("process", "shop")),
-		romancy.WithNotifyFallbackInterval(time.Second), romancy.WithRetention(time.Hour), romancy.WithMeterProvider(meter), romancy.WithTracerProvider(tracer),
+		romancy.WithNotifyFallbackInterval(w.fallback), romancy.WithRetention(time.Hour), romancy.WithMeterProvider(meter), romancy.WithTracerProvider(tracer),
 	)
 	w.start("the shop", w.shop.Start, w.shop.Shutdown)
 
@@ -150,7 +151,7 @@ func (w *faultsWorld) open() {
 	w.deskPool = w.pool(0, "desk")
 	w.desk = romancy.NewApp(
 		romancy.WithPool(w.deskPool), romancy.WithClientOnly(), romancy.WithWorkflows(append(w.flows.shop(), w.flows.annex()...)...),
-		romancy.WithNotifyFallbackInterval(time.Second), romancy.WithLogger(logger.With("process", "desk")), romancy.WithRetention(time.Hour),
+		romancy.WithNotifyFallbackInterval(w.fallback), romancy.WithLogger(logger.With("process", "desk")), romancy.WithRetention(time.Hour),
 	)
 	w.start("the desk", w.desk.Start, w.desk.Shutdown)
 	w.openRelay(logger)
@@ -341,7 +342,7 @@ func newFaultsAnnex(w *faultsWorld, logger *slog.Logger) *faultsAnnex {
 		a.notifier, errs[1] = bus.NewNotifier(bus.NotifierConfig{Pool: pool, Logger: logger})
 		a.engine, errs[2] = workflow.NewEngine(workflow.Config{
 			Pool: pool, Workflows: w.flows.annex(), Listener: a.listener, Notifier: a.notifier, Logger: logger, Label: "annex",
-			FallbackInterval: time.Second, CacheSize: 1, Retention: time.Hour,
+			FallbackInterval: w.fallback, CacheSize: 1, Retention: time.Hour,
 		})
 		return errors.Join(errs[:]...)
 	}
