@@ -30,6 +30,29 @@ func (w *faultsWorld) check() []string {
 	return wrong
 }
 
+// checkSoFar returns what must not be at any time.
+func (w *faultsWorld) checkSoFar() []string {
+	var wrong []string
+	wrongf := func(format string, args ...any) { wrong = append(wrong, fmt.Sprintf(format, args...)) }
+	w.checkBodies(wrongf)
+	w.checkStuck(wrongf)
+	slices.Sort(wrong)
+	return wrong
+}
+
+// checkStuck: nothing that may pass makes a run stuck.
+func (w *faultsWorld) checkStuck(wrongf func(string, ...any)) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	type row struct{ ID, Error string }
+	err := each(&checker{ctx: ctx, db: w.direct}, "select id, coalesce(error::text, '') from romancy.instances where status = 'stuck'", func(r row) {
+		wrongf("%s is stuck: %s", r.ID, r.Error)
+	})
+	if err != nil {
+		wrongf("check the tables: %v", err)
+	}
+}
+
 // checkBodies: no body of a living worker is executed again, unless its transaction was lost, and no attempt is missing.
 func (w *faultsWorld) checkBodies(wrongf func(string, ...any)) {
 	w.mu.Lock()

@@ -156,10 +156,10 @@ func (w *faultsWorld) judge() (wrong []string) {
 			i.Stop()
 		}
 	}
-	if err != nil {
-		wrong = append(wrong, err.Error())
+	if err != nil { // what was not reached is not there, which says nothing more
+		return append([]string{err.Error()}, w.checkSoFar()...)
 	}
-	return append(wrong, w.check()...)
+	return w.check()
 }
 
 func (w *faultsWorld) complain(wrong []string) {

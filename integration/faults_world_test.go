@@ -131,7 +131,6 @@ func (w *faultsWorld) pool(proxy int, name string) *pgxpool.Pool {
 // open starts the three processes. A fault may refuse a start, which is then tried again.
 func (w *faultsWorld) open() {
 	w.t.Helper()
-	logger := slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	tracer := trace.NewTracerProvider()
 	reader := metric.NewManualReader()
 	meter := metric.NewMeterProvider(metric.WithReader(reader))
@@ -139,24 +138,35 @@ func (w *faultsWorld) open() {
 
 	shopPool := w.pool(0, "shop")
 	w.shop = romancy.NewApp(
-		romancy.WithPool(shopPool), romancy.WithAutoMigrate(), romancy.WithWorkflows(w.flows.shop()...), romancy.WithLogger(logger.With("process", "shop")),
+		romancy.WithPool(shopPool), romancy.WithAutoMigrate(), romancy.WithWorkflows(w.flows.shop()...), romancy.WithLogger(w.logger("shop")),
 		romancy.WithNotifyFallbackInterval(w.fallback), romancy.WithRetention(time.Hour), romancy.WithMeterProvider(meter), romancy.WithTracerProvider(tracer),
 	)
 	w.start("the shop", w.shop.Start, w.shop.Shutdown)
 
-	w.annex = newFaultsAnnex(w, logger.With("process", "annex"))
+	w.annex = newFaultsAnnex(w, w.logger("annex"))
 	w.start("the annex", w.annex.start, w.annex.shutdown)
 	w.workers["the shop"], w.workers["the annex"] = w.shop.Status().Engine.Worker, w.annex.engine.Status().Worker
 
-	w.deskPool = w.pool(0, "desk")
-	w.desk = romancy.NewApp(
-		romancy.WithPool(w.deskPool), romancy.WithClientOnly(), romancy.WithWorkflows(append(w.flows.shop(), w.flows.annex()...)...),
-		romancy.WithNotifyFallbackInterval(w.fallback), romancy.WithLogger(logger.With("process", "desk")), romancy.WithRetention(time.Hour),
-	)
-	w.start("the desk", w.desk.Start, w.desk.Shutdown)
-	w.openRelay(logger)
-	w.subscribe(logger)
+	w.desk = w.startDesk(w.flows.annex()...)
+	w.openRelay()
+	w.subscribe()
 	w.scrape(reader)
+}
+
+// startDesk starts the process that executes nothing.
+func (w *faultsWorld) startDesk(others ...workflow.Definition) *romancy.App {
+	w.t.Helper()
+	w.deskPool = w.pool(0, "desk")
+	desk := romancy.NewApp(
+		romancy.WithPool(w.deskPool), romancy.WithClientOnly(), romancy.WithWorkflows(append(w.flows.shop(), others...)...),
+		romancy.WithNotifyFallbackInterval(w.fallback), romancy.WithLogger(w.logger("desk")), romancy.WithRetention(time.Hour),
+	)
+	w.start("the desk", desk.Start, desk.Shutdown)
+	return desk
+}
+
+func (w *faultsWorld) logger(process string) *slog.Logger {
+	return slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelWarn})).With("process", process)
 }
 
 // start starts a part, which ends with the test.
@@ -192,10 +202,10 @@ func (w *faultsWorld) scrape(reader *metric.ManualReader) {
 	w.t.Cleanup(func() { cancel(); busy.Wait() })
 }
 
-func (w *faultsWorld) openRelay(logger *slog.Logger) {
+func (w *faultsWorld) openRelay() {
 	w.t.Helper()
 	relay, err := outbox.NewRelay(outbox.RelayConfig{
-		Pool: w.deskPool, Publisher: &faultsPublisher{w: w}, Listener: w.desk.Listener(), Logger: logger.With("process", "relay"),
+		Pool: w.deskPool, Publisher: &faultsPublisher{w: w}, Listener: w.desk.Listener(), Logger: w.logger("relay"),
 		MaxAttempts: 3, InitialBackoff: 20 * time.Millisecond, MaxBackoff: 50 * time.Millisecond, FallbackInterval: time.Second,
 		DeadLetterRetention: time.Hour, PublishTimeout: 3 * time.Second, Lease: 6 * time.Second,
 	})
@@ -205,10 +215,10 @@ func (w *faultsWorld) openRelay(logger *slog.Logger) {
 }
 
 // subscribe has the desk handle all that is notified, as an application's router does.
-func (w *faultsWorld) subscribe(logger *slog.Logger) {
+func (w *faultsWorld) subscribe() {
 	w.t.Helper()
 	subscriber, err := w.desk.Subscriber(bus.SubscriberConfig{
-		FallbackInterval: 300 * time.Millisecond, PollInterval: 200 * time.Millisecond, NackDelay: 5 * time.Millisecond, Logger: logger.With("process", "subscriber"),
+		FallbackInterval: 300 * time.Millisecond, PollInterval: 200 * time.Millisecond, NackDelay: 5 * time.Millisecond, Logger: w.logger("subscriber"),
 	})
 	w.must(err)
 	w.bus = subscriber
