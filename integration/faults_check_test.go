@@ -24,6 +24,7 @@ func (w *faultsWorld) check() []string {
 	var wrong []string
 	wrongf := func(format string, args ...any) { wrong = append(wrong, fmt.Sprintf(format, args...)) }
 	w.checkBodies(wrongf)
+	w.checkAttempts(wrongf)
 	w.checkMessages(wrongf)
 	w.checkTables(wrongf)
 	slices.Sort(wrong)
@@ -76,7 +77,7 @@ func (w *faultsWorld) lostTransactions(run string) int {
 	return w.hits()
 }
 
-// faultsAttempts is how often each step of an order is attempted by the model. A transaction may take more.
+// faultsAttempts is how often each step of an order is attempted by the model.
 func faultsAttempts(o faultsOrder) map[string]int {
 	attempts := map[string]int{"reserve": 1, "charge": 1, "pack": 1, "label": 1, "ship": 1}
 	if o.fails(2) {
@@ -92,6 +93,29 @@ func faultsAttempts(o faultsOrder) map[string]int {
 		}
 	}
 	return attempts
+}
+
+// checkAttempts: what failed by itself is attempted again, and nothing else is a failure. What the database refuses to a
+// transaction may be one of the body's.
+func (w *faultsWorld) checkAttempts(wrongf func(string, ...any)) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	type step struct{ run, name string }
+	made, transactions := map[step]int{}, map[string]bool{}
+	for e := range w.returned {
+		run, _, _ := strings.Cut(e.Key, "/")
+		made[step{run, e.Name}]++ // distinct attempts
+		transactions[e.Name] = transactions[e.Name] || e.Tx
+	}
+	for n := range faultsOrders {
+		o := faultsOrder(n)
+		for name, want := range faultsAttempts(o) {
+			got := made[step{o.id(), name}]
+			if got < want || got > want && !transactions[name] {
+				wrongf("%s of %s was attempted %d times, want %d", name, o.id(), got, want)
+			}
+		}
+	}
 }
 
 // checkMessages: nothing is received twice, nothing is lost.

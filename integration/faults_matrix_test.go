@@ -17,7 +17,7 @@ import (
 // make test inflicts one kind on all statements of one world (TestFaultsOfEveryStatementTogether), as often as a world
 // lasts. make soak has a world for every cell (TestFaultMatrix), in which nothing else is wrong. One cell:
 //
-//	ROMANCY_SOAK=1 go test ./integration -v -run 'TestFaultMatrix/^AppendRecord$/^CutAfterCommit$'
+//	ROMANCY_SOAK=1 go test ./integration -v -run '^TestFaultMatrix$/^AppendRecord$/^CutAfterCommit$'
 //
 // A statement without a row fails TestFaultsHaveARowForEveryStatement, and a fault that never hits fails its cell.
 

@@ -33,7 +33,7 @@ create table shop.effects (key text not null, what text not null);
 `
 
 // faultsPatience bounds one cell: it only decides how long a failure takes.
-const faultsPatience = 45 * time.Second
+const faultsPatience = 2 * time.Minute
 
 // faultsSlow is how long the broker takes for some events: their lease is renewed meanwhile.
 const faultsSlow = 2200 * time.Millisecond
