@@ -132,7 +132,7 @@ func (w *faultsWorld) inflict(row faultsStatement, column faultsColumn, nth int)
 			i := proxy.Inject(fault)
 			cell.injections = append(cell.injections, i)
 			if column.Lasts > 0 {
-				w.handlers.Go(func() {
+				w.outages.Go(func() {
 					select {
 					case <-i.Hit():
 						time.Sleep(column.Lasts)

@@ -56,6 +56,7 @@ type faultsWorld struct {
 	proxies []*pgtest.FaultProxy
 	cells   []*faultsCell
 	before  []*pgtest.Injection
+	outages sync.WaitGroup // faults that last
 
 	flows    faultsFlows
 	fallback time.Duration // how often what a notification would have said is swept for
@@ -91,12 +92,12 @@ type faultsExecution struct {
 func newFaultsWorld(t *testing.T) *faultsWorld {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), faultsPatience)
-	t.Cleanup(cancel)
 	w := &faultsWorld{
 		t: t, ctx: ctx, made: time.Now(), fallback: time.Second, giveUp: cancel, url: pgtest.URL(t), log: &faultsLog{},
 		begun: map[faultsExecution]int{}, returned: map[faultsExecution]int{}, noted: map[string]int{}, published: map[string]int{},
 		refusals: map[string]int{}, workers: map[string]int64{},
 	}
+	t.Cleanup(func() { cancel(); w.outages.Wait() })
 	w.direct = pgtest.Connect(t, w.url)
 	_, err := w.direct.Exec(ctx, faultsTables)
 	w.must(err)
