@@ -91,7 +91,7 @@ func (c faultsColumn) faults(row faultsStatement, nth int) []pgtest.Fault {
 // faultsOften are statements that the workload executes a dozen times at least: not always the first is hit.
 var faultsOften = []string{
 	"AppendRecord", "AppendHistory", "ClaimReady", "WaitRuns", "WakeRun", "FinishRun", "StartRun", "Send", "LookForMail", "Guard", "GuardClaim",
-	"TakeSlot", "ClaimBatch", "Outlook", "Settle", "begin", "commit", "FindRuns", "AdoptTrace", "LockChannels", "SubscribeRuns", "Heartbeat",
+	"TakeSlot", "ClaimBatch", "Outlook", "Settle", "begin", "commit", "FindRuns", "AdoptTrace", "LockChannels", "SubscribeRuns",
 	"DeliverMessages", "ReleaseStranded", "SweepMailFor", "PendingWorkflowResumable", "PendingOutboxPending", "river.JobGetAvailable",
 }
 

@@ -62,7 +62,7 @@ var faultsShared = map[string]string{
 var faultsBefore = map[string]pgtest.Fault{
 	"OwnRecords":     {Statement: "AppendRecord", Application: " engine", Kind: pgtest.FaultCutAfterCommit, Nth: 3, Times: 3},
 	"CheckText":      {Statement: "Send", Kind: pgtest.FaultRefuse, Code: "22P05", Nth: 5, Times: 3},
-	"ClaimReadyFrom": {Statement: "ClaimReady", Kind: pgtest.FaultDelay, For: 10 * time.Millisecond, Nth: 1, Times: 5},
+	"ClaimReadyFrom": {Statement: "ClaimReady", Kind: pgtest.FaultDelay, For: 10 * time.Millisecond, Nth: 1, Times: 30},
 	// What follows a commit whose answer is lost, or one that is refused.
 	"rollback": {Statement: "AddEvents", Kind: pgtest.FaultRefuse, Code: "40001", Nth: 1},
 }
