@@ -306,7 +306,7 @@ func (w *faultsWorld) defineHeir() *workflow.Workflow[int, int] {
 // flaky fails for good while the world is broken, beside a step that does not, and can be tried again later.
 func (w *faultsWorld) defineFlaky() *workflow.Workflow[int, string] {
 	before := faultsAct(w, "before", false, func(context.Context, int) (string, error) { return "before", nil })
-	fragile := workflow.DefineActivity("fragile", func(ctx context.Context, _ int) (string, error) {
+	fragile := workflow.DefineActivity("fragile", func(_ context.Context, _ int) (string, error) {
 		if w.broken.Load() {
 			return "", workflow.Terminal(errors.New("broken"))
 		}

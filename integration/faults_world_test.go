@@ -340,7 +340,6 @@ type faultsAnnex struct {
 	listener *bus.Listener
 	notifier *bus.Notifier
 	engine   *workflow.Engine
-	running  bool
 	make     func() error
 }
 

@@ -98,6 +98,7 @@ func drawInjection(t *rapid.T) pgtest.Fault {
 		fault.For = time.Duration(rapid.IntRange(10, 1500).Draw(t, "delay")) * time.Millisecond // the lease is one second
 	case pgtest.FaultReadOnly:
 		fault.For = time.Duration(rapid.IntRange(10, 500).Draw(t, "read-only")) * time.Millisecond
+	default: // they need nothing more
 	}
 	return fault
 }

@@ -3,6 +3,7 @@ package pgtest
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -68,13 +69,10 @@ func (f Fault) check() error {
 		return fmt.Errorf("the fault %+v needs a time: set For", f)
 	case f.Nth < 0 || f.Times < 0 || f.Nth == 0 && f.Times > 0:
 		return fmt.Errorf("the fault %+v counts executions from 1: set Nth", f)
+	case !slices.Contains(FaultKinds(), f.Kind):
+		return fmt.Errorf("the fault %+v is of an unknown kind", f)
 	}
-	for _, kind := range FaultKinds() {
-		if f.Kind == kind {
-			return nil
-		}
-	}
-	return fmt.Errorf("the fault %+v is of an unknown kind", f)
+	return nil
 }
 
 // Injection is a fault that a proxy inflicts until it is stopped.

@@ -20,7 +20,7 @@ import (
 func TestFaultProxyWithoutFaultsChangesNothing(t *testing.T) {
 	inEveryMode(t, func(t *testing.T, w *faultWorld) {
 		conn := w.connect("app")
-		eachWay(w, func(add addFunc, n int) {
+		eachWay(func(add addFunc, n int) {
 			for range 3 {
 				w.must(add(t.Context(), conn, n))
 			}
@@ -54,7 +54,7 @@ func TestFaultProxyWithoutFaultsChangesNothing(t *testing.T) {
 
 func TestCutBeforeReachesNoServer(t *testing.T) {
 	inEveryMode(t, func(t *testing.T, w *faultWorld) {
-		eachWay(w, func(add addFunc, n int) {
+		eachWay(func(add addFunc, n int) {
 			conn := w.connect("app")
 			fault := w.proxy.Inject(pgtest.Fault{Statement: "AddThing", Kind: pgtest.FaultCutBefore, Nth: 2})
 			w.must(add(t.Context(), conn, n))
@@ -71,7 +71,7 @@ func TestCutAfterRunHasTheServerRollBack(t *testing.T) {
 		// A sequence is not rolled back: it tells that the statement has run.
 		_, err := w.direct.Exec(t.Context(), "create sequence runs; alter table things add column run bigint default nextval('runs')")
 		w.must(err)
-		eachWay(w, func(add addFunc, n int) {
+		eachWay(func(add addFunc, n int) {
 			conn := w.connect("app")
 			fault := w.proxy.Inject(pgtest.Fault{Statement: "AddThing", Kind: pgtest.FaultCutAfterRun, Nth: 2})
 			w.must(add(t.Context(), conn, n))
@@ -91,7 +91,7 @@ func TestCutAfterRunHasTheServerRollBack(t *testing.T) {
 
 func TestCutAfterCommitLosesNothingButTheAnswer(t *testing.T) {
 	inEveryMode(t, func(t *testing.T, w *faultWorld) {
-		eachWay(w, func(add addFunc, n int) {
+		eachWay(func(add addFunc, n int) {
 			conn := w.connect("app")
 			fault := w.proxy.Inject(pgtest.Fault{Statement: "AddThing", Kind: pgtest.FaultCutAfterCommit, Nth: 2})
 			w.must(add(t.Context(), conn, n))
@@ -123,7 +123,7 @@ func TestCutAfterCommitWaitsForATransactionThatCommits(t *testing.T) {
 func TestRefuseAbortsTheTransaction(t *testing.T) {
 	inEveryMode(t, func(t *testing.T, w *faultWorld) {
 		conn := w.connect("app") // survives
-		eachWay(w, func(add addFunc, n int) {
+		eachWay(func(add addFunc, n int) {
 			fault := w.proxy.Inject(pgtest.Fault{Statement: "AddThing", Kind: pgtest.FaultRefuse, Code: "53100", Nth: 2, Times: 2})
 			w.must(add(t.Context(), conn, n))
 			w.wantCode(add(t.Context(), conn, n), "53100")
@@ -193,7 +193,7 @@ func TestDelayedStatementsAreExecutedAfterTheirClientHasGivenUp(t *testing.T) {
 
 func TestReadOnlySessionsStaySo(t *testing.T) {
 	inEveryMode(t, func(t *testing.T, w *faultWorld) {
-		eachWay(w, func(add addFunc, n int) {
+		eachWay(func(add addFunc, n int) {
 			conn := w.connect("app")
 			fault := w.proxy.Inject(pgtest.Fault{Statement: "AddThing", Kind: pgtest.FaultReadOnly, Nth: 2})
 			w.must(add(t.Context(), conn, n))
@@ -209,7 +209,7 @@ func TestReadOnlySessionsStaySo(t *testing.T) {
 
 func TestReadOnlySessionsBecomeWritableAgain(t *testing.T) {
 	inEveryMode(t, func(t *testing.T, w *faultWorld) {
-		eachWay(w, func(add addFunc, n int) {
+		eachWay(func(add addFunc, n int) {
 			conn := w.connect("app")
 			w.proxy.Inject(pgtest.Fault{Statement: "AddThing", Kind: pgtest.FaultReadOnly, For: 500 * time.Millisecond, Nth: 1})
 			w.wantCode(add(t.Context(), conn, n), "25006")

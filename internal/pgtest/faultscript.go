@@ -52,9 +52,10 @@ func readStartup(r io.Reader) ([]byte, error) {
 	if length < 8 || length > 10_000 {
 		return nil, fmt.Errorf("a startup message of %d bytes", length)
 	}
-	raw = append(raw, make([]byte, length-4)...)
-	_, err := io.ReadFull(r, raw[4:])
-	return raw, err
+	all := make([]byte, length)
+	copy(all, raw)
+	_, err := io.ReadFull(r, all[4:])
+	return all, err
 }
 
 // forwardCancel asks the server to cancel, and returns when it has closed the connection, as the client waits for that.

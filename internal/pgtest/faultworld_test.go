@@ -145,7 +145,7 @@ func addInTransaction(ctx context.Context, conn *pgx.Conn, n int) error {
 	})
 }
 
-func eachWay(w *faultWorld, test func(add addFunc, n int)) {
+func eachWay(test func(add addFunc, n int)) {
 	for n, add := range []addFunc{addAlone, addInBatch, addInTransaction} {
 		test(add, n)
 	}
