@@ -74,14 +74,41 @@ func drawModelCheck(t *rapid.T, name string) modelCheck {
 	for i := range modelPrograms {
 		c.programs = append(c.programs, drawProgram(t, fmt.Sprintf("%s-program-%d", name, i)))
 	}
-	kinds := []string{faultKill, faultBury, faultBury, faultExpire, faultExpire, faultSever, faultSever, faultFreeze, faultRestart}
+	kinds := []string{faultKill, faultBury, faultBury, faultExpire, faultExpire, faultSever, faultSever, faultFreeze, faultRestart, faultInject, faultInject, faultInject}
 	for range rapid.IntRange(0, 6).Draw(t, "faults") {
 		c.faults = append(c.faults, modelFault{
 			Kind: rapid.SampledFrom(kinds).Draw(t, "fault"), Slot: rapid.IntRange(0, len(c.engines)-1).Draw(t, "victim"),
 			Pause: time.Duration(rapid.IntRange(5, 200).Draw(t, "pause")) * time.Millisecond, Then: drawEngine(),
+			Inject: drawInjection(t),
 		})
 	}
 	return c
+}
+
+// drawInjection draws what a statement of an engine suffers, which may not come again in the check.
+func drawInjection(t *rapid.T) pgtest.Fault {
+	fault := pgtest.Fault{
+		Statement: rapid.SampledFrom(modelStatements).Draw(t, "statement"), Kind: rapid.SampledFrom(pgtest.FaultKinds()).Draw(t, "kind"),
+		Nth: rapid.IntRange(1, 10).Draw(t, "nth"), Times: rapid.IntRange(1, 3).Draw(t, "times"),
+	}
+	switch fault.Kind {
+	case pgtest.FaultRefuse:
+		fault.Code = rapid.SampledFrom([]string{"53100", "42501", "55P03", "57014", "40001", "40P01", "XX000"}).Draw(t, "code")
+	case pgtest.FaultDelay:
+		fault.For = time.Duration(rapid.IntRange(10, 1500).Draw(t, "delay")) * time.Millisecond // the lease is one second
+	case pgtest.FaultReadOnly:
+		fault.For = time.Duration(rapid.IntRange(10, 500).Draw(t, "read-only")) * time.Millisecond
+	default: // they need nothing more
+	}
+	return fault
+}
+
+// modelStatements are those that programs depend on.
+var modelStatements = []string{
+	"AppendRecord", "AppendHistory", "WaitRuns", "WakeRun", "WakeRuns", "TakeMore", "LookForMail", "ClaimReady", "ClaimReadyFrom", "ClaimWaiting",
+	"LoadHistory", "LoadAttempts", "FailRuns", "FinishRun", "FinishRuns", "ContinueRuns", "RetrySteps", "DeliverDirect", "DeliverMessages",
+	"SubscribeRuns", "LockChannels", "LetGo", "ReleaseRuns", "Heartbeat", "RegisterWorker", "TakeOver", "SweepMail", "SweepDeadlines", "GuardSession",
+	"Send", "begin", "commit",
 }
 
 // modelEnd is how a program ended.

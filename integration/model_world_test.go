@@ -118,7 +118,7 @@ type modelEngineConfig struct {
 type modelEngine struct {
 	label    string
 	config   modelEngineConfig
-	proxy    *pgtest.Proxy
+	proxy    *pgtest.FaultProxy
 	pool     *pgxpool.Pool
 	listener *bus.Listener
 	notifier *bus.Notifier
@@ -126,7 +126,7 @@ type modelEngine struct {
 }
 
 func (w *modelWorld) startEngine(ctx context.Context, config modelEngineConfig, label string) (*modelEngine, error) {
-	e := &modelEngine{label: label, config: config, proxy: pgtest.NewProxy(w.t, w.url)}
+	e := &modelEngine{label: label, config: config, proxy: pgtest.NewFaultProxy(w.t, w.url)}
 	poolConfig, err := pgxpool.ParseConfig(e.proxy.URL())
 	if err != nil {
 		return nil, err
@@ -174,6 +174,8 @@ type modelFault struct {
 	Pause time.Duration // before it
 	Slot  int
 	Then  modelEngineConfig // of the engine that takes the place of one that ends
+	// Inject is what a statement suffers.
+	Inject pgtest.Fault
 }
 
 const (
@@ -183,6 +185,7 @@ const (
 	faultSever   = "sever"        // all its connections break
 	faultFreeze  = "freeze"       // for longer than its lease
 	faultRestart = "restart"      // in order
+	faultInject  = "inject"       // a statement is refused, cut or late
 )
 
 // modelFleet is the engines of one check.
@@ -211,6 +214,9 @@ func (f *modelFleet) suffer(fault modelFault) error {
 		return f.expire(victim)
 	case faultSever:
 		victim.proxy.Cut()
+		return nil
+	case faultInject:
+		victim.proxy.Inject(fault.Inject)
 		return nil
 	case faultFreeze:
 		victim.proxy.Stall()

@@ -12,6 +12,8 @@
 // A private server never outlives its process, not even after kill -9, and what a killed process left on the disk is
 // removed by the next one.
 //
+// Proxy breaks connections as a network does; FaultProxy breaks what happens to a chosen execution of a chosen statement.
+//
 // Tests call Pool or URL, each of which is a database of the test's own, cloned from a migrated template, and leave the
 // server's life to Main:
 //

@@ -21,6 +21,9 @@ type Proxy struct {
 	open    chan struct{} // closed while data flows
 	conns   map[*net.TCPConn]struct{}
 	closing chan struct{}
+
+	// session serves one client. Who made the proxy has set it before the first is accepted.
+	session func(client, server *net.TCPConn)
 }
 
 // NewProxy starts a proxy to the server that url names. It is closed when the test ends.
@@ -31,9 +34,12 @@ func NewProxy(t testing.TB, url string) *Proxy {
 		t.Fatalf("pgtest: proxy: %v", err)
 	}
 	t.Cleanup(p.Close)
+	p.session = p.copyBothWays
+	p.wg.Go(p.accept)
 	return p
 }
 
+// newProxy listens, but does not accept yet.
 func newProxy(server string) (*Proxy, error) {
 	parsed, err := url.Parse(server)
 	if err != nil {
@@ -57,7 +63,6 @@ func newProxy(server string) (*Proxy, error) {
 	close(p.open)
 	parsed.Host = listener.Addr().String()
 	p.url = parsed.String()
-	p.wg.Go(p.accept)
 	return p, nil
 }
 
@@ -69,9 +74,14 @@ func (p *Proxy) Cut() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for conn := range p.conns {
-		_ = conn.SetLinger(0) // close sends RST instead of FIN
-		_ = conn.Close()
+		reset(conn)
 	}
+}
+
+// reset closes conn so that the other side gets RST instead of FIN.
+func reset(conn *net.TCPConn) {
+	_ = conn.SetLinger(0)
+	_ = conn.Close()
 }
 
 // Stall stops forwarding, on connections that stay open and on new ones, until Resume. Nothing is lost: what is sent
@@ -136,6 +146,10 @@ func (p *Proxy) serve(client *net.TCPConn) {
 		return
 	}
 	defer p.forget(server)
+	p.session(client, server)
+}
+
+func (p *Proxy) copyBothWays(client, server *net.TCPConn) {
 	var back sync.WaitGroup
 	back.Go(func() { p.pump(client, server) })
 	p.pump(server, client)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/romancy-go/romancy/internal/planted"
 	"github.com/romancy-go/romancy/internal/refusal"
 )
 
@@ -135,7 +136,7 @@ func (l *lane) refused(ctx context.Context, op *operation, err error) (unfinishe
 		return l.recallOrFence(ctx, []*operation{op})
 	case refusal.Of(err) == refusal.Value:
 		op.err = err
-	case op.kept():
+	case op.kept() && !planted.Has(planted.RecordGivenUp):
 		return l.committer.keep(ctx, op, err)
 	case conflict(err) && op.conflicts < maxConflictRetries:
 		op.conflicts++
@@ -245,6 +246,9 @@ func (l *lane) lose(ctx context.Context, ops []*operation, cause error) (again [
 	for _, op := range ops {
 		op.losses++
 		switch {
+		case op.stream != nil && op.kind != kindAppend && planted.Has(planted.LostFlushFailsStream):
+			op.err = fmt.Errorf("%w: %w", ErrOutcomeUnknown, cause)
+			c.settle(op)
 		case op.kept():
 			op.sent = op.sent || !unsent
 			if op.losses > maxLosses {

@@ -4,7 +4,9 @@ package store
 
 import (
 	"embed"
+	"regexp"
 
+	"github.com/romancy-go/romancy/internal/planted"
 	"github.com/romancy-go/romancy/internal/sqlfile"
 )
 
@@ -22,8 +24,16 @@ func New(schema string) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	if planted.Has(planted.FenceWithoutWorker) {
+		for name, query := range queries {
+			queries[name] = workerFence.ReplaceAllString(query, "$1 and $2 is not null")
+		}
+	}
 	return &Store{queries: queries}, nil
 }
+
+// workerFence is what of a fence compares the worker.
+var workerFence = regexp.MustCompile(`(i\.token = \S+) and i\.worker = (\$\d+::bigint)`)
 
 // Queries returns every statement by name, for tests that look at plans.
 func (s *Store) Queries() sqlfile.Queries { return s.queries }

@@ -1,0 +1,121 @@
+package integration_test
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/romancy-go/romancy/internal/pgtest"
+)
+
+// faultsStatement is a row of the matrix.
+type faultsStatement struct {
+	Name string
+	// Session limits the row to sessions whose application_name ends in it, where two statements have one name.
+	Session string
+}
+
+// String is the name of the row in a subtest's name.
+func (s faultsStatement) String() string {
+	name := strings.ReplaceAll(s.Name, " ", "_")
+	if s.Session != "" {
+		name += "@" + strings.TrimSpace(s.Session)
+	}
+	return name
+}
+
+// faultsSessions are rows that no .sql file names: what sessions say, and River's statements that we cause.
+var faultsSessions = []faultsStatement{
+	{Name: "begin", Session: "shop"}, // of transactional activities and callers
+	{Name: "commit", Session: "shop"},
+	{Name: "begin", Session: "desk"},
+	{Name: "commit", Session: "desk"},
+	{Name: "begin", Session: " engine"}, // of what the committer does in a transaction block
+	{Name: "commit", Session: " engine"},
+	{Name: "rollback", Session: "desk"},
+	{Name: "listen", Session: " listen"},
+	{Name: "set", Session: " listen"},
+	{Name: "DatabaseClock"},
+	{Name: "river.JobInsertFastMany"},
+	{Name: "river.JobGetAvailable"},
+	{Name: "river.JobSetStateIfRunningMany"},
+	{Name: "river.JobSchedule"},
+	{Name: "river.LeaderAttemptElect"},
+	{Name: "river.LeaderAttemptReelect"},
+	{Name: "river.PGNotifyMany"},
+	{Name: "river.QueueCreateOrSetUpdatedAt"},
+}
+
+// faultsShared says which sessions execute a name that two .sql files have, by file.
+var faultsShared = map[string]string{
+	"outbox/queries/guard.sql Guard":                "desk",
+	"workflow/internal/store/queries/run.sql Guard": " engine",
+	"bus/queries/notify.sql Publish":                "desk",
+}
+
+// faultsBefore are statements that are executed only after another has failed: what must be inflicted first.
+var faultsBefore = map[string]pgtest.Fault{
+	"OwnRecords":     {Statement: "AppendRecord", Application: " engine", Kind: pgtest.FaultCutAfterCommit, Nth: 3, Times: 3},
+	"CheckText":      {Statement: "Send", Kind: pgtest.FaultRefuse, Code: "22P05", Nth: 5, Times: 3},
+	"ClaimReadyFrom": {Statement: "ClaimReady", Kind: pgtest.FaultDelay, For: 10 * time.Millisecond, Nth: 1, Times: 30},
+	// What follows a commit whose answer is lost, or one that is refused.
+	"rollback": {Statement: "AddEvents", Kind: pgtest.FaultRefuse, Code: "40001", Nth: 1},
+}
+
+// faultsExceptions have no row, each for a reason.
+var faultsExceptions = map[faultsStatement]string{}
+
+var faultsHeading = regexp.MustCompile(`(?m)^-- name: (\w+)\s*$`)
+
+// faultsStatements are all rows: what the .sql files of the library name, and faultsSessions.
+func faultsStatements(t *testing.T) []faultsStatement {
+	t.Helper()
+	var rows []faultsStatement
+	root := os.DirFS("..")
+	names := map[string]string{}
+	err := fs.WalkDir(root, ".", func(path string, entry fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case entry.IsDir() && (slices.Contains([]string{"migrations", "examples", "integration", "testdata"}, entry.Name()) || strings.HasPrefix(entry.Name(), ".") && path != "."):
+			return fs.SkipDir
+		case filepath.Ext(path) != ".sql":
+			return nil
+		}
+		text, err := fs.ReadFile(root, path)
+		for _, found := range faultsHeading.FindAllSubmatch(text, -1) {
+			name := string(found[1])
+			row := faultsStatement{name, faultsShared[path+" "+name]}
+			if other, twice := names[row.String()]; twice {
+				t.Errorf("%s is in %s and in %s: say in faultsShared which sessions execute which", name, other, path)
+			}
+			names[row.String()] = path
+			rows = append(rows, row)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(rows) < 90 {
+		t.Fatalf("only %d statements were found: this test does not see them", len(rows))
+	}
+	rows = append(rows, faultsSessions...)
+	slices.SortFunc(rows, func(a, b faultsStatement) int { return strings.Compare(a.String(), b.String()) })
+	return rows
+}
+
+// times is how often a row's statement was executed.
+func (s faultsStatement) times(executed map[pgtest.Execution]int) (times int) {
+	for execution, n := range executed {
+		if execution.Statement == s.Name && strings.HasSuffix(execution.Application, s.Session) {
+			times += n
+		}
+	}
+	return times
+}
