@@ -27,6 +27,7 @@ const (
 	DefaultMaxPerBatch            = 100
 	DefaultMaxConcurrent          = 1000
 	DefaultMaxDeaths              = 5
+	DefaultMaxInterruptions       = 20
 	DefaultEventRetention         = 24 * time.Hour
 	DefaultSendKeyRetention       = 24 * time.Hour
 )
@@ -57,6 +58,7 @@ type options struct {
 	maxRuns          int
 	maxActivities    int
 	maxDeaths        int
+	maxInterruptions int
 	retention        time.Duration
 	eventRetention   time.Duration
 	sendKeyRetention time.Duration
@@ -213,6 +215,12 @@ func WithMaxDeaths(n int) Option {
 	return optionFunc(func(o *options) { o.maxDeaths = n })
 }
 
+// WithMaxInterruptions sets how often the database may refuse the transaction of a step, for a reason that is not the step's fault, and
+// have it executed again, before its run is stuck. Default: 20. See workflow.Config.MaxInterruptions for what counts.
+func WithMaxInterruptions(n int) Option {
+	return optionFunc(func(o *options) { o.maxInterruptions = n })
+}
+
 // WithRetention sets how long runs that have ended are kept, with their history. Default: 0, for ever. They are removed in
 // small batches by the periodic job romancy_retention. A run that continued as new is kept, without its history, for as long as
 // the run that it continued as.
@@ -308,6 +316,7 @@ func check(o options) (options, error) {
 		{"WithMaxConcurrentRuns", &o.maxRuns, DefaultMaxConcurrent},
 		{"WithMaxConcurrentActivities", &o.maxActivities, DefaultMaxConcurrent},
 		{"WithMaxDeaths", &o.maxDeaths, DefaultMaxDeaths},
+		{"WithMaxInterruptions", &o.maxInterruptions, DefaultMaxInterruptions},
 	} {
 		if *size.value < 0 {
 			mistake("%s(%d) is negative: give at least 1, or 0 for %d", size.option, *size.value, size.fallback)

@@ -75,7 +75,7 @@ func (o *options) engineConfig(r *parts) workflow.Config {
 		Workflows: o.workflows, ClientOnly: o.client, Lease: o.lease, FallbackInterval: o.fallbackInterval, Logger: o.logger,
 		MeterProvider: o.meter, TracerProvider: o.tracer,
 		MaxWorkflowsPerBatch: o.maxWorkflows, MaxTimersPerBatch: o.maxTimers, MaxMessagesPerBatch: o.maxMessages,
-		MaxConcurrentRuns: o.maxRuns, MaxConcurrentActivities: o.maxActivities, MaxDeaths: o.maxDeaths,
+		MaxConcurrentRuns: o.maxRuns, MaxConcurrentActivities: o.maxActivities, MaxDeaths: o.maxDeaths, MaxInterruptions: o.maxInterruptions,
 		Retention: o.retention, EventRetention: o.eventRetention, SendKeyRetention: o.sendKeyRetention,
 	}
 }
