@@ -2,7 +2,8 @@
 -- Parked runs with mail become ready. Driven by the mailbox, page by page after $1; the first page tells where the mailbox
 -- begins. A run that a live, listening worker holds
 -- in memory is left to that worker for $3 microseconds: it needs help only if the notification was lost. What was sent to a run
--- while it continued as new follows it: such messages come back with their new receiver, in place of a run and its workflow.
+-- while it continued as new follows it: such messages come back with their new receiver, in place of a run and its workflow,
+-- and runs whose rows are held at the moment without a workflow.
 with page as materialized (
     select m.id, m.channel, m.receiver, m.created_at
     from romancy.mailbox m
@@ -25,7 +26,7 @@ with page as materialized (
         where s.channel = h.channel and s.mode = 'competing'
         limit h.messages
     ) s
-), found as materialized (
+), mailed as materialized (
     select i.id
     from (select c.id, c.channel, min(c.created_at) as created_at from candidates c group by c.id, c.channel) c
     cross join lateral (
@@ -34,6 +35,13 @@ with page as materialized (
           and (c.created_at <= clock_timestamp() - $3::bigint * interval '1 microsecond'
                or not exists (select 1 from romancy.workers w
                               where w.id = i.worker and w.listening and w.lease_until > clock_timestamp()))
+        offset 0
+    ) i
+), found as materialized (
+    select i.id
+    from mailed l cross join lateral (
+        select i.id from romancy.instances i
+        where i.id = l.id and i.status || '' = 'waiting' and i.wake_channels is not null
         for no key update of i skip locked
     ) i
 ), woken as (
@@ -58,6 +66,8 @@ with page as materialized (
 select (select min(id) from page), (select max(id) from page), (select count(*) from page), f.id, f.workflow, f.message, f.channel
 from (select 1) as one left join (
     select w.id, w.workflow, null::bigint as message, null::text as channel from woken w
+    union all
+    select l.id, null, null, null from mailed l where (l.id in (select f.id from found f)) is not true
     union all
     select o.receiver, null, o.id, o.channel from forwarded o
 ) f on true;
