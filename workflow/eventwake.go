@@ -124,8 +124,9 @@ func (e *Engine) sweepEventsFor(ctx context.Context, ids []int64, more bool) (he
 		return false, err
 	}
 	if more {
-		_, err := e.sweepEvents(ctx)
-		return false, err
+		if _, err := e.sweepEvents(ctx); err != nil {
+			return false, err
+		}
 	}
 	for again := len(ids) > 0; again; {
 		woken, full, skipped := new([]store.Named), new(bool), new(bool)

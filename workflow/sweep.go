@@ -116,6 +116,7 @@ func (e *Engine) sweepMail(ctx context.Context) (total int, err error) {
 		}
 		total += len(found.Runs)
 		e.roused(found)
+		e.mailRuns.add(found.Held...)
 		page = next
 	}
 	return total, nil
@@ -191,8 +192,9 @@ func (e *Engine) sweepMailFor(ctx context.Context, runs, channels []string, more
 		return nil, err
 	}
 	if more {
-		_, err := e.sweepMail(ctx)
-		return nil, err
+		if _, err := e.sweepMail(ctx); err != nil {
+			return nil, err
+		}
 	}
 	if len(runs) == 0 && len(channels) == 0 {
 		return nil, nil

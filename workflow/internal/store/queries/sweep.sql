@@ -3,7 +3,8 @@
 -- begins. A run that a live, listening worker holds
 -- in memory is left to that worker for $3 microseconds: it needs help only if the notification was lost. What was sent to a run
 -- that has continued as new is for the run of its line that lives. What an older build has addressed to the run itself is moved to the
--- line; such messages come back with that run, in place of a run and its workflow.
+-- line; such messages come back with that run, in place of a run and its workflow. Runs whose rows are held at the moment come back
+-- without a workflow.
 with page as materialized (
     select m.id, m.channel, m.mode, m.receiver, m.created_at
     from romancy.mailbox m
@@ -35,7 +36,7 @@ with page as materialized (
         where s.channel = h.channel and s.mode = 'competing'
         limit h.messages
     ) s
-), found as materialized (
+), mailed as materialized (
     select i.id
     from (select c.id, c.channel, min(c.created_at) as created_at from candidates c group by c.id, c.channel) c
     cross join lateral (
@@ -44,6 +45,13 @@ with page as materialized (
           and (c.created_at <= clock_timestamp() - $3::bigint * interval '1 microsecond'
                or not exists (select 1 from romancy.workers w
                               where w.id = i.worker and w.listening and w.lease_until > clock_timestamp()))
+        offset 0
+    ) i
+), found as materialized (
+    select i.id
+    from mailed l cross join lateral (
+        select i.id from romancy.instances i
+        where i.id = l.id and i.status || '' = 'waiting' and i.wake_channels is not null
         for no key update of i skip locked
     ) i
 ), woken as (
@@ -67,6 +75,8 @@ with page as materialized (
 select (select min(id) from page), (select max(id) from page), (select count(*) from page), f.id, f.workflow, f.message, f.channel
 from (select 1) as one left join (
     select w.id, w.workflow, null::bigint as message, null::text as channel from woken w
+    union all
+    select l.id, null, null, null from mailed l where (l.id in (select f.id from found f)) is not true
     union all
     select o.living, null, o.id, o.channel from moved o
 ) f on true;
