@@ -294,17 +294,6 @@ func (w *faultsWorld) executed() map[pgtest.Execution]int {
 	return all
 }
 
-// hits is how often anything was hit in this world: so many transactions may have been lost.
-func (w *faultsWorld) hits() (hits int) {
-	for _, cell := range w.cells {
-		hits += cell.hits()
-	}
-	for _, i := range w.before {
-		hits += i.Hits()
-	}
-	return hits
-}
-
 // note says that a run has received something.
 func (w *faultsWorld) note(run, key string) {
 	w.mu.Lock()

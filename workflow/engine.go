@@ -300,9 +300,10 @@ func NewEngine(config Config) (*Engine, error) {
 		}
 		return conn, nil
 	}
-	e.committer = commit.New(commit.Config{Store: statements, Connect: connect, Lanes: 2, Sent: e.sent, SentEvents: e.sentEvents, Flushed: metrics.flushed(metrics.runs), Logger: e.logger,
+	e.committer = commit.New(commit.Config{
+		Store: statements, Connect: connect, Lanes: 2, Sent: e.sent, SentEvents: e.sentEvents,
 		Holds:     func(worker int64) bool { return !e.lease.Lost(worker) },
-		Abandoned: metrics.abandoned,
+		Abandoned: metrics.abandoned, Flushed: metrics.flushed(metrics.runs), Logger: e.logger,
 	})
 	e.side = commit.New(commit.Config{Store: statements, Connect: connect, Lazy: true, Flushed: metrics.flushed(metrics.starts), Logger: e.logger})
 	e.trouble = func() error { return cmp.Or(e.committer.Trouble(), e.side.Trouble()) }

@@ -28,19 +28,19 @@ const (
 	lastInterruption  = 30 * time.Second
 )
 
-// errInterruptions is what a run is stuck with that has been interrupted too often.
-type errInterruptions struct {
+// interruptionsError is what a run is stuck with that has been interrupted too often.
+type interruptionsError struct {
 	step   string
 	number int
 	err    error // the database's words
 }
 
-func (e *errInterruptions) Error() string {
+func (e *interruptionsError) Error() string {
 	return fmt.Sprintf("the database has refused what step %q had done %d times, so it is not executed again: %v; mend that, then call Engine.Retry", e.step, e.number, e.err)
 }
 
-func (e *errInterruptions) Unwrap() error     { return e.err }
-func (e *errInterruptions) ErrorType() string { return ErrInterrupted.Type }
+func (e *interruptionsError) Unwrap() error     { return e.err }
+func (e *interruptionsError) ErrorType() string { return ErrInterrupted.Type }
 
 // ErrInterrupted is what a run is stuck with of which the database has refused a step more than Config.MaxInterruptions times: errors.Is
 // of what Result returns, or of RunInfo.Err, tells. Engine.Retry lets it go on.
@@ -57,7 +57,7 @@ func (r *run) interrupt(ctx context.Context, s step, position int32, cause error
 	}
 	r.engine.metrics.interrupted.Add(context.Background(), 1)
 	if number > r.engine.config.MaxInterruptions {
-		return &interruption{err: &errInterruptions{s.name, number, cause}}
+		return &interruption{err: &interruptionsError{s.name, number, cause}}
 	}
 	delay := min(firstInterruption<<min(number-1, 20), lastInterruption)
 	r.log().Warn("step interrupted by the database, it will be executed again", "step", s.name, "position", position,

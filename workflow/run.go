@@ -292,7 +292,7 @@ func (r *run) giveUp(err error) {
 		r.awaitBodies()
 		r.lost.Store(true)
 		r.engine.orphans.give()
-	case errors.As(err, new(*errInterruptions)), refusal.Of(err) == refusal.Value:
+	case errors.As(err, new(*interruptionsError)), refusal.Of(err) == refusal.Value:
 		r.stuck(err)
 	case errors.Is(err, commit.ErrOutcomeUnknown):
 		r.handOver() // it has resumed by a wake that was not committed, perhaps, and has done nothing since: history knows
