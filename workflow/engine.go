@@ -327,8 +327,8 @@ func NewEngine(config Config) (*Engine, error) {
 // executes reports whether this process executes runs at all.
 func (e *Engine) executes() bool { return len(e.names) > 0 }
 
-// Start connects and begins to execute runs. It returns an error if the database cannot be reached, if the engine was
-// started before, and ErrClosed after Shutdown. Cancelling ctx afterwards stops nothing: call Shutdown.
+// Start connects and begins to execute runs. It returns an error if the database cannot be reached, if the role lacks privileges that
+// executing runs takes, all of which it names, if the engine was started before, and ErrClosed after Shutdown. Cancelling ctx afterwards stops nothing: call Shutdown.
 func (e *Engine) Start(ctx context.Context) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -339,12 +339,10 @@ func (e *Engine) Start(ctx context.Context) error {
 	case stateDraining, stateClosed:
 		return ErrClosed
 	}
-	need := schema.Execute
-	if !e.executes() {
-		need = schema.Client
-	}
-	if err := schema.CheckGrants(ctx, e.config.Pool, e.config.Schema, need); err != nil {
-		return fmt.Errorf("start the workflow engine: %w", refusal.WithRemedy(err))
+	if e.executes() { // what a client does not do, it need not be allowed to do
+		if err := schema.CheckGrants(ctx, e.config.Pool, e.config.Schema, schema.Execute); err != nil {
+			return fmt.Errorf("start the workflow engine: %w", refusal.WithRemedy(err))
+		}
 	}
 	if err := e.committer.Open(ctx); err != nil {
 		return fmt.Errorf("start the workflow engine: %w", refusal.WithRemedy(err))
