@@ -3,7 +3,7 @@
 -- begins. A run that a live, listening worker holds
 -- in memory is left to that worker for $3 microseconds: it needs help only if the notification was lost. What was sent to a run
 -- while it continued as new follows it: such messages come back with their new receiver, in place of a run and its workflow,
--- and runs whose rows are held at the moment without a workflow.
+-- and runs whose rows are held at the moment without a workflow, with the channel.
 with page as materialized (
     select m.id, m.channel, m.receiver, m.created_at
     from romancy.mailbox m
@@ -27,7 +27,7 @@ with page as materialized (
         limit h.messages
     ) s
 ), mailed as materialized (
-    select i.id
+    select i.id, c.channel
     from (select c.id, c.channel, min(c.created_at) as created_at from candidates c group by c.id, c.channel) c
     cross join lateral (
         select i.id from romancy.instances i
@@ -67,7 +67,7 @@ select (select min(id) from page), (select max(id) from page), (select count(*) 
 from (select 1) as one left join (
     select w.id, w.workflow, null::bigint as message, null::text as channel from woken w
     union all
-    select l.id, null, null, null from mailed l where (l.id in (select f.id from found f)) is not true
+    select l.id, null, null, l.channel from mailed l where (l.id in (select f.id from found f)) is not true
     union all
     select o.receiver, null, o.id, o.channel from forwarded o
 ) f on true;
