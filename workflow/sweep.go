@@ -117,6 +117,7 @@ func (e *Engine) sweepMail(ctx context.Context) (total int, err error) {
 		total += len(found.Runs)
 		e.roused(found)
 		e.mailRuns.add(found.Held...)
+		e.mailChannels.add(found.HeldOn...)
 		page = next
 	}
 	return total, nil
@@ -180,7 +181,9 @@ func (e *Engine) mailSweepLoop(ctx context.Context) {
 			e.mailRuns.putBack(runs, more)
 			e.mailChannels.putBack(channels, moreChannels)
 		}
-		e.mailRuns.add(held...)
+		if e.mailRuns.add(held...); len(held) > 0 {
+			e.mailChannels.putBack(channels, false) // messages for whoever competes are found by their channels alone
+		}
 		again.after(err != nil || len(held) > 0)
 	}
 }

@@ -265,6 +265,7 @@ func TestPublishedMessageFindsAnotherCompetitor(t *testing.T) {
 				t.Fatalf("message %d: %v", i, err)
 			}
 		}
+		time.Sleep(50 * time.Millisecond) // a poll that has begun before the second message was there finds the row held
 		release()
 		first, err := runs[0].Result(ctx)
 		if err != nil {

@@ -154,6 +154,7 @@ type Page struct {
 type Roused struct {
 	Runs      []Named  // made ready
 	Held      []string // runs that were not, because their rows are held at the moment
+	HeldOn    []string // the channels on which they have messages, as far as it is said
 	Forwarded []Sent   // sent to a run that has continued as new, by an older build, and for its successor now
 	More      bool     // there may be others, which a sweep through the mailbox finds
 }
@@ -204,6 +205,9 @@ func (r *Roused) add(row rousedRow) {
 		r.Forwarded = append(r.Forwarded, Sent{ID: *row.message, Channel: *row.channel, Receiver: *row.id, Direct: true})
 	case row.id != nil && row.workflow == nil:
 		r.Held = append(r.Held, *row.id)
+		if row.channel != nil {
+			r.HeldOn = append(r.HeldOn, *row.channel)
+		}
 	case row.id != nil:
 		r.Runs = append(r.Runs, Named{ID: *row.id, Workflow: *row.workflow})
 	}

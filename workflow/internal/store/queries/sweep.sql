@@ -4,7 +4,7 @@
 -- in memory is left to that worker for $3 microseconds: it needs help only if the notification was lost. What was sent to a run
 -- that has continued as new is for the run of its line that lives. What an older build has addressed to the run itself is moved to the
 -- line; such messages come back with that run, in place of a run and its workflow. Runs whose rows are held at the moment come back
--- without a workflow.
+-- without a workflow, with the channel.
 with page as materialized (
     select m.id, m.channel, m.mode, m.receiver, m.created_at
     from romancy.mailbox m
@@ -37,7 +37,7 @@ with page as materialized (
         limit h.messages
     ) s
 ), mailed as materialized (
-    select i.id
+    select i.id, c.channel
     from (select c.id, c.channel, min(c.created_at) as created_at from candidates c group by c.id, c.channel) c
     cross join lateral (
         select i.id from romancy.instances i
@@ -76,7 +76,7 @@ select (select min(id) from page), (select max(id) from page), (select count(*) 
 from (select 1) as one left join (
     select w.id, w.workflow, null::bigint as message, null::text as channel from woken w
     union all
-    select l.id, null, null, null from mailed l where (l.id in (select f.id from found f)) is not true
+    select l.id, null, null, l.channel from mailed l where (l.id in (select f.id from found f)) is not true
     union all
     select o.living, null, o.id, o.channel from moved o
 ) f on true;
