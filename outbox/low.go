@@ -109,7 +109,7 @@ func (r *Relay) raiseLowMarks() {
 func (r *Relay) raiseLow(ctx context.Context) (behind int, err error) {
 	delivered := r.low.delivered()
 	var open []string
-	err = transact(ctx, r.config.Pool, r.guarded(func(b *pgx.Batch) {
+	err = r.onPool(ctx, claimTimeout, r.guarded(func(b *pgx.Batch) {
 		b.Queue(r.queries.Get("OpenWriters")).Query(func(rows pgx.Rows) (err error) {
 			open, err = pgx.CollectRows(rows, pgx.RowTo[string])
 			return err
@@ -125,7 +125,7 @@ func (r *Relay) raiseLow(ctx context.Context) (behind int, err error) {
 
 // moveLow returns how many marks it has moved, and how many it should have.
 func (r *Relay) moveLow(ctx context.Context, safe int64, check bool) (moved, behind int, err error) {
-	err = transact(ctx, r.config.Pool, r.guarded(func(b *pgx.Batch) {
+	err = r.onPool(ctx, claimTimeout, r.guarded(func(b *pgx.Batch) {
 		b.Queue(r.queries.Get("MoveLow"), safe, check).QueryRow(func(row pgx.Row) error { return row.Scan(&moved, &behind) })
 	}))
 	return moved, behind, err

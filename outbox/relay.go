@@ -277,7 +277,7 @@ func (r *Relay) Sweep(ctx context.Context) (int, error) {
 	}
 	r.alarm.wake()
 	var runnable int64
-	err := transact(ctx, r.config.Pool, r.guarded(func(b *pgx.Batch) {
+	err := r.onPool(ctx, claimTimeout, r.guarded(func(b *pgx.Batch) {
 		b.Queue(r.queries.Get("CountRunnable"), 100).QueryRow(func(row pgx.Row) error { return row.Scan(&runnable) })
 	}))
 	if err != nil {

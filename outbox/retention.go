@@ -40,7 +40,7 @@ func (r *Relay) Retain(ctx context.Context) (int, error) {
 // exec runs one query and returns the number of rows affected.
 func (r *Relay) exec(ctx context.Context, query string, args ...any) (int, error) {
 	var n int
-	err := transact(ctx, r.config.Pool, r.guarded(func(b *pgx.Batch) {
+	err := r.onPool(ctx, claimTimeout, r.guarded(func(b *pgx.Batch) {
 		b.Queue(r.queries.Get(query), args...).Exec(func(tag pgconn.CommandTag) error {
 			n = int(tag.RowsAffected())
 			return nil
@@ -64,7 +64,7 @@ func (r *Relay) releaseStranded(ctx context.Context) error {
 	defer r.stranded.mu.Unlock()
 	var last *string
 	var released int
-	err := transact(ctx, r.config.Pool, r.guarded(func(b *pgx.Batch) {
+	err := r.onPool(ctx, claimTimeout, r.guarded(func(b *pgx.Batch) {
 		b.Queue(r.queries.Get("ReleaseStranded"), r.stranded.key, strandedKeys).QueryRow(func(row pgx.Row) error {
 			return row.Scan(&last, &released)
 		})

@@ -108,7 +108,7 @@ func (w *Workflow[In, Out]) execute(ctx *Context, input []byte) ([]byte, error) 
 // checkInput reports why input, which comes from outside, is not one of this workflow.
 func (w *Workflow[In, Out]) checkInput(input []byte) error {
 	var in In
-	if err := json.Unmarshal(input, &in); err != nil {
+	if err := decodeValue(input, &in); err != nil {
 		return fmt.Errorf("decode the input into %T: %w", in, err)
 	}
 	return nil

@@ -127,6 +127,71 @@ func TestATransactionThatIsRefusedIsExecutedAgainAndCounted(t *testing.T) {
 	}
 }
 
+// What the body of a transactional activity meets is no more its fault than what its record meets: a full disk, a lock, a session that
+// somebody has ended, a right that was revoked for a moment.
+func TestARefusalThatABodyMeetsIsAnInterruption(t *testing.T) {
+	t.Parallel()
+	insert := func(ctx context.Context, n int) error {
+		_, err := workflow.Tx(ctx).Exec(ctx, "insert into public.ledger values ($1)", n)
+		return err
+	}
+	for name, c := range map[string]struct {
+		code string // with which the first executions are refused
+		body func(ctx context.Context, n int) error
+	}{
+		"disk full": {code: "53100"}, "lock": {code: "55P03"}, "conflict": {code: "40001"}, "read only": {code: "25006"},
+		"right": {code: "42501"}, "crash": {code: "57P02"}, "internal": {code: "XX000"},
+		"killed": {body: func(ctx context.Context, n int) error {
+			if n < 3 {
+				_, err := workflow.Tx(ctx).Exec(ctx, "select pg_terminate_backend(pg_backend_pid())")
+				return err
+			}
+			return insert(ctx, n)
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			pool := pgtest.Pool(t)
+			if _, err := pool.Exec(testContext(t), "create table public.ledger (n int)"); err != nil {
+				t.Fatal(err)
+			}
+			if c.code != "" {
+				if _, err := pool.Exec(testContext(t), `create sequence public.refusals minvalue 0 start 0;
+					create function public.refuse() returns trigger language plpgsql as $$ begin
+						if nextval('public.refusals') < 2 then raise exception using errcode = '`+c.code+`', message = 'not now'; end if;
+						return new;
+					end $$;
+					create trigger refuse before insert on public.ledger for each row execute function public.refuse()`); err != nil {
+					t.Fatal(err)
+				}
+				c.body = insert
+			}
+			var executed atomic.Int64
+			charge := workflow.DefineActivity("charge", func(ctx context.Context, _ int) (int, error) {
+				n := int(executed.Add(1))
+				return n, c.body(ctx, n)
+			}, workflow.WithTransaction(), workflow.WithRetry(workflow.RetryPolicy{MaxAttempts: 1}))
+			flow := workflow.Define("order", func(ctx *workflow.Context, n int) (int, error) { return charge.Execute(ctx, n) })
+			w := startWorker(t, pool, []workflow.Definition{flow})
+			ctx := testContext(t)
+			run, err := flow.Start(ctx, w.Engine, 1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, err := run.Result(ctx); err != nil || got != 3 {
+				t.Errorf("got %d, %v, want the result of execution 3", got, err)
+			}
+			info, err := w.Get(ctx, run.ID())
+			if err != nil || info.Interruptions != 2 {
+				t.Errorf("%d interruptions, %v; want 2", info.Interruptions, err)
+			}
+			if n := count(t, pool, "select count(*) from public.ledger"); n != 1 {
+				t.Errorf("%d entries, want 1", n)
+			}
+		})
+	}
+}
+
 // What can never be recorded makes the run stuck, with the database's words, when its budget is spent; Retry begins anew.
 func TestInterruptionsHaveABudget(t *testing.T) {
 	t.Parallel()

@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/workflow/internal/commit"
@@ -20,7 +23,7 @@ const commitTimeout = 10 * time.Second
 //
 // What keeps the transaction from being committed is sorted by who has caused it. What the body's own SQL has raised, at once or
 // when its deferred constraints are checked, and a session that the body's idling or its timed-out query has cost, is a failed
-// attempt. Everything else is an interruption.
+// attempt. Everything else is an interruption, also when it was a statement of the body's that met it.
 func (r *run) attemptInTransaction(ctx context.Context, s step, position int32, done attempted, body stepBody) (attempted, error) {
 	tx, err := r.beginTransaction(ctx)
 	if err != nil {
@@ -33,7 +36,10 @@ func (r *run) attemptInTransaction(ctx context.Context, s step, position int32, 
 		}
 	}()
 	output, err := callBody(context.WithValue(ctx, txKey{}, tx), s, body)
-	if err != nil {
+	switch {
+	case err != nil && ctx.Err() == nil && refusedBody(tx, err):
+		return done, &interruption{err: err, again: true}
+	case err != nil:
 		return done, err
 	}
 	if tx.Conn().IsClosed() {
@@ -49,6 +55,24 @@ func (r *run) attemptInTransaction(ctx context.Context, s step, position int32, 
 	}
 	committed, done.recorded = true, true
 	return done, nil
+}
+
+// refusedBody reports whether the body of a transactional activity has failed because of what has become of the server, of the session or
+// of a right of the role, which it has no part in. What it says is terminal is, whatever the reason.
+func refusedBody(tx pgx.Tx, err error) bool {
+	if !tx.Conn().IsClosed() && tx.Conn().PgConn().TxStatus() == 'T' || errors.As(err, new(terminalError)) {
+		return false // if its transaction is well, the error comes from elsewhere
+	}
+	switch code := refusal.Code(err); {
+	case code == "57014", costByBody(err): // its statement has timed out, say
+		return false
+	case code == "42501":
+		return true
+	case code != "":
+		return !refusal.Raised(err)
+	}
+	broken := errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, new(*net.OpError))
+	return broken && tx.Conn().IsClosed() && !pgconn.Timeout(err)
 }
 
 // beginTransaction tries until ctx ends, since nothing has been executed yet.

@@ -1,5 +1,5 @@
-// Package outage keeps a failure that lasts from flooding the log: one line when it begins, one a minute while it lasts, one
-// when it is over.
+// Package outage keeps a failure that lasts, or comes and goes, from flooding the log: one line when it begins, one a minute while it
+// lasts, one when it is over. What begins again within a minute of the last such line has none of its own.
 package outage
 
 import (
@@ -23,7 +23,8 @@ type Reporter struct {
 	mu       sync.Mutex
 	began    time.Time // zero: all is well
 	said     time.Time
-	failures int // since it began
+	failures int  // since the last line, or since it began
+	quiet    bool // it began so soon after the last line that it has none yet
 	last     error
 }
 
@@ -45,15 +46,18 @@ func (r *Reporter) FailedAs(ctx context.Context, fails string, err error, attrs 
 	now := time.Now()
 	r.failures++
 	r.last = err
-	if r.began.IsZero() {
+	begins := r.began.IsZero()
+	if begins {
 		r.began = now
-	} else {
-		if now.Sub(r.said) < between {
-			return
-		}
+	}
+	if !r.said.IsZero() && now.Sub(r.said) < between {
+		r.quiet = r.quiet || begins // what comes and goes has no more lines than what lasts
+		return
+	}
+	if r.failures > 1 {
 		attrs = append(attrs, "since", r.began.UTC().Format(time.RFC3339), "failures", r.failures)
 	}
-	r.said = now
+	r.said, r.quiet = now, false
 	if remedy := refusal.Remedy(err); remedy != "" {
 		attrs = append(attrs, "remedy", remedy)
 	}
@@ -65,6 +69,10 @@ func (r *Reporter) Succeeded(ctx context.Context) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.began.IsZero() {
+		return
+	}
+	if r.quiet {
+		r.began, r.quiet, r.last = time.Time{}, false, nil // its failures are counted in the next line
 		return
 	}
 	if r.over != "" {

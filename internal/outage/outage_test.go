@@ -39,9 +39,22 @@ func TestAnOutageIsSaidOnceThenEveryMinuteThenItsEnd(t *testing.T) {
 		if got := lines(); len(got) != 3 || !strings.Contains(got[2], "writes again") || !strings.Contains(got[2], "failures=1000") {
 			t.Fatalf("the lines are %q, want one more for the end", got)
 		}
+		for range 100 { // it comes and goes
+			r.Failed(t.Context(), errors.New("again"))
+			time.Sleep(100 * time.Millisecond)
+			r.Succeeded(t.Context())
+		}
+		if got := lines(); len(got) != 3 || r.Err() != nil {
+			t.Fatalf("what comes and goes within a minute makes the lines %q, want no more", got)
+		}
+		time.Sleep(time.Minute)
 		r.Failed(t.Context(), errors.New("again"))
-		if got := lines(); len(got) != 4 {
-			t.Fatalf("a second outage makes the lines %q, want one more", got)
+		if got := lines(); len(got) != 4 || !strings.Contains(got[3], "failures=101") {
+			t.Fatalf("a later outage makes the lines %q, want one more that counts what had none", got)
+		}
+		r.Succeeded(t.Context())
+		if got := lines(); len(got) != 5 {
+			t.Fatalf("its end makes the lines %q, want one more", got)
 		}
 	})
 }

@@ -100,7 +100,7 @@ var remedies = map[string]string{
 	"42P01": "run romancy.Migrate, or check search_path and the schema's name",
 	"42703": "run romancy.Migrate",
 	"53100": "free disk space on the database server",
-	"53300": "raise max_connections or lower the size of pools",
+	"53300": "raise max_connections, or the connection limit of the role or database, or lower the size of pools",
 	"25006": "connect to the primary, or end default_transaction_read_only",
 	"55P03": "see pg_locks for whoever holds the lock",
 	"57014": "raise or remove the statement_timeout of the role or the database",

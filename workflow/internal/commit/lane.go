@@ -224,10 +224,8 @@ func (l *lane) connect(ctx context.Context) {
 	for wait := 10 * time.Millisecond; ; wait = min(2*wait, time.Second) {
 		err := l.dial(ctx)
 		switch {
-		case err == nil && !l.extra:
-			l.committer.connecting.Succeeded(ctx)
-			return
 		case err == nil:
+			l.committer.connecting.Succeeded(ctx)
 			return
 		case !l.extra && ctx.Err() == nil:
 			l.committer.connecting.Failed(ctx, err)

@@ -238,7 +238,7 @@ func (c *Committer) abandon(ctx context.Context, ops []*operation) {
 func (l *lane) lose(ctx context.Context, ops []*operation, cause error) (again []*operation) {
 	c := l.committer
 	unsent := pgconn.SafeToRetry(cause)
-	c.config.Logger.WarnContext(ctx, "committer connection lost, reconnecting", "error", cause)
+	c.connecting.FailedAs(ctx, "committer connection lost, reconnecting", cause)
 	l.hangUp()
 	if errors.Is(cause, context.DeadlineExceeded) {
 		l.most = max(len(ops)/4, 1) // more than gets through in time, perhaps: answers may be long

@@ -80,7 +80,7 @@ func (l *lane) commit(ctx context.Context) error {
 		err = pgx.ErrTxCommitRollback
 	case !l.conn.IsClosed() && errors.As(err, &pgErr):
 	default:
-		l.committer.config.Logger.WarnContext(ctx, "committer connection lost, reconnecting", "error", err)
+		l.committer.connecting.FailedAs(ctx, "committer connection lost, reconnecting", err)
 		l.hangUp()
 	}
 	return fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)

@@ -16,6 +16,7 @@ from (select pg_backend_pid() <> $3::bigint as lent offset 0) as connection;
 -- Also returned, as by Heartbeat: what time it is, and when the lease ends, in microseconds since 1970.
 insert into romancy.workers (id, label, listening, lease_until, workflows)
 values ($4::bigint, $1::text, $2::boolean, clock_timestamp() + $3::bigint * interval '1 microsecond', $5::text[])
+on conflict (id) do update set lease_until = excluded.lease_until -- it was carried out before, and the answer lost: nobody else has that id
 returning (extract(epoch from clock_timestamp()) * 1000000)::bigint, (extract(epoch from lease_until) * 1000000)::bigint;
 
 -- name: Heartbeat
