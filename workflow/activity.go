@@ -95,8 +95,9 @@ func (a *Activity[In, Out]) Name() string { return a.name }
 // cannot be decoded at all, the run is stuck: neither goes it on without the result, nor is the step forgotten.
 //
 // in is encoded as JSON, if it can be, and a digest of it is recorded. The run is stuck if a replay gives a step the input that is
-// recorded for another of the same activity; an input that is not recorded at all is logged. Commands are issued one after the
-// other: while another is under way it returns ErrConcurrentUse, and the run is stuck.
+// recorded for another of the same activity, and that other one something else: results would be swapped. Any other input that is not
+// the recorded one is logged, and the step answered with what is recorded. Commands are issued one after the other: while another is
+// under way it returns ErrConcurrentUse, and the run is stuck.
 func (a *Activity[In, Out]) Execute(ctx *Context, in In) (out Out, err error) {
 	if err := a.check(); err != nil {
 		return out, err

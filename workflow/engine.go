@@ -200,7 +200,7 @@ type Engine struct {
 	unheed      func() // ends the observation of the listener
 	store       *store.Store
 	reports     *reports
-	strange     said         // inputs that are recorded nowhere, see checkRecordedInput
+	strange     said         // inputs that are not the recorded ones, see checkRecordedInput
 	trouble     func() error // why there is no connection to the database now; nil: nothing is known of that
 	definitions map[string]Definition
 	names       []string // of the workflows executed here

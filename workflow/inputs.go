@@ -5,11 +5,8 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
-	"iter"
 	"strconv"
 	"sync"
-
-	"github.com/romancy-go/romancy/workflow/internal/journal"
 )
 
 // A position says whose result a record holds only if the workflow issues the same commands in the same order. So a step's record
@@ -47,42 +44,37 @@ func encodeDigest(text []byte) string {
 // input is what an activity was given.
 type input struct{ activity, digest string }
 
-// inputs compares what activities are given with what they were given when they were recorded.
+// inputs compares what activities are given with what they were given when they were recorded, step by step. Both maps hold the positions of
+// steps that were given something else than what is recorded there.
 type inputs struct {
-	recorded  map[input][]int32 // positions; nil: not needed yet
-	strangers map[input]int32   // of records whose own step was given something else
+	given    map[input]int32 // by what they were given
+	recorded map[input]int32 // by what is recorded
 }
 
-// elsewhere returns another position than the step's at which given is recorded; 0: there is none.
-func (i *inputs) elsewhere(records iter.Seq[journal.Record], position int32, given input) int32 {
-	if i.recorded == nil {
-		i.recorded = map[input][]int32{}
-		for record := range records {
-			var done stepRecord
-			if record.Kind == journal.Activity && json.Unmarshal(record.Payload, &done) == nil && done.Input != "" {
-				was := input{record.Name, done.Input}
-				i.recorded[was] = append(i.recorded[was], record.Position)
-			}
-		}
+// differ notes that the step at position, where recorded is recorded, is given something else. It returns a proof that results would be
+// swapped, if this makes one: a step at position to is given what is recorded at position of, whose own step is given something else.
+//
+// That the input is recorded at another position proves nothing alone. Of a loop that asks the same again and again some rounds are recorded
+// with a former form of the input, and some with the present one, once its type has gained a field: now all of them are given the present
+// one, as are those that it is recorded for.
+func (i *inputs) differ(position int32, given, recorded input) (to, of int32) {
+	if i.given == nil {
+		i.given, i.recorded = map[input]int32{}, map[input]int32{}
 	}
-	for _, at := range i.recorded[given] {
-		if at != position {
-			return at
-		}
+	i.given[given], i.recorded[recorded] = position, position
+	if of := i.recorded[given]; of != 0 {
+		return position, of
 	}
-	return 0
+	if to := i.given[recorded]; to != 0 {
+		return to, position
+	}
+	return 0, 0
 }
 
-// estrange notes that the step at position was not given what is recorded there.
-func (i *inputs) estrange(position int32, recorded input) {
-	if i.strangers == nil {
-		i.strangers = map[input]int32{}
-	}
-	i.strangers[recorded] = position
-}
-
-// checkRecordedInput stops the run if the record at position, with this digest, is that of another step of the activity. An input
-// that is recorded nowhere may hold the time, or a field that has been added since: that is logged.
+// checkRecordedInput stops the run once it is proved that the record at position, with this digest, or a former one, is that of another step of
+// the activity. Else an input that is not the recorded one may hold the time, or a field that has been added since: that is logged.
+//
+// Both steps of a proof are recorded, so it is there before the replay ends, and before the run has an effect of its own.
 func (r *run) checkRecordedInput(s step, position int32, recorded string) {
 	if recorded == "" || s.input == nil {
 		return
@@ -91,10 +83,9 @@ func (r *run) checkRecordedInput(s step, position int32, recorded string) {
 	if digest == "" || digest == recorded {
 		return
 	}
-	if at := r.inputs.elsewhere(r.journal.Records(), position, input{s.name, digest}); at != 0 {
-		r.misplaced(s, position, at)
+	if to, of := r.inputs.differ(position, input{s.name, digest}, input{s.name, recorded}); to != 0 {
+		r.misplaced(s, to, of)
 	}
-	r.inputs.estrange(position, input{s.name, recorded})
 	if r.engine.strange.first(r.id + "/" + strconv.Itoa(int(position))) {
 		r.log().Warn("activity is given another input than the one whose result is recorded, which it is answered with; "+
 			"take what changes between executions, as the time, from recorded values such as workflow.Now", "activity", s.name, "position", position)
@@ -104,18 +95,18 @@ func (r *run) checkRecordedInput(s step, position int32, recorded string) {
 // checkNewInput stops the run if the result of a step that is not recorded is, by its input, at another position, whose own step was
 // given something else.
 func (r *run) checkNewInput(s step, position int32) {
-	if len(r.inputs.strangers) == 0 || s.digest == "" {
+	if len(r.inputs.recorded) == 0 || s.digest == "" {
 		return
 	}
-	if at := r.inputs.strangers[input{s.name, s.digest}]; at != 0 {
-		r.misplaced(s, position, at)
+	if of := r.inputs.recorded[input{s.name, s.digest}]; of != 0 {
+		r.misplaced(s, position, of)
 	}
 }
 
-func (r *run) misplaced(s step, position, at int32) {
-	r.misfit(position, fmt.Errorf("activity %q is given the input whose result is recorded at position %d, so results would be taken for those "+
-		"of others: the order of commands differs between executions; use Activity.Go, not goroutines, for activities that execute side by side, "+
-		"and range over no map", s.name, at))
+func (r *run) misplaced(s step, to, of int32) {
+	r.misfit(to, fmt.Errorf("activity %q is given the input whose result is recorded at position %d, where another is given, so results would be taken "+
+		"for those of others: the order of commands differs between executions; use Activity.Go, not goroutines, for activities that execute side by "+
+		"side, and range over no map", s.name, of))
 }
 
 // said remembers what has been said. It forgets all when that has become too much.

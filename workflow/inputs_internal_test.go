@@ -5,51 +5,37 @@ import (
 	"testing"
 
 	"pgregory.net/rapid"
-
-	"github.com/romancy-go/romancy/workflow/internal/journal"
 )
 
-// Whatever is recorded, of failures, other kinds and former versions, too: an input is found elsewhere exactly if another step of the same
-// activity was recorded with it.
-func TestInputsAreFoundExactlyWhereTheyAreRecorded(t *testing.T) {
+// A swap is found as soon as one is proved, and never else: a step is given what is recorded for another of its activity, which is given
+// something else itself.
+func TestSwapsAreFoundExactlyWhenTheyAreProved(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
-		type given struct {
-			kind     journal.Kind
-			name, in string
-		}
-		past := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) given {
-			return given{
-				rapid.SampledFrom([]journal.Kind{journal.Activity, journal.Compensation, journal.SideEffect, ""}).Draw(t, "kind"),
-				rapid.SampledFrom([]string{"charge", "ship"}).Draw(t, "name"), rapid.SampledFrom([]string{"", "1", "2", "3"}).Draw(t, "in"),
-			}
-		}), 0, 8).Draw(t, "past")
-		var records []journal.Record
-		for i, was := range past {
-			done := stepRecord{Input: was.in}
-			if i%3 == 0 {
-				done.Error = &failure{Type: "declined"}
-			}
-			if was.kind != "" { // a step beside the workflow that has not ended
-				records = append(records, journal.Record{Position: int32(i + 1), Kind: was.kind, Name: was.name, Payload: done.encode()})
-			}
-		}
-		replayed, err := journal.New(records, nil)
-		if err != nil {
-			t.Fatal(err)
+		type replayed struct{ given, recorded input }
+		steps := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) replayed {
+			activity := rapid.SampledFrom([]string{"charge", "ship"}).Draw(t, "activity")
+			digest := rapid.SampledFrom([]string{"1", "2", "3", "4"})
+			return replayed{input{activity, digest.Draw(t, "given")}, input{activity, digest.Draw(t, "recorded")}}
+		}), 0, 8).Draw(t, "steps")
+		proves := func(to, of replayed) bool {
+			return to.given == of.recorded && to.given != to.recorded && of.given != of.recorded
 		}
 		var compared inputs
-		for range 3 {
-			position := rapid.Int32Range(1, 9).Draw(t, "position")
-			ask := input{rapid.SampledFrom([]string{"charge", "ship"}).Draw(t, "asked name"), rapid.SampledFrom([]string{"1", "2", "3"}).Draw(t, "asked in")}
-			want := int32(0)
-			for i, was := range past {
-				if at := int32(i + 1); want == 0 && at != position && was.kind == journal.Activity && was.name == ask.activity && was.in == ask.digest {
-					want = at
-				}
+		for i, step := range steps {
+			if step.given == step.recorded {
+				continue
 			}
-			if got := compared.elsewhere(replayed.Records(), position, ask); got != want {
-				t.Fatalf("%+v of position %d was found at %d, want %d, among %+v", ask, position, got, want, past)
+			want := false
+			for _, before := range steps[:i] {
+				want = want || proves(step, before) || proves(before, step)
+			}
+			to, of := compared.differ(int32(i+1), step.given, step.recorded)
+			if found := to != 0; found != want || found && !proves(steps[to-1], steps[of-1]) {
+				t.Fatalf("step %d: found %d given what is at %d, want one: %t, among %+v", i+1, to, of, want, steps[:i+1])
+			}
+			if want {
+				return // the run is stuck
 			}
 		}
 	})

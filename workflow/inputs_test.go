@@ -2,6 +2,7 @@ package workflow_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -18,10 +19,11 @@ import (
 func TestResultsAreNeverSwappedInReplay(t *testing.T) {
 	t.Parallel()
 	for how, orders := range map[string][2][]int{
-		"swapped":                {{0, 1, 2}, {0, 2, 1}},
-		"rotated":                {{0, 1, 2}, {1, 2, 0}},
-		"one taken from another": {{0, 1, 2}, {0, 2, 2}},
-		"not recorded yet":       {{2}, {0, 1, 2}},
+		"swapped":          {{0, 1, 2}, {0, 2, 1}},
+		"rotated":          {{0, 1, 2}, {1, 2, 0}},
+		"rotated back":     {{0, 1, 2}, {2, 0, 1}},
+		"apart":            {{0, 1, 2, 3}, {3, 1, 2, 0}},
+		"not recorded yet": {{2}, {0, 1, 2}},
 	} {
 		for _, beside := range []bool{false, true} {
 			name := how
@@ -84,6 +86,95 @@ func TestResultsAreNeverSwappedInReplay(t *testing.T) {
 			})
 		}
 	}
+}
+
+// A loop asks the same in each round, until what it asks has another form: the new one is recorded for later rounds, and given to all. It is
+// answered with what is recorded, and logged once for each position, also when the former form is back.
+func TestNewFormOfARepeatedInputIsNoSwap(t *testing.T) {
+	t.Parallel()
+	for changed, inputs := range map[string][]string{ // as each worker gives them
+		"a field added, and rolled back": {`{"ID":7}`, `{"ID":7,"Verbose":false}`, `{"ID":7,"Verbose":false}`, `{"ID":7}`},
+		"a flag switched on and off":     {`{"DryRun":false}`, `{"DryRun":true}`, `{"DryRun":true}`, `{"DryRun":false}`},
+		"the day":                        {`1`, `2`, `2`, `3`},
+	} {
+		for _, beside := range []bool{false, true} {
+			name := changed
+			if beside {
+				name += ", beside"
+			}
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				pool := pgtest.Pool(t)
+				ctx := testContext(t)
+				poll := workflow.DefineActivity("poll", func(context.Context, json.RawMessage) (string, error) { return "pending", nil })
+				polling := func(in string) *workflow.Workflow[int, int] {
+					return workflow.Define("polling", func(ctx *workflow.Context, _ int) (int, error) {
+						for {
+							var err error
+							if beside {
+								_, err = poll.Go(ctx, json.RawMessage(in)).Get(ctx)
+							} else {
+								_, err = poll.Execute(ctx, json.RawMessage(in))
+							}
+							if err != nil {
+								return 0, err
+							}
+							if _, err := workflow.Receive[int](ctx, "tick"); err != nil {
+								return 0, err
+							}
+						}
+					})
+				}
+				parked := func(rounds int) {
+					eventually(t, "it has polled, and waits or is stuck", func() bool {
+						return count(t, pool, "select count(*) from romancy.history where kind = 'activity'") == rounds &&
+							count(t, pool, "select count(*) from romancy.instances where status = 'waiting' and wake_channels = array['tick']") == 1 ||
+							count(t, pool, "select count(*) from romancy.instances where status = 'stuck'") == 1
+					})
+				}
+				flow := polling(inputs[0])
+				w := startWorker(t, pool, []workflow.Definition{flow})
+				run, err := flow.Start(ctx, w.Engine, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				parked(1)
+				for round := 1; round < len(inputs); round++ {
+					w.shutdown(t)
+					var logged lines
+					w = startWorker(t, pool, []workflow.Definition{polling(inputs[round])}, configured(func(c *workflow.Config) { c.Logger = logged.logger() }))
+					if err := w.SendTo(ctx, run.ID(), "tick", round); err != nil {
+						t.Fatal(err)
+					}
+					parked(round + 1)
+					if info, err := w.Get(ctx, run.ID()); err != nil || info.Status == workflow.StatusStuck {
+						t.Fatalf("round %d: %s, %v, %v", round+1, info.Status, info.Err, err)
+					}
+					want := map[any]int{}
+					for before, in := range inputs[:round] {
+						if in != inputs[round] {
+							want[float64(2*before+1)] = 1 // a message follows each of them
+						}
+					}
+					if warned := warnedInputs(t, &logged, run.ID()); !maps.Equal(warned, want) {
+						t.Errorf("round %d: warned of positions %v, want %v", round+1, warned, want)
+					}
+				}
+			})
+		}
+	}
+}
+
+// warnedInputs returns how often each position of the run was said to be given another input.
+func warnedInputs(t *testing.T, logged *lines, run string) map[any]int {
+	t.Helper()
+	warned := map[any]int{}
+	for _, line := range logged.all(t) {
+		if line["instance_id"] == run && strings.Contains(fmt.Sprint(line["msg"]), "another input") {
+			warned[line["position"]]++
+		}
+	}
+	return warned
 }
 
 // An input that differs in the replay, because it holds the time or a field that was added since, and is that of no other step, is answered with
@@ -161,13 +252,7 @@ func TestInputThatIsRecordedNowhereIsLoggedOnce(t *testing.T) {
 	if n := executions.Load(); n < 3 {
 		t.Errorf("%d executions, so nothing was replayed twice", n)
 	}
-	warned := map[any]int{}
-	for _, line := range logged.all(t) {
-		if line["instance_id"] == run.ID() && strings.Contains(fmt.Sprint(line["msg"]), "another input") {
-			warned[line["position"]]++
-		}
-	}
-	if !maps.Equal(warned, map[any]int{1.0: 1, 3.0: 1}) {
+	if warned := warnedInputs(t, &logged, run.ID()); !maps.Equal(warned, map[any]int{1.0: 1, 3.0: 1}) {
 		t.Errorf("warned of positions %v, want 1 and 3 once each", warned)
 	}
 }

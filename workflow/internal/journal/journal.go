@@ -7,7 +7,6 @@ package journal
 
 import (
 	"fmt"
-	"iter"
 )
 
 // Kind says what sort of command a record belongs to.
@@ -162,17 +161,6 @@ func (j *Journal) Next() (record Record, ok bool) {
 		}
 	}
 	return Record{}, false
-}
-
-// Records returns all records, in order.
-func (j *Journal) Records() iter.Seq[Record] {
-	return func(yield func(Record) bool) {
-		for _, record := range j.records {
-			if record.Position != 0 && !yield(record) {
-				return
-			}
-		}
-	}
 }
 
 // Issued returns the position of the last command.
