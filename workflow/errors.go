@@ -278,6 +278,7 @@ type attemptFailure struct {
 
 	Kind journal.Kind `json:"kind,omitempty"`
 	Step string       `json:"step,omitempty"`
+	Once string       `json:"once,omitempty"` // of an interruption: what it is known by when its answer was lost
 }
 
 func (f attemptFailure) encode() []byte { return mustEncode(f) }

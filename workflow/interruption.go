@@ -2,6 +2,7 @@ package workflow
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"time"
@@ -26,6 +27,8 @@ func (i *interruption) Unwrap() error { return i.err }
 const (
 	firstInterruption = 100 * time.Millisecond
 	lastInterruption  = 30 * time.Second
+	// Where nothing has been executed, it is tried again after askAgain at most.
+	askAgain = time.Second
 )
 
 // interruptionsError is what a run is stuck with that has been interrupted too often.
@@ -49,8 +52,9 @@ var ErrInterrupted = NewError("interrupted", "the database has refused what a st
 // interrupt records that a step is executed again, and waits until it is to be. Nothing is executed before that is durable, so
 // every execution is counted, and an outage of the database is waited for.
 func (r *run) interrupt(ctx context.Context, s step, position int32, cause error) error {
+	refused := attemptFailure{failure: describe(cause), Kind: s.kind, Step: s.name, Once: rand.Text()}
 	number, err := commit.Await(context.Background(), func(then func(int, error)) {
-		r.engine.committer.Interrupt(store.Interrupt{Fence: r.fence(), Position: position, Error: attemptFailure{failure: describe(cause), Kind: s.kind, Step: s.name}.encode()}, then)
+		r.engine.committer.Interrupt(store.Interrupt{Fence: r.fence(), Position: position, Error: refused.encode()}, then)
 	})
 	if err != nil {
 		return &interruption{err: err}
@@ -90,7 +94,7 @@ func (r *run) executeUntilKept(ctx context.Context, s step, position int32, atte
 // It may be called by any goroutine of the run.
 func (r *run) insist(operation func(ctx context.Context) error) error {
 	ctx := r.lifetime()
-	for wait := firstInterruption; ; wait = min(2*wait, lastInterruption) {
+	for wait := firstInterruption; ; wait = min(2*wait, askAgain) {
 		err := operation(ctx)
 		switch {
 		case err == nil:

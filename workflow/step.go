@@ -202,11 +202,6 @@ func (r *run) try(ctx context.Context, s step, position int32, attempt int, body
 	ctx = context.WithValue(ctx, infoKey{}, Info{
 		InstanceID: r.id, WorkflowName: r.definition.Name(), Activity: s.name, Position: position, Attempt: attempt, IdempotencyKey: key,
 	})
-	if s.options.timeout > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, s.options.timeout)
-		defer cancel()
-	}
 	done := attempted{stepRecord: stepRecord{Input: s.digest}}
 	if attempt > 1 {
 		done.Attempts = attempt
@@ -214,9 +209,19 @@ func (r *run) try(ctx context.Context, s step, position int32, attempt int, body
 	if s.options.transaction {
 		return r.attemptInTransaction(ctx, s, position, done, body)
 	}
+	ctx, cancel := s.limited(ctx)
+	defer cancel()
 	output, err := callBody(ctx, s, body)
 	done.Output = output
 	return done, err
+}
+
+// limited returns the context of an attempt's body, whose time begins now.
+func (s step) limited(ctx context.Context) (context.Context, context.CancelFunc) {
+	if s.options.timeout <= 0 {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, s.options.timeout)
 }
 
 // callBody turns a panic of the activity into its failure. If the activity ends its goroutine it does not return: whoever the

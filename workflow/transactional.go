@@ -16,8 +16,8 @@ import (
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
 
-// commitTimeout bounds the commit of a transactional activity.
-const commitTimeout = 10 * time.Second
+// writeTimeout bounds the record of a transactional activity, and its commit, each. They are no part of the attempt's time.
+const writeTimeout = 10 * time.Second
 
 // attemptInTransaction executes body and records its result in one transaction of the pool's.
 //
@@ -35,9 +35,11 @@ func (r *run) attemptInTransaction(ctx context.Context, s step, position int32, 
 			rollback(tx)
 		}
 	}()
-	output, err := callBody(context.WithValue(ctx, txKey{}, tx), s, body)
+	bodyCtx, cancel := s.limited(context.WithValue(ctx, txKey{}, tx))
+	defer cancel()
+	output, err := callBody(bodyCtx, s, body)
 	switch {
-	case err != nil && ctx.Err() == nil && refusedBody(tx, err):
+	case err != nil && bodyCtx.Err() == nil && refusedBody(tx, err):
 		return done, &interruption{err: err, again: true}
 	case err != nil:
 		return done, err
@@ -77,7 +79,7 @@ func refusedBody(tx pgx.Tx, err error) bool {
 
 // beginTransaction tries until ctx ends, since nothing has been executed yet.
 func (r *run) beginTransaction(ctx context.Context) (pgx.Tx, error) {
-	for wait := firstInterruption; ; wait = min(2*wait, lastInterruption) {
+	for wait := firstInterruption; ; wait = min(2*wait, askAgain) {
 		tx, err := r.engine.config.Pool.Begin(ctx)
 		switch {
 		case err == nil:
@@ -98,13 +100,15 @@ func (r *run) beginTransaction(ctx context.Context) (pgx.Tx, error) {
 }
 
 func (r *run) recordInTransaction(ctx context.Context, tx pgx.Tx, record store.Append) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
+	defer cancel()
 	owned, err := r.engine.store.AppendInTransaction(ctx, tx, record)
 	switch {
 	case err == nil && owned:
 		return nil
-	case err == nil, store.IsUniqueViolation(err):
+	case err == nil, store.IsRecorded(err):
 		return &interruption{err: commit.ErrFenced}
-	case ctx.Err() != nil, costByBody(err):
+	case costByBody(err):
 		return fmt.Errorf("record the step in its transaction: %w", err)
 	case refusal.Of(err) == refusal.Value:
 		return &interruption{err: err} // the run is stuck
@@ -126,7 +130,7 @@ func costByBody(err error) bool {
 
 // commitTransaction is detached from ctx: a commit that is cut off halfway may have happened, so only its own time limit ends it.
 func (r *run) commitTransaction(ctx context.Context, tx pgx.Tx, record store.Append) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
 	defer cancel()
 	err := tx.Commit(ctx)
 	switch {

@@ -141,7 +141,7 @@ func New(config Config) *Committer {
 	config.LockTimeout = cmp.Or(config.LockTimeout, 200*time.Millisecond)
 	config.FlushTimeout = cmp.Or(config.FlushTimeout, 10*time.Second)
 	c := &Committer{
-		config: config, busy: map[string]struct{}{}, blocked: map[string]struct{}{}, others: class{least: worthALane}, caution: caution{most: maxBatch, kinds: map[kind]bool{}},
+		config: config, busy: map[string]struct{}{}, blocked: map[string]struct{}{}, others: class{least: worthALane},
 		connecting: outage.New(config.Logger, "the engine cannot connect to the database, what it has to write is kept", "the engine is connected again"),
 		recording:  outage.New(config.Logger, "the database refuses what the engine has to write; it is kept and tried again", "the database takes everything again"),
 	}
@@ -191,10 +191,28 @@ func (c *Committer) Close(ctx context.Context) {
 		c.alarm.Stop()
 	}
 	c.mu.Unlock()
+	c.giveUp(ctx, left)
+	c.refusals.Wait()
+}
+
+// giveUp answers what was not carried out before the end.
+func (c *Committer) giveUp(ctx context.Context, left []*operation) {
+	unrecorded := 0
+	for _, op := range left {
+		if op.kept() {
+			unrecorded++
+		}
+	}
+	if unrecorded > 0 {
+		c.config.Logger.WarnContext(ctx, "the worker ends before the database took what its runs had done: others execute them again",
+			"operations", unrecorded, "error", errors.Join(c.recording.Err(), c.connecting.Err()))
+		if c.config.Abandoned != nil {
+			c.config.Abandoned(unrecorded)
+		}
+	}
 	for _, op := range left {
 		op.answer(nil, ErrClosed)
 	}
-	c.refusals.Wait()
 }
 
 // end sets one of the flags that end lanes.
@@ -240,6 +258,7 @@ type operation struct {
 	suspect   bool      // a flush that it was in was refused, or one of its kind is
 	refusals  int       // by itself
 	notBefore time.Time // when its next attempt is due
+	tried     time.Time // when it was last refused by itself
 }
 
 // kept reports whether op is never given up while its worker has its lease.
@@ -263,7 +282,7 @@ func (c *Committer) submit(op *operation) {
 		c.refusals.Go(func() { op.answer(nil, ErrClosed) })
 		return
 	}
-	op.suspect = op.suspect || c.caution.kinds[op.kind]
+	op.suspect = op.suspect || c.caution.kinds[op.kind].refused > 0
 	c.queue = append(c.queue, op)
 	if c.free(op) {
 		c.count(op)

@@ -134,26 +134,24 @@ func (l *lane) take() []*operation {
 
 // choose removes from the queue what shares the next flush, of one tier. The caller holds the mutex.
 func (l *lane) choose(tier int) []*operation {
-	c := l.committer
-	most, now := l.most, time.Now()
 	if tier != healthy {
-		most = min(most, c.caution.most)
+		return l.chooseSuspects(tier)
 	}
-	ops := make([]*operation, 0, min(len(c.queue), most))
+	c := l.committer
+	now := time.Now()
+	ops := make([]*operation, 0, min(len(c.queue), l.most))
 	rest := c.queue[:0]
 	wakes, others := c.wakes.worth(), c.others.worth()
 	bytes := 0
 	passed := map[string]struct{}{} // runs of which an earlier operation stays
 	for i, op := range c.queue {
-		// What has lost connections before may be what ends them, and goes alone.
-		alone := op.losses > 1 || len(ops) > 0 && ops[0].losses > 1
-		if full := len(ops) == most || len(ops) > 0 && (alone || bytes+op.bytes > maxFlushBytes); full {
+		if full := len(ops) == l.most || len(ops) > 0 && bytes+op.bytes > maxFlushBytes; full {
 			rest = append(rest, c.queue[i:]...)
 			break
 		}
 		_, busy := c.busy[op.run]
 		_, waits := passed[op.run]
-		if busy || waits || op.tier() != tier || c.caution.due(op).After(now) {
+		if busy || waits || op.tier() != healthy || c.caution.due(op).After(now) {
 			rest = append(rest, op)
 			if op.run != "" {
 				passed[op.run] = struct{}{}
@@ -169,6 +167,48 @@ func (l *lane) choose(tier int) []*operation {
 	}
 	clear(c.queue[len(rest):])
 	c.queue = rest
+	return ops
+}
+
+// chooseSuspects takes suspects of one kind, those first whose last attempt is longest ago: one that is refused again and again keeps no
+// other from being tried. The caller holds the mutex.
+func (l *lane) chooseSuspects(tier int) []*operation {
+	c := l.committer
+	now := time.Now()
+	wakes, others := c.wakes.worth(), c.others.worth()
+	var eligible []*operation
+	passed := map[string]struct{}{} // runs of which an earlier operation comes first
+	for _, op := range c.queue {
+		_, busy := c.busy[op.run]
+		_, waits := passed[op.run]
+		if op.run != "" {
+			passed[op.run] = struct{}{}
+		}
+		if busy || waits || op.tier() != tier || c.caution.due(op).After(now) || op.wakes() && !wakes || !op.wakes() && !others {
+			continue
+		}
+		eligible = append(eligible, op)
+	}
+	if len(eligible) == 0 {
+		return nil
+	}
+	slices.SortStableFunc(eligible, func(a, b *operation) int { return a.tried.Compare(b.tried) })
+	first := eligible[0]
+	most := min(l.most, c.caution.kinds[first.kind].limit())
+	chosen := map[*operation]bool{}
+	var ops []*operation
+	bytes := 0
+	for _, op := range eligible {
+		// What is not kept and has lost connections before goes alone: it is given up soon.
+		alone := !op.kept() && op.losses > 1
+		if op.kind != first.kind || len(ops) > 0 && (len(ops) == most || alone || !first.kept() && first.losses > 1 || bytes+op.bytes > maxFlushBytes) {
+			continue
+		}
+		chosen[op] = true
+		ops = append(ops, op)
+		bytes += op.bytes
+	}
+	c.queue = slices.DeleteFunc(c.queue, func(op *operation) bool { return chosen[op] })
 	return ops
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/romancy-go/romancy/internal/planted"
 	"github.com/romancy-go/romancy/internal/refusal"
+	"github.com/romancy-go/romancy/workflow/internal/store"
 )
 
 // A flush that the database refuses has one operation in it that is refused, or many, or all: the reason may be a value, a lock on one
@@ -52,19 +53,34 @@ const (
 
 // caution is what the committer knows of its suspects.
 type caution struct {
-	most    int           // suspects in a flush, at most
-	refused int           // attempts refused in a row
-	resume  time.Time     // nothing that was refused is tried before
-	kept    int           // operations that were refused by themselves, are kept, and have not been carried out yet
-	kinds   map[kind]bool // of which one was refused by itself, and none was carried out since
+	kinds [kinds]trouble
+	kept  int // operations that were refused by themselves, are kept, and have not been carried out yet
 }
+
+// trouble is what it knows of those of one kind, which flush apart from those of others: what refuses one is likely to refuse the others.
+type trouble struct {
+	most    int       // suspects in a flush, at most; 0: no limit
+	refused int       // attempts of single ones refused in a row, and none was carried out since
+	resume  time.Time // nothing of this kind that was refused is tried before
+}
+
+// certain is after how many refusals in a row the suspects of a kind wait as well that were not refused by themselves.
+const certain = 3
 
 // due returns when op may be attempted.
 func (c *caution) due(op *operation) time.Time {
-	if op.refusals > 0 && c.resume.After(op.notBefore) {
-		return c.resume
+	t := &c.kinds[op.kind]
+	if (op.refusals > 0 || op.suspect && t.refused >= certain) && t.resume.After(op.notBefore) {
+		return t.resume
 	}
 	return op.notBefore
+}
+
+func (t *trouble) limit() int {
+	if t.most == 0 {
+		return maxBatch
+	}
+	return t.most
 }
 
 // backoff returns first, doubled for each attempt after the first, up to last, with a quarter of jitter.
@@ -109,9 +125,10 @@ func spoilt(err *pgconn.PgError) bool {
 func (c *Committer) suspect(ops []*operation) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.caution.most = max(min(len(ops)/2, c.caution.most), 1)
 	for _, op := range ops {
 		op.suspect = true
+		t := &c.caution.kinds[op.kind]
+		t.most = max(min(len(ops)/2, t.limit()), 1)
 	}
 }
 
@@ -119,11 +136,12 @@ func (c *Committer) suspect(ops []*operation) {
 func (c *Committer) cleared(ops []*operation) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.caution.most = min(2*c.caution.most, maxBatch)
+	seen := kind(-1)
 	for _, op := range ops {
-		delete(c.caution.kinds, op.kind)
-		if op.refusals > 0 {
-			c.caution.refused, c.caution.resume = 0, time.Time{}
+		if op.kind != seen {
+			seen = op.kind
+			t := &c.caution.kinds[seen]
+			*t = trouble{most: min(2*t.limit(), maxBatch)}
 		}
 	}
 	c.recount()
@@ -132,7 +150,7 @@ func (c *Committer) cleared(ops []*operation) {
 // refused follows the refusal of an operation that was alone in its flush.
 func (l *lane) refused(ctx context.Context, op *operation, err error) (unfinished []*operation) {
 	switch {
-	case op.kept() && ownKeyTaken(err):
+	case op.kept() && store.IsRecorded(err):
 		return l.recallOrFence(ctx, []*operation{op})
 	case refusal.Of(err) == refusal.Value:
 		op.err = err
@@ -156,12 +174,6 @@ func conflict(err error) bool {
 	return code == "40P01" || code == "40001"
 }
 
-// ownKeyTaken reports whether a position in history, or the number of an attempt, is taken.
-func ownKeyTaken(err error) bool {
-	var pgErr *pgconn.PgError
-	return refusal.KeyTaken(err) && errors.As(err, &pgErr) && (pgErr.ConstraintName == "history_pkey" || pgErr.ConstraintName == "attempts_pkey")
-}
-
 // keep has an operation tried again later, unless its worker has lost its lease.
 func (c *Committer) keep(ctx context.Context, op *operation, err error) (unfinished []*operation) {
 	if !c.holds(op) {
@@ -174,10 +186,11 @@ func (c *Committer) keep(ctx context.Context, op *operation, err error) (unfinis
 	if op.refusals++; op.refusals == 1 {
 		c.caution.kept++
 	}
-	op.suspect, c.caution.kinds[op.kind] = true, true
-	op.notBefore = time.Now().Add(backoff(firstDelay, lastDelay, op.refusals))
-	c.caution.refused++
-	c.caution.resume = time.Now().Add(backoff(firstPause, lastPause, c.caution.refused))
+	op.suspect, op.tried = true, time.Now()
+	op.notBefore = op.tried.Add(backoff(firstDelay, lastDelay, op.refusals))
+	t := &c.caution.kinds[op.kind]
+	t.refused++
+	t.resume = op.tried.Add(backoff(firstPause, lastPause, t.refused))
 	return []*operation{op}
 }
 
@@ -229,8 +242,8 @@ func (c *Committer) abandon(ctx context.Context, ops []*operation) {
 		c.config.Abandoned(len(ops))
 	}
 	for _, op := range ops {
-		op.err = ErrFenced
-		c.settle(op)
+		c.release(op)
+		op.answer(nil, ErrFenced) // its run is gone, and with it the stream
 	}
 }
 
@@ -242,6 +255,10 @@ func (l *lane) lose(ctx context.Context, ops []*operation, cause error) (again [
 	l.hangUp()
 	if errors.Is(cause, context.DeadlineExceeded) {
 		l.most = max(len(ops)/4, 1) // more than gets through in time, perhaps: answers may be long
+	}
+	again = make([]*operation, 0, len(ops))
+	if slices.ContainsFunc(ops, func(op *operation) bool { return op.losses > 0 }) {
+		c.suspect(ops) // one of them may be what ends the connections
 	}
 	for _, op := range ops {
 		op.losses++

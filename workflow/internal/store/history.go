@@ -196,8 +196,9 @@ func eachPlace(do func(Place)) func(pgx.Rows) error {
 	}
 }
 
-// IsUniqueViolation reports whether err is PostgreSQL's 23505.
-func IsUniqueViolation(err error) bool {
+// IsRecorded reports whether err says that a position in history, or the number of a failed attempt, is taken. (Somebody's own unique
+// key, in a trigger say, is no such thing.)
+func IsRecorded(err error) bool {
 	var pgErr *pgconn.PgError
-	return errors.As(err, &pgErr) && pgErr.Code == "23505"
+	return errors.As(err, &pgErr) && pgErr.Code == "23505" && (pgErr.ConstraintName == "history_pkey" || pgErr.ConstraintName == "attempts_pkey")
 }

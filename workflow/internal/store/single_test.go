@@ -176,7 +176,7 @@ func carriedOut(ctx context.Context, t *testing.T, conn *pgx.Conn, queue func(b 
 		answers += string(text)
 	})
 	if err := tx.SendBatch(ctx, batch).Close(); err != nil {
-		if !store.IsUniqueViolation(err) {
+		if !store.IsRecorded(err) {
 			t.Fatal(err)
 		}
 		return answers + "taken", ""

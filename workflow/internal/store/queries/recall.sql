@@ -36,17 +36,26 @@ left join lateral (
 
 -- name: InterruptRuns
 -- What has kept steps from being recorded without being their fault: they are executed again. Which time of the step's it is comes back.
+-- One that is there already, because the answer to it was lost, is not counted again.
 with ask as materialized (
     select * from unnest($1::text[], $2::bigint[], $3::integer[], $4::text[]) with ordinality as a(id, token, position, error, ord)
+), owned as materialized (
+    select a.*, l.number as last, coalesce(l.once = a.error::json ->> 'once', false) as counted
+    from ask a cross join lateral (
+        select 1 from romancy.instances i
+        where i.id = a.id and i.token = a.token and i.worker = $5::bigint and i.status || '' = 'running' for share
+    ) fence left join lateral (
+        select n.number, n.error ->> 'once' as once from romancy.interruptions n
+        where n.instance_id = a.id and n.position = a.position order by n.number desc limit 1
+    ) l on true
+), added as (
+    insert into romancy.interruptions (instance_id, position, number, token, worker, error)
+    select o.id, o.position, coalesce(o.last, 0) + 1, o.token, $5::bigint, o.error::json
+    from owned o
+    where not o.counted
+    order by o.ord
+    returning instance_id, position, number
 )
-insert into romancy.interruptions (instance_id, position, number, token, worker, error)
-select a.id, a.position,
-       coalesce((select n.number from romancy.interruptions n
-                 where n.instance_id = a.id and n.position = a.position order by n.number desc limit 1), 0) + 1,
-       a.token, $5::bigint, a.error::json
-from ask a cross join lateral (
-    select 1 from romancy.instances i
-    where i.id = a.id and i.token = a.token and i.worker = $5::bigint and i.status || '' = 'running' for share
-) fence
-order by a.ord
-returning instance_id, position, number;
+select instance_id, position, number from added
+union all
+select o.id, o.position, o.last from owned o where o.counted;
