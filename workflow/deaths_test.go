@@ -120,6 +120,30 @@ func TestRunThatKillsItsWorkersIsStuckVisibleAndRetryable(t *testing.T) {
 	}
 }
 
+// A stuck run that is cancelled to undo its steps begins anew, as after Retry: neither its error nor its deaths are left.
+func TestCancelOfAStuckRunClearsWhatItWasStuckBy(t *testing.T) {
+	t.Parallel()
+	pool, client, id, _ := deathbed(t)
+	ctx := testContext(t)
+	execAll(t, pool, "insert into romancy.history (instance_id, position, token, kind, name) select id, 1, 0, 'activity', 'work' from romancy.instances")
+	for n, status := range []workflow.Status{workflow.StatusReady, workflow.StatusWaiting, workflow.StatusStuck} {
+		die(t, pool, id)
+		client.takeOver(t, id, status, n+1)
+	}
+	if err := client.Cancel(ctx, id, "give it up", workflow.Compensate()); err != nil {
+		t.Fatal(err)
+	}
+	info, err := client.Get(ctx, id)
+	if err != nil || info.Status != workflow.StatusReady || info.Err != nil || info.Deaths != 0 {
+		t.Errorf("%s after %d deaths with %v, %v", info.Status, info.Deaths, info.Err, err)
+	}
+	if n := count(t, pool, "select count(*) from romancy.instances where error is null and deaths = 0 and died_at is null and died_with is null"); n != 1 {
+		t.Error("its deaths are still there")
+	}
+	die(t, pool, id)
+	client.takeOver(t, id, workflow.StatusReady, 1)
+}
+
 // What a worker has recorded before it died says that the run was not what killed it.
 func TestDeathsAreForgottenWhenTheRunMakesProgress(t *testing.T) {
 	t.Parallel()

@@ -26,8 +26,8 @@ var (
 	ErrModeConflict = errors.New("channel is in use in another mode")
 	// ErrIDConflict is returned by Start when the id belongs to a run of another workflow or with another input.
 	ErrIDConflict = errors.New("id belongs to another run")
-	// ErrNotRetryable is returned by Retry for a run that is neither stuck nor failed, that has compensated all it had done, or that
-	// would only fail again by what stays recorded.
+	// ErrNotRetryable is returned by Retry for a run that is neither stuck nor failed, that has compensated all it had done, that
+	// would only fail again by what stays recorded, or whose history is being deleted by retention.
 	ErrNotRetryable = errors.New("the run cannot be retried")
 	// ErrCancelled is what a workflow is told by every command once its run is cancelled, as a *CancelledError, and what the
 	// result of such a run is, as a *RunError.

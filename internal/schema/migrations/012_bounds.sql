@@ -15,3 +15,6 @@ select m.created_at as at, m.id::text collate "C" as item, 0::bigint as version,
            'target_instance_id', case when m.mode = 'direct' then coalesce(
                (select i.id from {{.schema}}.instances i where i.line = m.receiver and i.ended_at is null limit 1), m.receiver) end))::text as payload
 from {{.schema}}.mailbox m;
+
+-- When retention has begun to delete what this run has left. Its history is not whole any more, so it cannot be retried.
+alter table {{.schema}}.instances add column drained_at timestamptz;

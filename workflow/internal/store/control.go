@@ -233,9 +233,10 @@ type Revive struct {
 	Resubscribe bool    // it gets the subscriptions back that its history has
 }
 
-// Revived is what RetryRun did: nothing if both are empty, because the run is not in that state any more.
+// Revived is what RetryRun did: nothing if there is no Workflow, for a reason that is given or because the run is not in that state any more.
 type Revived struct {
 	Taken    string // nothing, because this channel is in use in another mode
+	Drained  bool   // nothing, because retention has begun to delete its history
 	Workflow string // of the run, which goes on
 }
 
@@ -245,7 +246,7 @@ func (s *Store) RetryRun(b *pgx.Batch, ask Revive, into *Revived) {
 	b.Queue(s.queries.Get("RetryRun"), ask.ID, ask.Token, ask.Forget, ask.Resubscribe).Query(func(rows pgx.Rows) error {
 		*into = Revived{}
 		var taken, workflow *string
-		_, err := pgx.ForEachRow(rows, []any{&taken, &workflow}, func() error {
+		_, err := pgx.ForEachRow(rows, []any{&taken, &workflow, &into.Drained}, func() error {
 			into.Taken, into.Workflow = orZero(taken), orZero(workflow)
 			return nil
 		})

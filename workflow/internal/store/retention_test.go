@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"context"
 	"slices"
 	"testing"
 	"time"
@@ -121,5 +122,76 @@ func TestWhatEndedRunsHaveLeftGoesInPortions(t *testing.T) {
 	// 61 of a thousand at least, and those with two megabytes in each row: eight at most go at once.
 	if n := countRows(t, pool, "select count(*) from romancy.instances"); n != 0 || statements < 65 || statements > 75 {
 		t.Errorf("%d runs are left after %d statements", n, statements)
+	}
+}
+
+// What a Retry has locked is not drained. With the first portion that is deleted of a run its row is marked, also that of one which is
+// kept because it leads to another; RetryRun changes nothing then and says so.
+func TestRetryRunAndDrainEndedExcludeEachOther(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	s := newStore(t)
+	ctx := t.Context()
+	execAll(t, pool,
+		`insert into romancy.instances (id, workflow, status, token, ready_at, ended_at, output) values
+		 ('failed', 'order', 'failed', 1, now(), now() - interval '1 day', null),
+		 ('former', 'order', 'continued', 1, now(), now() - interval '1 day', '{"continued_as": "heir"}'),
+		 ('heir', 'order', 'waiting', 1, now(), null, null)`,
+		`insert into romancy.history (instance_id, position, token, kind, name) select id, n, 1, 'activity', 'charge' from romancy.instances, generate_series(1, 1500) n`)
+	drain := func() (removed int) {
+		t.Helper()
+		batch := &pgx.Batch{}
+		s.DrainEnded(batch, []string{"failed", "former", "heir"}, time.Hour, &removed)
+		if err := pool.SendBatch(ctx, batch).Close(); err != nil {
+			t.Fatal(err)
+		}
+		return removed
+	}
+	retry := func(tx pgx.Tx) (did store.Revived) {
+		t.Helper()
+		batch := &pgx.Batch{}
+		s.RetryRun(batch, store.Revive{Fence: store.Fence{ID: "failed", Token: 1}, Forget: []int32{1500}}, &did)
+		if err := tx.SendBatch(ctx, batch).Close(); err != nil {
+			t.Fatal(err)
+		}
+		return did
+	}
+	marked := func(id string) bool {
+		t.Helper()
+		return countRows(t, pool, "select count(*) from romancy.instances where drained_at is not null and id = '"+id+"'") == 1
+	}
+	tx, err := pool.Begin(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.Background()) }()
+	if did := retry(tx); did != (store.Revived{Workflow: "order"}) {
+		t.Errorf("RetryRun says %+v", did)
+	}
+	if n := drain(); n != 1000 || marked("failed") || !marked("former") {
+		t.Errorf("%d rows removed while it is retried; it is marked: %t, the former run: %t", n, marked("failed"), marked("former"))
+	}
+	if n := countRows(t, pool, "select count(*) from romancy.history where instance_id = 'failed'"); n != 1500 {
+		t.Errorf("%d records are left of a run that is retried", n)
+	}
+	if err := tx.Rollback(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if n := drain(); n != 1000 || !marked("failed") {
+		t.Errorf("%d rows removed; it is marked: %t", n, marked("failed"))
+	}
+	if err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+		if did := retry(tx); did != (store.Revived{Drained: true}) {
+			t.Errorf("RetryRun of a run that is marked says %+v", did)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if n := countRows(t, pool, "select count(*) from romancy.instances where id = 'failed' and status = 'failed' and token = 1"); n != 1 {
+		t.Error("RetryRun has changed a run that is marked")
+	}
+	if n := countRows(t, pool, "select count(*) from romancy.history where instance_id = 'heir'"); n != 1500 || marked("heir") {
+		t.Errorf("of a run that lives %d records are left", n)
 	}
 }

@@ -76,6 +76,7 @@ type Run struct {
 	Input    []byte
 	Output   []byte
 	Error    []byte
+	Drained  bool // retention has begun to delete its history
 }
 
 // Querier is a pool, a connection or a transaction.
@@ -105,7 +106,7 @@ func scanRun(row pgx.CollectableRow) (Run, error) {
 	var run Run
 	var worker *int64
 	var input, output, failure *string
-	err := row.Scan(&run.ID, &run.Workflow, &run.Status, &worker, &run.Token, &input, &output, &failure)
+	err := row.Scan(&run.ID, &run.Workflow, &run.Status, &worker, &run.Token, &input, &output, &failure, &run.Drained)
 	if worker != nil {
 		run.Worker = *worker
 	}

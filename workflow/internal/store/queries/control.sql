@@ -134,11 +134,11 @@ from (select 1) as one left join (select o.channel, o.id from own o order by o.c
 -- name: RetryRun
 -- Has a run go on that has stopped, if it still is in the state that this was decided from: $2 is the token it stopped with. The
 -- records and the failed attempts at the positions $3 are forgotten. $4: it gets its subscriptions back. Says which channel is
--- in use in another mode by now (nothing is changed then), and the workflow of the run if it goes on. LockRun comes before it, and
--- DiscardUnreceived, until it has found everything that the run must not receive. The case
+-- in use in another mode by now, and whether retention has begun to delete its history (nothing is changed then), and the workflow of the
+-- run if it goes on. LockRun comes before it, and DiscardUnreceived, until it has found everything that the run must not receive. The case
 -- keeps payloads out of which json could take nothing, for \u0000 in them, from being looked into.
 with target as materialized (
-    select i.id, i.status
+    select i.id, i.status, i.drained_at is not null as drained
     from romancy.instances i
     where i.id = $1::text and i.token = $2::bigint and i.status || '' in ('stuck', 'failed', 'cancelled')
     for no key update
@@ -163,7 +163,7 @@ with target as materialized (
     set status = 'ready', ready_at = clock_timestamp(), worker = null, token = i.token + 1, error = null, output = null, ended_at = null,
         deaths = 0, died_at = null, died_with = null, cancel = case when t.status <> 'failed' then i.cancel end
     from target t
-    where i.id = any (array[t.id]) and not exists (select 1 from taken)
+    where i.id = any (array[t.id]) and not t.drained and not exists (select 1 from taken)
     returning i.id, i.workflow
 ), forgotten as (
     delete from romancy.history h using revived r where h.instance_id = any (array[r.id]) and h.position = any ($3::integer[])
@@ -176,12 +176,13 @@ with target as materialized (
     select s.id, s.channel, s.mode from subscribed s join revived r on r.id = s.id
     on conflict (instance_id, channel) do nothing
 )
-select (select min(channel) from taken), (select workflow from revived) from target t;
+select (select min(channel) from taken), (select workflow from revived), t.drained from target t;
 
 -- name: DrainEnded
 -- What the runs $1 have left, if they ended more than $2 microseconds ago: history, failed attempts, interruptions, and of those that lead
 -- to no other run, messages. Of each at most $3 rows and, as they are stored, $4 bytes and one row more. What another sweep
--- works on is left to it. Returned: how many rows were deleted.
+-- works on is left to it, and a run that a Retry has locked. That must not find a history of which a part is gone, so with the first
+-- portion the row is marked. Returned: how many rows were deleted.
 with found as materialized (
     select i.id, i.over
     from unnest($1::text[]) as a(id) cross join lateral (
@@ -191,6 +192,8 @@ with found as materialized (
         where i.id = a.id and coalesce(i.ended_at, 'infinity') < statement_timestamp() - $2::bigint * interval '1 microsecond'
         for update skip locked
     ) i
+), marked as (
+    update romancy.instances i set drained_at = clock_timestamp() from found f where i.id = any (array[f.id]) and i.drained_at is null
 ), records as materialized (
     select c.instance_id, c.position
     from (
@@ -347,7 +350,7 @@ select (select count(*) from gone),
 
 -- name: CancelRun
 -- Ends a run that has nothing to undo or is not to ($3 false), else asks it to: whoever executes it learns of that, and a
--- parked or stuck one is executed for it. One that was asked is not ended without undoing its steps, unless it is stuck.
+-- parked or stuck one is executed for it, a stuck one as after a Retry. One that was asked is not ended without undoing its steps, unless it is stuck.
 -- Says what it found, what it did ('ended', 'asked' or nothing), whether the run had been asked before, and the run that one
 -- which has continued as new has become. LockRun comes before it.
 -- What was sent to a run that ends is received by nobody. The first of it is deleted here, the rest swept, as by FinishRuns.
@@ -374,7 +377,11 @@ with target as materialized (
     set cancel = coalesce(i.cancel, $2::text::json),
         status = case when t.status = 'running' then 'running' else 'ready' end,
         worker = case when t.status = 'running' then i.worker end,
-        ready_at = case when t.status in ('running', 'ready') then i.ready_at else clock_timestamp() end
+        ready_at = case when t.status in ('running', 'ready') then i.ready_at else clock_timestamp() end,
+        error = case when t.status <> 'stuck' then i.error end,
+        deaths = case when t.status <> 'stuck' then i.deaths else 0 end,
+        died_at = case when t.status <> 'stuck' then i.died_at end,
+        died_with = case when t.status <> 'stuck' then i.died_with end
     from cancellable t
     where i.id = any (array[t.id]) and $3::boolean and t.begun
     returning i.id
