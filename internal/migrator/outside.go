@@ -2,7 +2,6 @@ package migrator
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -26,7 +25,8 @@ type Free struct {
 // the lock and does nothing, so that CREATE INDEX CONCURRENTLY does not wait for it. What work writes in tx after them is
 // committed only if the lock was held all the time.
 func (s *Session) Outside(ctx context.Context, work func(ctx context.Context, tx pgx.Tx, free *Free) error) error {
-	return s.Step(ctx, func(ctx context.Context, tx pgx.Tx) error {
+	nothing := func(context.Context, pgx.Tx) error { return nil } // tx must lock no table that free needs
+	return s.locked(ctx, nothing, func(ctx context.Context, tx pgx.Tx) error {
 		conn, err := s.free(ctx)
 		if err != nil {
 			return err
@@ -131,31 +131,4 @@ func (f *Free) waitsFor(ctx context.Context, statement string) *openError {
 		return nil
 	}
 	return found
-}
-
-// interruptVacuums waits for tables of the schema that are being vacuumed, in a mode that keeps nobody from reading or writing, and
-// for so long that PostgreSQL ends an automatic vacuum for it. It does that only for those who wait for longer than deadlock_timeout,
-// which a migration never does.
-func (s *Session) interruptVacuums(ctx context.Context) {
-	_ = s.transaction(ctx, func(ctx context.Context, tx pgx.Tx) error {
-		rows, err := tx.Query(ctx, `select format('lock table %I.%I in share update exclusive mode', n.nspname, c.relname)
-			from pg_locks l join pg_class c on c.oid = l.relation join pg_namespace n on n.oid = c.relnamespace
-			where l.locktype = 'relation' and l.database = (select oid from pg_database where datname = current_database())
-				and l.granted and l.mode = 'ShareUpdateExclusiveLock' and l.pid <> pg_backend_pid()
-				and n.nspname = $1::text and c.relkind = 'r' order by c.relname limit 1`, s.schema)
-		if err != nil {
-			return err
-		}
-		statements, err := pgx.CollectRows(rows, pgx.RowTo[string])
-		if err != nil || len(statements) == 0 {
-			return errors.Join(err, errRollBack)
-		}
-		if _, err := tx.Exec(ctx, `select set_config('lock_timeout', (setting::int + 500)::text, true) from pg_settings where name = 'deadlock_timeout'`); err != nil {
-			return err
-		}
-		if _, err := tx.Exec(ctx, statements[0]); err != nil {
-			return err
-		}
-		return errRollBack
-	})
 }

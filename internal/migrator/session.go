@@ -70,13 +70,24 @@ func (s *Session) Read(ctx context.Context, work func(ctx context.Context, tx pg
 // Step carries out work in one transaction, which holds the lock, and commits. It waits for another migration, and starts over
 // when a table stays locked by others, for as long as ctx lets it; work may therefore be called several times.
 func (s *Session) Step(ctx context.Context, work func(ctx context.Context, tx pgx.Tx) error) error {
+	return s.locked(ctx, s.interruptVacuums, work)
+}
+
+// locked is Step whose transaction begins with unblock if a table was locked by others in the attempt before.
+func (s *Session) locked(ctx context.Context, unblock, work func(ctx context.Context, tx pgx.Tx) error) error {
 	wait := newWait(s.logger, s.schema)
+	again := false
 	for pause := firstPause; ; pause = min(2*pause, longestPause) {
 		err := s.transaction(ctx, func(ctx context.Context, tx pgx.Tx) error {
 			if err := lock(ctx, tx, s.schema); err != nil {
 				return err
 			}
 			wait.ended(ctx)
+			if again {
+				if err := unblock(ctx, tx); err != nil {
+					return err
+				}
+			}
 			return work(ctx, tx)
 		})
 		held := (*heldError)(nil)
@@ -85,7 +96,7 @@ func (s *Session) Step(ctx context.Context, work func(ctx context.Context, tx pg
 			wait.held(ctx, held)
 		case blocked(err):
 			s.explain(ctx, wait, err)
-			s.interruptVacuums(ctx)
+			again = true
 			pause = lockPause
 		default:
 			wait.unblocked(ctx, err)
