@@ -23,11 +23,8 @@ const (
 	// CONCURRENTLY waits for every statement that is executing, so the two would wait for each other.
 	firstPause   = 20 * time.Millisecond
 	longestPause = 500 * time.Millisecond
-	// lockPatience is how long a statement waits for a lock on a table. Whoever needs the table queues behind it, heartbeats
-	// included, so it must be short beside a lease. Then the transaction is rolled back and tried again.
-	lockPatience = 2 * time.Second
-	// lockPause lies between two such attempts, and lets those that queued do their work.
-	lockPause = 2 * time.Second
+	// lockPause lies between two attempts to lock a table, and lets those that queued do their work.
+	lockPause = time.Second
 )
 
 // Session migrates one schema on a connection of its own. It is for one goroutine.
@@ -73,13 +70,24 @@ func (s *Session) Read(ctx context.Context, work func(ctx context.Context, tx pg
 // Step carries out work in one transaction, which holds the lock, and commits. It waits for another migration, and starts over
 // when a table stays locked by others, for as long as ctx lets it; work may therefore be called several times.
 func (s *Session) Step(ctx context.Context, work func(ctx context.Context, tx pgx.Tx) error) error {
+	return s.locked(ctx, s.interruptVacuums, work)
+}
+
+// locked is Step whose transaction begins with unblock if a table was locked by others in the attempt before.
+func (s *Session) locked(ctx context.Context, unblock, work func(ctx context.Context, tx pgx.Tx) error) error {
 	wait := newWait(s.logger, s.schema)
+	again := false
 	for pause := firstPause; ; pause = min(2*pause, longestPause) {
 		err := s.transaction(ctx, func(ctx context.Context, tx pgx.Tx) error {
 			if err := lock(ctx, tx, s.schema); err != nil {
 				return err
 			}
 			wait.ended(ctx)
+			if again {
+				if err := unblock(ctx, tx); err != nil {
+					return err
+				}
+			}
 			return work(ctx, tx)
 		})
 		held := (*heldError)(nil)
@@ -88,6 +96,7 @@ func (s *Session) Step(ctx context.Context, work func(ctx context.Context, tx pg
 			wait.held(ctx, held)
 		case blocked(err):
 			s.explain(ctx, wait, err)
+			again = true
 			pause = lockPause
 		default:
 			wait.unblocked(ctx, err)
@@ -99,38 +108,6 @@ func (s *Session) Step(ctx context.Context, work func(ctx context.Context, tx pg
 		case <-time.After(pause):
 		}
 	}
-}
-
-// Outside is Step for statements that refuse to be executed in a transaction: they are sent on free, one by one, while tx holds
-// the lock and does nothing, so that CREATE INDEX CONCURRENTLY does not wait for it. What work writes in tx after them is
-// committed only if the lock was held all the time.
-func (s *Session) Outside(ctx context.Context, work func(ctx context.Context, tx pgx.Tx, free *pgx.Conn) error) error {
-	return s.Step(ctx, func(ctx context.Context, tx pgx.Tx) error {
-		free, err := s.free(ctx)
-		if err != nil {
-			return err
-		}
-		defer dial.HangUp(free)
-		return work(ctx, tx, free)
-	})
-}
-
-// free returns a connection whose session has the settings of a migration, if that session is certainly ours. A pooler tells its
-// clients another process id than the server's; what were set there would be left behind for others.
-func (s *Session) free(ctx context.Context) (*pgx.Conn, error) {
-	conn, err := connect(ctx, s.pool)
-	if err != nil {
-		return nil, err
-	}
-	var pid int64
-	if err = conn.QueryRow(ctx, "select pg_catalog.pg_backend_pid()").Scan(&pid); err == nil && pid == int64(conn.PgConn().PID()) {
-		_, err = conn.PgConn().Exec(ctx, settings("session", 0)).ReadAll()
-	}
-	if err != nil {
-		dial.HangUp(conn)
-		return nil, err
-	}
-	return conn, nil
 }
 
 // errRollBack ends a transaction that has only read.
@@ -157,7 +134,7 @@ func (s *Session) transaction(ctx context.Context, work func(ctx context.Context
 }
 
 func prepare(ctx context.Context, tx pgx.Tx) error {
-	if _, err := tx.Conn().PgConn().Exec(ctx, settings("local", lockPatience)).ReadAll(); err != nil {
+	if _, err := tx.Conn().PgConn().Exec(ctx, settings("local")+";\n"+patience).ReadAll(); err != nil {
 		return fmt.Errorf("settings of the transaction: %w", err)
 	}
 	return nil
@@ -166,18 +143,25 @@ func prepare(ctx context.Context, tx pgx.Tx) error {
 // settings makes names mean what we mean, takes away the limits that a role, a database or a pool may have set for ordinary
 // work, and has the server notice during a long statement that its client is gone, where its platform can. The scope is local,
 // for a transaction, or session. transaction_timeout is there from PostgreSQL 17 on.
-func settings(scope string, patience time.Duration) string {
+func settings(scope string) string {
 	return fmt.Sprintf(`set %[1]s search_path = pg_catalog, pg_temp;
 set %[1]s standard_conforming_strings = on;
-set %[1]s lock_timeout = %[2]d;
-select set_config(name, '0', %[3]t) from pg_settings
+set %[1]s lock_timeout = 0;
+select set_config(name, '0', %[2]t) from pg_settings
 where name in ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout');
 do $romancy$ begin
-    perform set_config('client_connection_check_interval', '2s', %[3]t);
+    perform set_config('client_connection_check_interval', '2s', %[2]t);
 exception when others then null;
 end $romancy$`,
-		scope, patience.Milliseconds(), scope == "local")
+		scope, scope == "local")
 }
+
+// patience bounds how long a statement of a transaction waits for a lock on a table: then the transaction is rolled back and tried
+// again. Whoever needs a table that we have locked or wait for queues behind us, heartbeats included. And if one of them holds what we
+// wait for, that is a deadlock, which PostgreSQL ends at the cost of the one whose deadlock_timeout is over first. So that it is
+// never the application's, we give up before: a quarter leaves room for a migration that waits for three tables in turn.
+const patience = `select set_config('lock_timeout', greatest(1, least(500, setting::int / 4))::text, true)
+from pg_settings where name = 'deadlock_timeout'`
 
 // blocked reports whether err says that others hold a lock on a table: a deadlock is one, too, of which PostgreSQL has ended one
 // side.

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/romancy-go/romancy/internal/migrator"
 	"github.com/romancy-go/romancy/internal/refusal"
 )
 
@@ -58,7 +59,7 @@ var indexMade = regexp.MustCompile(`(?i)^create (?:unique )?index concurrently i
 // oneByOne sends each statement by itself on free, while tx holds the lock. An index that an interrupted attempt has left behind
 // is there by name, but not valid: it is dropped first. An attempt whose client is gone may still be at work on it; then the
 // drop waits for that.
-func oneByOne(ctx context.Context, tx pgx.Tx, free *pgx.Conn, schema string, statements []string) error {
+func oneByOne(ctx context.Context, tx pgx.Tx, free *migrator.Free, schema string, statements []string) error {
 	for _, statement := range statements {
 		index := ""
 		if parts := indexMade.FindStringSubmatch(statement); parts != nil {
@@ -66,12 +67,12 @@ func oneByOne(ctx context.Context, tx pgx.Tx, free *pgx.Conn, schema string, sta
 			if valid, err := indexValid(ctx, tx, schema, index); err != nil {
 				return err
 			} else if valid != nil && !*valid {
-				if _, err := free.Exec(ctx, fmt.Sprintf("drop index concurrently if exists %s.%s", schema, index)); err != nil {
+				if err := free.Exec(ctx, fmt.Sprintf("drop index concurrently if exists %s.%s", schema, index)); err != nil {
 					return fmt.Errorf("drop index %s, which an interrupted attempt has left: %w", index, err)
 				}
 			}
 		}
-		if _, err := free.Exec(ctx, statement); err != nil {
+		if err := free.Exec(ctx, statement); err != nil {
 			if remedy := refusal.Remedy(err); remedy != "" {
 				err = fmt.Errorf("%w: %s", err, remedy)
 			}

@@ -1,5 +1,8 @@
 -- Who owns a run, and what becomes of those whose worker is gone.
 
+-- In the order in which those who write lock them, so that nobody waits for us who holds what we wait for.
+lock table {{.schema}}.instances, {{.schema}}.history, {{.schema}}.workers in access exclusive mode;
+
 -- Workers choose their ids at random, so that none is used twice, also by a database that has lost its last commits. Older builds
 -- go on leaving it to the database.
 alter table {{.schema}}.workers
