@@ -62,13 +62,14 @@ const maxReason = 10_000
 // carried out: from then on the run can neither complete nor fail nor continue as new. If its function returns, or fails,
 // before a command has told it, it is told at its end, undoes its steps and ends as cancelled. Cancel does not wait for that: Result
 // does. Only a run that becomes stuck before it has undone its steps stays as it is, until [Engine.Retry] lets it go on undoing
-// them, or Cancel without Compensate gives it up.
+// them, or Cancel without Compensate gives it up. That ends any stuck run as cancelled, also one that was undoing its steps because it
+// had failed: the steps that it has not undone stay done.
 //
 // It returns nil also for a run that is cancelled already, however it was, and, with Compensate, for one that undoes its steps because
 // it is being cancelled: a Cancel whose answer was lost can be repeated. The first reason stays. It returns ErrNotFound if
 // there is no such run, ErrNotStarted, ErrClosed, and ErrEnded if the request came too late: the run has ended in another way, or
 // undoes its steps because it has failed. Without Compensate it returns ErrEnded also for a run that was asked to undo its steps
-// before, because that was promised.
+// before and is not stuck, because that was promised.
 //
 // There is no form of Cancel for a caller's transaction: it would lock the run's row, and hold up its worker, until that ends.
 func (e *Engine) Cancel(ctx context.Context, id, reason string, options ...CancelOption) error {

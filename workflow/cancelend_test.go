@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/romancy-go/romancy/internal/pgtest"
 	"github.com/romancy-go/romancy/workflow"
@@ -132,5 +134,82 @@ func TestCancelThatWasLearntAtTheEndGoesOnElsewhere(t *testing.T) {
 				t.Errorf("undone in %d attempts, want the one that was lost and another", n)
 			}
 		})
+	}
+}
+
+// A run that is stuck while it undoes its steps, because it has failed or is cancelled, is given up by Cancel without Compensate, which
+// ends it with what is not undone. Cancel with Compensate leaves it as it is.
+func TestCancelGivesUpARunThatIsStuckWhileItUndoesItsSteps(t *testing.T) {
+	t.Parallel()
+	for _, cause := range []workflow.Status{workflow.StatusFailed, workflow.StatusCancelled} {
+		t.Run(string(cause), func(t *testing.T) {
+			t.Parallel()
+			giveUpUndoing(t, cause)
+		})
+	}
+}
+
+func giveUpUndoing(t *testing.T, cause workflow.Status) {
+	t.Helper()
+	pool, ctx := pgtest.Pool(t), testContext(t)
+	var attempts atomic.Int32
+	trip := func(name string) *workflow.Workflow[int, int] {
+		book := workflow.DefineActivity(name, func(context.Context, int) (int, error) { return 1, nil },
+			workflow.WithRetry(workflow.RetryPolicy{MaxAttempts: 1000, InitialInterval: 100 * time.Millisecond, MaxInterval: 100 * time.Millisecond})).
+			WithCompensation(func(context.Context, int, int) error {
+				attempts.Add(1)
+				return errors.New("not now")
+			})
+		return workflow.Define("trip", func(ctx *workflow.Context, _ int) (int, error) {
+			if _, err := book.Execute(ctx, 1); err != nil {
+				return 0, err
+			}
+			if cause == workflow.StatusFailed {
+				return 0, errors.New("no flight")
+			}
+			return 0, workflow.Sleep(ctx, time.Hour)
+		})
+	}
+	flow := trip("hotel")
+	one := startWorker(t, pool, []workflow.Definition{flow})
+	run, err := flow.Start(ctx, one.Engine, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cause == workflow.StatusCancelled {
+		eventually(t, "it sleeps", func() bool {
+			return count(t, pool, "select count(*) from romancy.instances where status = 'waiting'") == 1
+		})
+		if err := one.Cancel(ctx, run.ID(), "changed my mind", workflow.Compensate()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "it undoes", func() bool { return attempts.Load() > 0 })
+	if err := one.Cancel(ctx, run.ID(), "give it up"); !errors.Is(err, workflow.ErrEnded) {
+		t.Errorf("cancel of a run that undoes its steps: %v, want ErrEnded", err)
+	}
+	one.shutdown(t)
+	changed := trip("inn") // does not fit its history
+	two := startWorker(t, pool, []workflow.Definition{changed})
+	status := func() workflow.Status {
+		info, err := two.Get(ctx, run.ID())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.Status
+	}
+	eventually(t, "it is stuck", func() bool { return status() == workflow.StatusStuck })
+	_ = two.Cancel(ctx, run.ID(), "again", workflow.Compensate()) // nil or ErrEnded, after what it undoes its steps for
+	if now := status(); now != workflow.StatusStuck {
+		t.Errorf("cancelled with Compensate it is %s, want it to stay stuck", now)
+	}
+	for range 2 { // a Cancel whose answer was lost can be repeated
+		if err := two.Cancel(ctx, run.ID(), "give it up"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ended := new(workflow.RunError)
+	if _, err := changed.Run(two.Engine, run.ID()).Result(ctx); !errors.As(err, &ended) || ended.Status != workflow.StatusCancelled || ended.Message != "give it up" {
+		t.Errorf("got %v, want the run to be cancelled for the reason that it was given up for", err)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -78,53 +79,95 @@ func TestContinueAsNewCarriesInputAndMail(t *testing.T) {
 	}
 }
 
-// A message of a transaction that was open while its receiver continued as new follows it as well, told of or not.
+// A message of a transaction that was open while its receiver continued as new follows it as well, told of or not, wherever the run is
+// that it has become, parked or waiting beside a step. What is told names the run that was.
 func TestMailOfAnOpenTransactionFollowsWhoContinuesAsNew(t *testing.T) {
 	t.Parallel()
-	for name, options := range map[string][]workerOption{"told": nil, "not told": {withoutNotify}} {
+	// Neither a fallback nor a heartbeat helps out.
+	hourly := configured(func(c *workflow.Config) { c.FallbackInterval, c.Lease = time.Hour, time.Hour })
+	for name, with := range map[string]traveller{
+		"told":                {workers: 1, options: []workerOption{hourly}},
+		"told, among workers": {workers: 3, options: []workerOption{hourly}},
+		"told, beside a step": {workers: 2, options: []workerOption{hourly}, beside: true},
+		"not told": {workers: 1, options: []workerOption{
+			withoutNotify, configured(func(c *workflow.Config) { c.FallbackInterval = time.Second }),
+		}},
+	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			pool := pgtest.Pool(t)
-			flow := workflow.Define("moving", func(ctx *workflow.Context, moves int) (string, error) {
-				if moves > 0 {
-					if _, err := workflow.Receive[string](ctx, "move"); err != nil {
-						return "", err
-					}
-					return "", workflow.ContinueAsNew(ctx, moves-1)
-				}
-				message, err := workflow.Receive[string](ctx, "letters")
-				return message.Body, err
-			})
-			options = append(options, configured(func(c *workflow.Config) { c.FallbackInterval = time.Second }))
-			w := startWorker(t, pool, []workflow.Definition{flow}, options...)
-			ctx := testContext(t)
-			run, err := flow.Start(ctx, w.Engine, 2, workflow.WithID("traveller"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			tx, err := pool.Begin(ctx)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer func() { _ = tx.Rollback(context.Background()) }()
-			if err := w.SendToTx(ctx, tx, run.ID(), "letters", "hello"); err != nil {
-				t.Fatal(err)
-			}
-			for range 2 {
-				if err := w.SendTo(ctx, run.ID(), "move", "on"); err != nil {
-					t.Fatal(err)
-				}
-			}
-			eventually(t, "it has moved twice and waits", func() bool {
-				return count(t, pool, "select count(*) from romancy.instances where status = 'waiting' and 'letters' = any (wake_channels)") == 1
-			})
-			if err := tx.Commit(ctx); err != nil {
-				t.Fatal(err)
-			}
-			if body, err := run.Result(ctx); err != nil || body != "hello" {
-				t.Errorf("got %q, %v", body, err)
-			}
+			with.receivesLateMail(t)
 		})
+	}
+}
+
+// traveller is how a run waits that has continued as new while a message for it was not committed.
+type traveller struct {
+	workers int
+	options []workerOption
+	beside  bool // a step of it executes meanwhile
+}
+
+func (with traveller) receivesLateMail(t *testing.T) {
+	t.Helper()
+	pool, ctx := pgtest.Pool(t), testContext(t)
+	var executing atomic.Bool
+	release := make(chan struct{})
+	step := workflow.DefineActivity("step", func(context.Context, int) (int, error) {
+		executing.Store(true)
+		<-release
+		return 1, nil
+	})
+	flow := workflow.Define("moving", func(ctx *workflow.Context, moves int) (string, error) {
+		if moves > 0 {
+			if _, err := workflow.Receive[string](ctx, "move"); err != nil {
+				return "", err
+			}
+			return "", workflow.ContinueAsNew(ctx, moves-1)
+		}
+		if with.beside {
+			step.Go(ctx, 1)
+		}
+		message, err := workflow.Receive[string](ctx, "letters")
+		return message.Body, err
+	})
+	var w *worker
+	for range with.workers {
+		w = startWorker(t, pool, []workflow.Definition{flow}, with.options...)
+	}
+	t.Cleanup(func() { close(release) }) // before the workers are shut down
+	run, err := flow.Start(ctx, w.Engine, 2, workflow.WithID("traveller"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tx, err := pool.Begin(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.Background()) }()
+	if err := w.SendToTx(ctx, tx, run.ID(), "letters", "hello"); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := w.SendTo(ctx, run.ID(), "move", "on"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "it has moved twice and waits", func() bool {
+		return executing.Load() ||
+			count(t, pool, "select count(*) from romancy.instances where status = 'waiting' and 'letters' = any (wake_channels)") == 1
+	})
+	time.Sleep(time.Second) // what followed from its moves is done everywhere, and does not happen to find the message
+	if err := tx.Commit(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if with.beside {
+		eventually(t, "it receives the message while its step executes", func() bool {
+			return count(t, pool, "select count(*) from romancy.history where kind = 'receive' and payload ->> 'body' = 'hello'") == 1
+		})
+		return
+	}
+	if body, err := run.Result(ctx); err != nil || body != "hello" {
+		t.Errorf("got %q, %v", body, err)
 	}
 }
 

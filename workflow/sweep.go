@@ -221,6 +221,7 @@ func (e *Engine) sweepMailFor(ctx context.Context, runs, channels []string, more
 func (e *Engine) roused(found *store.Roused) {
 	e.madeReady(found.Runs)
 	e.sent(found.Forwarded)
+	e.lookFor(found.Heirs)
 }
 
 func keys[V any](byName map[string]V) []string {

@@ -163,6 +163,20 @@ func (e *Engine) look(r *run) {
 	}
 }
 
+// lookFor looks for the mail of those of the runs that wait here. Each has continued a run that a message was announced for: every
+// worker that listens has heard that, and asks, so the one that has the run finds it.
+func (e *Engine) lookFor(runs []string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, id := range runs {
+		if r := e.cache.runs[id]; r != nil {
+			for _, on := range r.listening {
+				e.lookLocked(r, on)
+			}
+		}
+	}
+}
+
 // lookLocked looks whether r has mail on a channel, and wakes it if so. One that waits without being parked looks itself.
 func (e *Engine) lookLocked(r *run, on listening) {
 	if r.phase != parked {

@@ -156,6 +156,7 @@ type Roused struct {
 	Held      []string // runs that were not, because their rows are held at the moment
 	HeldOn    []string // the channels on which they have messages, as far as it is said
 	Forwarded []Sent   // sent to a run that has continued as new, by an older build, and for its successor now
+	Heirs     []string // what the runs that were asked about have continued as, where that lives
 	More      bool     // there may be others, which a sweep through the mailbox finds
 }
 
@@ -185,7 +186,15 @@ func (s *Store) SweepMailFor(b *pgx.Batch, runs, channels []string, since []int6
 	b.Queue(s.queries.Get("SweepMailFor"), runs, channels, since, limit).Query(func(rows pgx.Rows) error {
 		*into = Roused{}
 		var found rousedRow
-		_, err := pgx.ForEachRow(rows, append([]any{&into.More}, found.fields()...), func() error { into.add(found); return nil })
+		var heir *bool
+		_, err := pgx.ForEachRow(rows, append([]any{&into.More, &heir}, found.fields()...), func() error {
+			if heir != nil && *heir {
+				into.Heirs = append(into.Heirs, *found.id)
+				return nil
+			}
+			into.add(found)
+			return nil
+		})
 		return err
 	})
 }

@@ -350,7 +350,8 @@ select (select count(*) from gone),
 
 -- name: CancelRun
 -- Ends a run that has nothing to undo or is not to ($3 false), else asks it to: whoever executes it learns of that, and a
--- parked or stuck one is executed for it, a stuck one as after a Retry. One that was asked is not ended without undoing its steps, unless it is stuck.
+-- parked or stuck one is executed for it, a stuck one as after a Retry. One that was asked, or undoes its steps, is not ended without
+-- that, unless it is stuck.
 -- Says what it found, what it did ('ended', 'asked' or nothing), whether the run had been asked before, and the run that one
 -- which has continued as new has become. LockRun comes before it.
 -- What was sent to a run that ends is received by nobody. The first of it is deleted here, the rest swept, as by FinishRuns.
@@ -363,7 +364,7 @@ with target as materialized (
 ), cancellable as materialized (
     select t.*
     from target t
-    where t.status in ('ready', 'running', 'waiting', 'stuck') and not t.compensating
+    where t.status in ('ready', 'running', 'waiting', 'stuck') and (not t.compensating or t.status = 'stuck' and not $3::boolean)
       and ($3::boolean or not t.asked_before or t.status = 'stuck')
 ), ended as (
     update romancy.instances i

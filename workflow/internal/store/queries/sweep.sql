@@ -86,6 +86,8 @@ from (select 1) as one left join (
 -- worker holds them in memory. Messages for whoever competes count on those channels, from $3 on. A run may be one that has
 -- continued as new. Of each run $4 strayed messages at most are moved, and of each channel as many subscribers looked at. Runs whose
 -- rows are held at the moment come back without a workflow.
+-- Of each run that has continued as new the run of its line that lives comes back too, unless it was made ready: a worker that has it
+-- in memory has been told of the former one only.
 -- Also returned, whether there are rows or not: whether something may be left, for SweepMail.
 with asked as materialized (
     select a.id, former.line, living.id as living
@@ -151,13 +153,16 @@ with asked as materialized (
     returning m.id, m.channel, s.living
 )
 select exists (select from subscribed s group by s.name having count(*) = $4::bigint)
-       or exists (select from strayed s group by s.receiver having count(*) = $4::bigint), f.id, f.workflow, f.message, f.channel
+       or exists (select from strayed s group by s.receiver having count(*) = $4::bigint), f.heir, f.id, f.workflow, f.message, f.channel
 from (select 1) as one left join (
-    select w.id, w.workflow, null::bigint as message, null::text as channel from woken w
+    select w.id, w.workflow, null::bigint as message, null::text as channel, false as heir from woken w
     union all
-    select l.id, null, null, null from mailed l where (l.id in (select f.id from found f)) is not true
+    select l.id, null, null, null, false from mailed l where (l.id in (select f.id from found f)) is not true
     union all
-    select o.living, null, o.id, o.channel from moved o
+    select o.living, null, o.id, o.channel, false from moved o
+    union all
+    select distinct a.living, null, null::bigint, null, true from asked a
+    where a.living is not null and (a.living in (select f.id from found f)) is not true
 ) f on true;
 
 -- name: SweepDeadlines
