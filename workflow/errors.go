@@ -276,8 +276,9 @@ func (f failure) encode() []byte { return mustEncode(f) }
 type attemptFailure struct {
 	failure
 
-	Kind journal.Kind `json:"kind,omitempty"`
-	Step string       `json:"step,omitempty"`
+	Kind    journal.Kind `json:"kind,omitempty"`
+	Step    string       `json:"step,omitempty"`
+	InDoubt bool         `json:"in_doubt,omitempty"` // see [step]
 }
 
 func (f attemptFailure) encode() []byte { return mustEncode(f) }
