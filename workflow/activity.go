@@ -81,6 +81,9 @@ func DefineActivity[In, Out any](name string, fn func(ctx context.Context, in In
 // WithCompensation returns a copy of the activity that is undone by compensate when the workflow fails later. The
 // compensations of all activities that succeeded run in reverse order, each as a durable step with the activity's options
 // (ten attempts if it has no retry policy).
+//
+// If the worker leaves while a step begun by [Activity.Go] is under way, and the run fails or is cancelled, the step is executed to its end and
+// undone. One by Execute is not if the run is cancelled before another worker has it: that it had begun is not recorded.
 func (a *Activity[In, Out]) WithCompensation(compensate func(ctx context.Context, in In, out Out) error) *Activity[In, Out] {
 	compensated := *a
 	compensated.compensate = compensate

@@ -17,7 +17,8 @@ import (
 // watchBeginning has it noted when f begins, and how it is undone when it has ended.
 func (r *run) watchBeginning(f *flight, undo func(position int32, output []byte)) {
 	f.settled = func(output []byte) { undo(f.position, output) }
-	f.unsettled = r.journal.Unsettled(f.position)
+	f.unsettled.Store(r.journal.Unsettled(f.position))
+	f.step.inDoubt = r.journal.InDoubt(f.position)
 	f.begun.Store(r.journal.Begun(f.position))
 	f.step.begin = func() error { return r.noteBegun(f) }
 }
@@ -37,7 +38,7 @@ func (r *run) noteBegun(f *flight) error {
 // noteGivenUp notes that f, which lost a Select, has returned without success, so that it is not executed again to be undone. If
 // that fails it is executed again, which is correct, too. It is called by the goroutine of f when it ends.
 func (r *run) noteGivenUp(f *flight, record *stepRecord) {
-	if record == nil && f.rejected.Load() && f.begun.Load() && !f.unsettled && r.broken.Load() == nil && !r.lost.Load() {
+	if record == nil && f.rejected.Load() && f.begun.Load() && !f.unsettled.Load() && r.broken.Load() == nil && !r.lost.Load() {
 		_ = r.note(journal.GivenUp, f)
 	}
 }
@@ -59,6 +60,9 @@ func (r *run) ground() {
 		if !slices.Contains(owed, f) || f.ctx.Err() != nil {
 			r.drop(f)
 		}
+	}
+	for _, f := range owed {
+		f.settling.Store(!f.step.inDoubt)
 	}
 	r.awaitSilence()
 	r.checkpoint() // history knows more than this process of a step that was interrupted
@@ -86,14 +90,15 @@ func (r *run) owed() (owed []*flight) {
 		r.stuck(diverged)
 	}
 	for _, f := range r.air.flights {
-		if f.unsettled && !r.air.recorded(f) {
+		if f.unsettled.Load() && !r.air.recorded(f) {
 			owed = append(owed, f)
 		}
 	}
 	return owed
 }
 
-// finishBegun executes flights until each has a record, with their retry policies, also if the run is cancelled.
+// finishBegun executes flights until each has a record, also if the run is cancelled: with their retry policies, but only once more where
+// nothing but the time says that an attempt may have begun after the last one that failed.
 func (r *run) finishBegun(owed []*flight) {
 	r.finishing = true
 	recorded := func() bool {

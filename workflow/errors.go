@@ -276,9 +276,10 @@ func (f failure) encode() []byte { return mustEncode(f) }
 type attemptFailure struct {
 	failure
 
-	Kind journal.Kind `json:"kind,omitempty"`
-	Step string       `json:"step,omitempty"`
-	Once string       `json:"once,omitempty"` // of an interruption: what it is known by when its answer was lost
+	Kind    journal.Kind `json:"kind,omitempty"`
+	Step    string       `json:"step,omitempty"`
+	InDoubt bool         `json:"in_doubt,omitempty"` // see [step]
+	Once    string       `json:"once,omitempty"`     // of an interruption: what it is known by when its answer was lost
 }
 
 func (f attemptFailure) encode() []byte { return mustEncode(f) }

@@ -41,7 +41,8 @@ type flight struct {
 	knownAt  int32               // the last position when the workflow learnt that it had failed; 0: it has not. The run's goroutine's
 	settled  func(output []byte) // notes how it is undone; nil: it is not, or that is noted
 
-	unsettled bool        // an earlier execution of the run began it, and nobody knows how that ended: the run's goroutine's
+	unsettled atomic.Bool // an earlier execution of the run began it, and nobody knows how that ended
+	settling  atomic.Bool // its next attempt that ends is the last
 	steadfast bool        // it goes on although the run is to be cancelled: the run's goroutine's, until it begins
 	begun     atomic.Bool // that it has begun is noted
 	rejected  atomic.Bool // another case of a Select was chosen
@@ -131,7 +132,7 @@ func (a *airspace) recallDelayed() (stay bool, due *int64) {
 // ends: the workflow may turn out not to want it.
 func (r *run) launch(s step, body stepBody, undo func(position int32, output []byte)) (*flight, error) {
 	r.checkpoint()
-	if r.cancelled != nil {
+	if r.heedFailing() || r.cancelled != nil {
 		return nil, r.cancelled
 	}
 	position, record, recorded, err := r.journal.Launch(s.kind, s.name)
@@ -302,7 +303,7 @@ func (r *run) failFlight(f *flight, err error) *stepRecord {
 	case r.lost.Load():
 		f.stop()
 	case f.ctx.Err() != nil: // whoever does not want it any more has said so
-	case f.failed.add(f.step.options.retry, err):
+	case f.failed.add(f.step.options.retry, err) || f.settling.Load():
 		return r.recordFlight(f, f.failed.record(err))
 	default:
 		r.delayFlight(f, err)
@@ -340,6 +341,9 @@ func (r *run) delayFlight(f *flight, cause error) {
 		return
 	}
 	r.engine.tellTimer(r.id, f.position, *waited.FiresAtMicros)
+	if !f.step.inDoubt {
+		f.unsettled.Store(false)
+	}
 	r.air.mu.Lock()
 	defer r.air.mu.Unlock()
 	f.due = time.Now().Add(micros(*waited.RemainingMicros))
@@ -360,6 +364,7 @@ func (r *run) outcome(f *flight) ([]byte, error) {
 	switch {
 	case f.dropped:
 		return nil, ErrNotChosen
+	case r.heedFailing(): // whatever is recorded of it by now
 	case record != nil:
 		if record.Error != nil && f.knownAt == 0 {
 			f.knownAt = r.reached()

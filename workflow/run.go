@@ -167,9 +167,7 @@ func (r *run) end(output []byte, err error) {
 	}
 	r.enterEnd()
 	next := new(continuation)
-	if past, _ := r.journal.Next(); past.Kind == journal.Failing && r.cancelled == nil && r.asked.Load() != nil {
-		r.cancelled = r.asked.Load() // an earlier execution learnt of it here, where it issued no command
-	}
+	r.heedFailing()
 	if r.cancelled == nil && (err == nil || errors.As(err, &next)) {
 		if diverged := r.journal.End(); diverged != nil {
 			r.stuck(diverged)
@@ -344,7 +342,7 @@ func (r *run) take(
 	next func(journal.Kind, string) (int32, journal.Record, bool, error), kind journal.Kind, name string,
 ) (position int32, record journal.Record, recorded bool, err error) {
 	r.checkpoint()
-	if r.cancelled != nil && !r.compensating {
+	if r.heedFailing() || r.cancelled != nil && !r.compensating {
 		return 0, record, false, r.cancelled
 	}
 	position, record, recorded, err = next(kind, name)
@@ -370,6 +368,23 @@ func (r *run) heed(position int32, record journal.Record, recorded bool) error {
 	}
 	r.takeOff() // what executed beside the workflow when history ends goes on
 	return nil
+}
+
+// heedFailing notices that an earlier execution, before it began to undo the run's steps, was told without a record that the run is
+// cancelled: by a future, whose step may have been executed to its end since, to be undone, or at the end. It issued no command from then on, so
+// this one issues none either.
+func (r *run) heedFailing() (cancelled bool) {
+	if r.compensating || r.asked.Load() == nil {
+		return false
+	}
+	if next, _ := r.journal.Next(); next.Kind != journal.Failing || next.Position != r.journal.Issued()+1 {
+		return false
+	}
+	if r.cancelled == nil {
+		r.cancelled = r.asked.Load()
+		r.stopWork()
+	}
+	return true
 }
 
 // recordCancelled tells the workflow that its run is cancelled: here, in this and every later execution.

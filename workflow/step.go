@@ -22,6 +22,7 @@ type step struct {
 	begin   func() error  // called before each attempt; nil: nothing is
 	input   func() string // its digest; nil: it has none
 	digest  string        // of the input, of a step that is not recorded yet
+	inDoubt bool          // an attempt of which no failure is recorded may have had its effect, and will have had it if all others fail
 }
 
 type stepBody func(ctx context.Context) ([]byte, error)
@@ -269,7 +270,7 @@ func (r *run) newRetry(s step, position int32, attempt int, cause error) store.R
 	r.log().Info("attempt failed, will be retried", "step", s.name, "position", position, "attempt", attempt, "delay", delay, "error", cause)
 	return store.Retry{
 		Fence: r.fence(), Position: position, Attempt: attempt,
-		Error:       attemptFailure{failure: describe(cause), Kind: s.kind, Step: s.name}.encode(),
+		Error:       attemptFailure{failure: describe(cause), Kind: s.kind, Step: s.name, InDoubt: s.inDoubt}.encode(),
 		DelayMicros: delay.Microseconds(), Heeds: !r.compensating,
 	}
 }

@@ -73,6 +73,8 @@ type Attempts struct {
 	// In microseconds: how long ago the first of them failed, and how long until the next may begin, when history was
 	// read; and that moment by the database's clock, since 1970.
 	Since, Until, NextAt int64
+
+	InDoubt bool // an attempt came before these of which nobody knows how it ended
 }
 
 // New returns a journal over the rows of history, which may come in any order, and the failed attempts of the steps that

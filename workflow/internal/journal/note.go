@@ -69,8 +69,21 @@ func (j *Journal) EndOfNotes() error {
 	return &DivergenceError{Position: first, WantKind: Activity, WantName: j.notes[first].name, EndedWithoutIssuing: true}
 }
 
-// Unsettled reports whether the step at position has begun and nobody knows how it ended: it has neither a record nor was it given up.
+// Unsettled reports whether the step at position may have had an effect that nobody knows of: it has begun, has neither a record nor was
+// given up, and is not known to wait for its next attempt after one that failed.
 func (j *Journal) Unsettled(position int32) bool {
+	return j.InDoubt(position) || j.open(position) && j.attempts[position].Until <= 0
+}
+
+// InDoubt reports whether it is not only the time that has passed since a failed attempt which leaves the step at position unsettled: an attempt
+// has begun, or was about to, of which no failure is recorded.
+func (j *Journal) InDoubt(position int32) bool {
+	past := j.attempts[position]
+	return j.open(position) && (past.Failed == 0 || past.InDoubt)
+}
+
+// open reports whether the step at position has begun and is not over.
+func (j *Journal) open(position int32) bool {
 	about := j.notes[position]
 	recorded := int(position) <= len(j.records) && j.records[position-1].Position != 0
 	return about.begun && !about.givenUp && !recorded

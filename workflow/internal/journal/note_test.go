@@ -90,3 +90,34 @@ func TestRowThatIsNoNoteIsDamage(t *testing.T) {
 		}
 	}
 }
+
+// A failed attempt whose next is not due leaves nothing in doubt, unless an attempt came before it of which nobody knows how it ended.
+func TestFailedAttemptSettlesAStepUntilTheNextIsDue(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		past               journal.Attempts
+		unsettled, inDoubt bool
+	}{
+		"none":              {journal.Attempts{}, true, true},
+		"not due":           {journal.Attempts{Failed: 2, Until: 1}, false, false},
+		"due":               {journal.Attempts{Failed: 2, Until: -1}, true, false},
+		"not due, in doubt": {journal.Attempts{Failed: 2, Until: 1, InDoubt: true}, true, true},
+		"due, in doubt":     {journal.Attempts{Failed: 2, Until: -1, InDoubt: true}, true, true},
+	} {
+		records := []journal.Record{{Position: journal.NoteAt(journal.Begun, 1), Kind: journal.Begun, Name: "book"}}
+		for over, extra := range map[string][]journal.Record{
+			"":           nil,
+			", recorded": {{Position: 1, Kind: journal.Activity, Name: "book"}},
+			", given up": {{Position: journal.NoteAt(journal.GivenUp, 1), Kind: journal.GivenUp, Name: "book"}},
+		} {
+			j, err := journal.New(append(slices.Clone(records), extra...), map[int32]journal.Attempts{1: test.past})
+			if err != nil {
+				t.Fatal(err)
+			}
+			unsettled, inDoubt := test.unsettled && extra == nil, test.inDoubt && extra == nil
+			if j.Unsettled(1) != unsettled || j.InDoubt(1) != inDoubt {
+				t.Errorf("%s%s: unsettled %v, in doubt %v; want %v, %v", name, over, j.Unsettled(1), j.InDoubt(1), unsettled, inDoubt)
+			}
+		}
+	}
+}

@@ -104,7 +104,7 @@ func (s *Store) LoadState(b *pgx.Batch, page *PastPage) {
 		var position int32
 		var until, nextAt *int64
 		var attempts journal.Attempts
-		_, err := pgx.ForEachRow(rows, []any{&id, &position, &attempts.Failed, &attempts.Since, &until, &nextAt}, func() error {
+		_, err := pgx.ForEachRow(rows, []any{&id, &position, &attempts.Failed, &attempts.Since, &until, &nextAt, &attempts.InDoubt}, func() error {
 			attempts.Until, attempts.NextAt = orZero(until), orZero(nextAt)
 			page.Pasts[id].Attempts[position] = attempts
 			return nil

@@ -200,8 +200,8 @@ where p.before < $3::bigint
 order by p.ord, p.position;
 
 -- name: LoadAttempts
--- Of each step of runs that has failed attempts: the number of the last, when the first failed, and when the next is due. From one step
--- to the next, by key: a step may have failed a hundred thousand times.
+-- Of each step of runs that has failed attempts: the number of the last, when the first failed, when the next is due, and whether one is in
+-- doubt that came before. From one step to the next, by key: a step may have failed a hundred thousand times.
 with recursive steps (id, position) as (
     select a.id, (select t.position from romancy.attempts t where t.instance_id = a.id order by t.position limit 1)
     from unnest($1::text[]) as a(id)
@@ -213,9 +213,10 @@ with recursive steps (id, position) as (
 select s.id, s.position, last.attempt,
        (extract(epoch from clock_timestamp() - first.failed_at) * 1000000)::bigint,
        (extract(epoch from last.next_at - clock_timestamp()) * 1000000)::bigint,
-       (extract(epoch from last.next_at) * 1000000)::bigint
+       (extract(epoch from last.next_at) * 1000000)::bigint,
+       last.error -> 'in_doubt' is not null
 from steps s cross join lateral (
-    select t.attempt, t.next_at from romancy.attempts t
+    select t.attempt, t.next_at, t.error from romancy.attempts t
     where t.instance_id = s.id and t.position = s.position
     order by t.attempt desc
     limit 1
