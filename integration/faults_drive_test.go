@@ -21,7 +21,7 @@ func (w *faultsWorld) drive() error {
 	for name, scenario := range map[string]func() error{
 		"orders": w.driveOrders, "events": w.driveEvents, "cancels": w.driveCancels, "repairs": w.driveRepairs,
 		"starts": w.driveStarts, "outbox": w.driveOutbox, "rescue": w.driveRescue, "retention": w.driveRetention, "bus": w.driveBus,
-		"move": w.driveMove, "many": w.driveMany, "watermill-sql": w.driveWoken,
+		"move": w.driveMove, "lapse": w.driveLapse, "many": w.driveMany, "watermill-sql": w.driveWoken,
 	} {
 		busy.Go(func() {
 			began := time.Now()
@@ -270,6 +270,7 @@ func (w *faultsWorld) driveCancels() error {
 	desk := w.desk.Engine()
 	for how, options := range map[string][]workflow.CancelOption{
 		"plainly": nil, "undoing": {workflow.Compensate()}, "executing": {workflow.Compensate()}, "executing plainly": nil,
+		faultsReturning: {workflow.Compensate()},
 	} {
 		run, err := startRun(w, w.flows.patient, desk, how, workflow.WithID("patient-"+how))
 		if err != nil {
@@ -277,6 +278,13 @@ func (w *faultsWorld) driveCancels() error {
 		}
 		if err := w.until(run.ID()+" has booked", "select exists (select from romancy.history where instance_id = $1::text and name = 'book')", run.ID()); err != nil {
 			return err
+		}
+		if how == faultsReturning {
+			select {
+			case <-w.returning:
+			case <-w.ctx.Done():
+				return fmt.Errorf("%s does not return: %w", run.ID(), w.ctx.Err())
+			}
 		}
 		if err := w.persist("cancel", func() error {
 			err := desk.Cancel(w.ctx, run.ID(), "changed my mind", options...)
@@ -286,6 +294,9 @@ func (w *faultsWorld) driveCancels() error {
 			return err
 		}); err != nil {
 			return err
+		}
+		if how == faultsReturning {
+			close(w.leave)
 		}
 		if err := wantEnd(w, run, workflow.StatusCancelled, ""); err != nil {
 			return err
@@ -398,6 +409,7 @@ func (w *faultsWorld) driveRetention() error {
 		}
 		for what, sweep := range map[string]func(context.Context) (int, error){
 			"resume": w.shop.Engine().SweepResume, "timers": w.shop.Engine().SweepTimers, "channels": w.shop.Engine().SweepChannelTimeouts,
+			"resume again": w.shop.Engine().SweepResume, // one after a dear one begins at its marks
 		} {
 			if err := w.persist("sweep "+what, func() error { _, err := sweep(w.ctx); return err }); err != nil {
 				return err

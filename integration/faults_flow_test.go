@@ -320,6 +320,8 @@ func (w *faultsWorld) defineFlaky() *workflow.Workflow[int, string] {
 	})
 }
 
+const faultsReturning = "returning"
+
 // patient has done something, and then waits until it is cancelled.
 func (w *faultsWorld) definePatient() *workflow.Workflow[string, string] {
 	book := faultsAct(w, "book", true, func(ctx context.Context, _ string) (string, error) {
@@ -336,8 +338,19 @@ func (w *faultsWorld) definePatient() *workflow.Workflow[string, string] {
 		if _, err := book.Execute(ctx, how); err != nil {
 			return "", err
 		}
-		if how == "executing" {
+		switch how {
+		case "executing":
 			return endless.Execute(ctx, how)
+		case faultsReturning: // it is past its last command when it is cancelled
+			select {
+			case w.returning <- struct{}{}:
+			default:
+			}
+			select {
+			case <-w.leave:
+			case <-w.ctx.Done():
+			}
+			return "returned", nil
 		}
 		message, err := workflow.Receive[string](ctx, "never")
 		return message.Body, err

@@ -62,7 +62,7 @@ var faultsColumns = []faultsColumn{
 const faultsReduced = 4
 
 // ownSessions are the endings of application_name of connections that the library makes beside the pool.
-var ownSessions = []string{" engine", " listen", " notify", " probe"}
+var ownSessions = []string{" engine", " lease", " relay", " relay settle", " migrate", " listen", " notify", " probe"}
 
 // injections are a cell's faults, of which one at least must hit.
 func (c faultsColumn) faults(row faultsStatement, nth int) []pgtest.Fault {
@@ -269,7 +269,9 @@ func faultsCellOf(t *testing.T, row faultsStatement, column faultsColumn) {
 
 // faultsWakes are statements that wake runs, or find what there is to wake them for. With them no sweep comes to the rescue: a
 // reason to wake must not be forgotten.
-var faultsWakes = []string{"WakeRun", "WakeRuns", "WakeEvents", "WaitRuns", "WaitEvents", "LookForMail", "LookForEvents", "TakeMore"}
+var faultsWakes = []string{
+	"WakeRun", "WakeRuns", "WakeEvents", "WaitRuns", "WaitEvents", "LookForMail", "LookForEvents", "TakeMore", "ParkedRuns", "RouseRuns",
+}
 
 // sufferCell opens the world, inflicts one cell on it, and returns what is wrong then.
 func (w *faultsWorld) sufferCell(row faultsStatement, column faultsColumn) []string {

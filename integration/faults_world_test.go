@@ -72,6 +72,9 @@ type faultsWorld struct {
 	poisoned atomic.Bool // the broker refuses the topic poison while it is set
 	log      *faultsLog
 
+	returning chan struct{} // a patient is past its last command
+	leave     chan struct{} // closed when it may end
+
 	mu        sync.Mutex
 	begun     map[faultsExecution]int
 	returned  map[faultsExecution]int
@@ -95,7 +98,7 @@ func newFaultsWorld(t *testing.T) *faultsWorld {
 	w := &faultsWorld{
 		t: t, ctx: ctx, made: time.Now(), fallback: time.Second, giveUp: cancel, url: pgtest.URL(t), log: &faultsLog{},
 		begun: map[faultsExecution]int{}, returned: map[faultsExecution]int{}, noted: map[string]int{}, published: map[string]int{},
-		refusals: map[string]int{}, workers: map[string]int64{},
+		refusals: map[string]int{}, workers: map[string]int64{}, returning: make(chan struct{}, 1), leave: make(chan struct{}),
 	}
 	t.Cleanup(func() { cancel(); w.outages.Wait() })
 	w.direct = pgtest.Connect(t, w.url)
