@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -18,11 +19,15 @@ func (w *faultsWorld) drive() error {
 	w.poisoned.Store(true)
 	errs := make(chan error, 20)
 	var busy sync.WaitGroup
-	for name, scenario := range map[string]func() error{
+	scenarios := map[string]func() error{
 		"orders": w.driveOrders, "events": w.driveEvents, "cancels": w.driveCancels, "repairs": w.driveRepairs,
-		"starts": w.driveStarts, "outbox": w.driveOutbox, "rescue": w.driveRescue, "retention": w.driveRetention, "bus": w.driveBus,
-		"move": w.driveMove, "lapse": w.driveLapse, "many": w.driveMany, "watermill-sql": w.driveWoken,
-	} {
+		"starts": w.driveStarts, "outbox": w.driveOutbox, "retention": w.driveRetention, "bus": w.driveBus,
+		"letters": w.driveLetters, "many": w.driveMany, "watermill-sql": w.driveWoken,
+	}
+	if w.sweeps() { // the others sweep when a worker goes
+		maps.Copy(scenarios, map[string]func() error{"rescue": w.driveRescue, "move": w.driveMove, "lapse": w.driveLapse})
+	}
+	for name, scenario := range scenarios {
 		busy.Go(func() {
 			began := time.Now()
 			defer func() { w.t.Logf("%s took %s", name, time.Since(began).Round(time.Millisecond)) }()
@@ -404,8 +409,8 @@ func (w *faultsWorld) driveRetention() error {
 		if err != nil {
 			return fmt.Errorf("what is old is not removed: %w", err)
 		}
-		if w.fallback > time.Second {
-			continue // a sweep would find what the world is to find without one
+		if !w.sweeps() {
+			continue
 		}
 		for what, sweep := range map[string]func(context.Context) (int, error){
 			"resume": w.shop.Engine().SweepResume, "timers": w.shop.Engine().SweepTimers, "channels": w.shop.Engine().SweepChannelTimeouts,

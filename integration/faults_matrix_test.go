@@ -259,7 +259,7 @@ func TestFaultMatrix(t *testing.T) {
 }
 
 // faultsWorlds is how many worlds there are at a time: more would wait for each other.
-const faultsWorlds = 8
+const faultsWorlds = 12
 
 func faultsCellOf(t *testing.T, row faultsStatement, column faultsColumn) {
 	t.Helper()
@@ -276,11 +276,17 @@ var faultsWakes = []string{
 // sufferCell opens the world, inflicts one cell on it, and returns what is wrong then.
 func (w *faultsWorld) sufferCell(row faultsStatement, column faultsColumn) []string {
 	w.t.Helper()
-	if slices.Contains(faultsWakes, row.Name) {
+	wake := slices.Contains(faultsWakes, row.Name)
+	var cell *faultsCell
+	if wake {
 		w.fallback = time.Hour
+		w.open()
+		w.settle()
+		cell = w.inflict(row, column, column.nth(row))
+	} else {
+		cell = w.inflict(row, column, column.nth(row))
+		w.open()
 	}
-	cell := w.inflict(row, column, column.nth(row))
-	w.open()
 	wrong := w.judge()
 	if cell.hits() == 0 && !column.impossible(row) {
 		wrong = append(wrong, row.String()+" was never hit")

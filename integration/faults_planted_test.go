@@ -17,8 +17,8 @@ var faultsPlants = map[planted.Defect]struct {
 }{
 	planted.LostFlushFailsStream: {faultsStatement{"AppendRecord", " engine"}, "CutBefore", "want 1 at most"},
 	planted.RecordGivenUp:        {faultsStatement{"AppendRecord", " engine"}, "LongDiskFull", "want 1 at most"},
-	planted.FenceWithoutWorker:   {want: "recorded by the first"}, // by driveFence
-	planted.WakeForgotten:        {faultsStatement{"WakeRun", ""}, "LongDiskFull", "deadline exceeded"},
+	planted.FenceWithoutWorker:   {want: "recorded by the first"},                                               // by driveFence
+	planted.WakeForgotten:        {faultsStatement{"WakeRun", ""}, "LongDiskFull", faultsPal + " has received"}, // and then no more
 }
 
 // sufferPlant drives the world to where a plant must show.
@@ -60,7 +60,7 @@ func TestFaultMatrixFindsPlantedDefects(t *testing.T) { //nolint:paralleltest //
 				w.complain(w.sufferPlant(defect))
 			})
 			t.Run("with it", func(t *testing.T) {
-				w := newFaultsWorld(t)
+				w := newFaultsWorldFor(t, faultsPatience/3) // in vain with some
 				uproot := planted.Plant(defect)
 				defer uproot() // also when the world cannot be opened
 				wrong := w.sufferPlant(defect)

@@ -30,7 +30,7 @@ func (w *faultsWorld) startVictim(label string, flow workflow.Definition) (*faul
 		return nil, err
 	}
 	if v.engine, err = workflow.NewEngine(workflow.Config{
-		Pool: v.pool, Workflows: []workflow.Definition{flow}, Label: label, Logger: slog.New(slog.DiscardHandler), FallbackInterval: time.Second,
+		Pool: v.pool, Workflows: []workflow.Definition{flow}, Label: label, Logger: slog.New(slog.DiscardHandler), FallbackInterval: w.fallback,
 	}); err != nil {
 		return nil, err
 	}
@@ -120,7 +120,7 @@ func (w *faultsWorld) driveLapse() (err error) {
 	var engine *workflow.Engine
 	if err := w.persist("start who lapses", func() (err error) {
 		engine, err = workflow.NewEngine(workflow.Config{
-			Pool: pool, Workflows: []workflow.Definition{flow}, Label: "lapsed", Lease: 3 * time.Second, Logger: w.logger("lapsed"), FallbackInterval: time.Second,
+			Pool: pool, Workflows: []workflow.Definition{flow}, Label: "lapsed", Lease: 3 * time.Second, Logger: w.logger("lapsed"), FallbackInterval: w.fallback,
 		})
 		if err != nil {
 			return err
@@ -204,7 +204,7 @@ func (w *faultsWorld) driveMove() error {
 	var engine *workflow.Engine
 	if err := w.persist("start the guest", func() (err error) {
 		engine, err = workflow.NewEngine(workflow.Config{
-			Pool: pool, Workflows: []workflow.Definition{w.flows.moved}, Label: "guest", Logger: slog.New(slog.DiscardHandler), FallbackInterval: time.Second,
+			Pool: pool, Workflows: []workflow.Definition{w.flows.moved}, Label: "guest", Logger: slog.New(slog.DiscardHandler), FallbackInterval: w.fallback,
 		})
 		if err != nil {
 			return err
