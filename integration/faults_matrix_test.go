@@ -259,7 +259,7 @@ func TestFaultMatrix(t *testing.T) {
 }
 
 // faultsWorlds is how many worlds there are at a time: more would wait for each other.
-const faultsWorlds = 12
+const faultsWorlds = 6
 
 func faultsCellOf(t *testing.T, row faultsStatement, column faultsColumn) {
 	t.Helper()
@@ -309,6 +309,9 @@ func (w *faultsWorld) report() string {
 				lines = append(lines, fmt.Sprintf("\t%s hit %d of %d", cell.row, i.Hits(), i.Matched()))
 			}
 		}
+	}
+	for _, i := range w.before {
+		lines = append(lines, fmt.Sprintf("\tbefore that %d of %d", i.Hits(), i.Matched()))
 	}
 	return strings.Join(lines, "\n") + "\nrefused:\n" + w.refused() + "\nlogged:\n" + w.log.String()
 }

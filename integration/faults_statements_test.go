@@ -68,8 +68,8 @@ var faultsShared = map[string]string{
 
 // faultsBefore are statements that are executed only after another has failed: what must be inflicted first.
 var faultsBefore = map[string]pgtest.Fault{
-	"OwnRecords": {Statement: "AppendRecord", Application: " engine", Kind: pgtest.FaultCutAfterCommit, Nth: 3, Times: 3},
-	"CheckText":  {Statement: "Send", Kind: pgtest.FaultRefuse, Code: "22P05", Nth: 5, Times: 3},
+	"Recall":    {Statement: "AppendRecord", Application: " engine", Kind: pgtest.FaultCutAfterCommit, Nth: 3, Times: 3},
+	"CheckText": {Statement: "Send", Kind: pgtest.FaultRefuse, Code: "22P05", Nth: 5, Times: 3},
 	// After one that has cost much.
 	"ClaimReadyFrom": {Statement: "ClaimReady", Kind: pgtest.FaultCutBefore, Nth: 2, Times: 4},
 	"SweepEvents":    {Statement: "SweepEventWaits", Kind: pgtest.FaultDelay, For: 100 * time.Millisecond, Nth: 1, Times: 1000},

@@ -145,6 +145,9 @@ func (w *faultsWorld) must(err error) {
 func (w *faultsWorld) pool(proxy int, name string) *pgxpool.Pool {
 	return pgtest.Connect(w.t, w.proxies[proxy].URL(), func(c *pgxpool.Config) {
 		c.MaxConns = 8
+		if name == "guest" { // there are two, and all worlds have one server
+			c.MaxConns = 3
+		}
 		c.ConnConfig.RuntimeParams["application_name"] = name
 	})
 }
