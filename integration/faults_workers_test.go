@@ -157,7 +157,11 @@ func (w *faultsWorld) driveFence() error {
 	begun, finish := make(chan struct{}), make(chan struct{})
 	var once sync.Once
 	flow := w.defineStranded(func(context.Context) (string, error) {
-		once.Do(func() { close(begun) })
+		first := false
+		once.Do(func() { first = true; close(begun) })
+		if !first { // it may be the rescuer, too
+			return "rescued", nil
+		}
 		<-finish
 		return "recorded by the first", nil
 	})
