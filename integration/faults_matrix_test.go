@@ -99,7 +99,7 @@ var faultsOften = []string{
 
 // nth is which execution of a cell is hit, the same in every run.
 func (c faultsColumn) nth(row faultsStatement) int {
-	if !slices.Contains(faultsOften, row.Name) {
+	if rare := slices.Contains([]string{" lease", " relay", " relay settle", " migrate"}, row.Session); rare || !slices.Contains(faultsOften, row.Name) {
 		return 1
 	}
 	hash := fnv.New32a()
@@ -124,7 +124,7 @@ func (c *faultsCell) hits() (hits int) {
 // inflict begins a cell's faults. A lasting one ends by itself when it has lasted.
 func (w *faultsWorld) inflict(row faultsStatement, column faultsColumn, nth int) *faultsCell {
 	cell := &faultsCell{row: row, column: column}
-	if first, needed := faultsBefore[row.Name]; needed {
+	if first, needed := faultsBefore[row.String()]; needed {
 		for _, proxy := range w.proxies {
 			w.before = append(w.before, proxy.Inject(first))
 		}

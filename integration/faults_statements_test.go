@@ -66,19 +66,21 @@ var faultsShared = map[string]string{
 	"bus/queries/notify.sql Publish":                "desk",
 }
 
-// faultsBefore are statements that are executed only after another has failed: what must be inflicted first.
+// faultsBefore says for rows that are executed only after something else has failed what must be inflicted first.
 var faultsBefore = map[string]pgtest.Fault{
 	"Recall":    {Statement: "AppendRecord", Application: " engine", Kind: pgtest.FaultCutAfterCommit, Nth: 3, Times: 3},
 	"CheckText": {Statement: "Send", Kind: pgtest.FaultRefuse, Code: "22P05", Nth: 5, Times: 3},
 	// After one that has cost much.
-	"ClaimReadyFrom": {Statement: "ClaimReady", Kind: pgtest.FaultCutBefore, Nth: 2, Times: 4},
-	"SweepEvents":    {Statement: "SweepEventWaits", Kind: pgtest.FaultDelay, For: 100 * time.Millisecond, Nth: 1, Times: 1000},
-	"CountEvents":    {Statement: "Settle", Kind: pgtest.FaultCutAfterCommit, Nth: 2, Times: 3},
-	"InterruptRuns":  {Statement: "AppendRecord", Application: "shop", Kind: pgtest.FaultRefuse, Code: "53100", Nth: 2, Times: 3},
-	"ParkedRuns":     {Statement: "WakeRun", Kind: pgtest.FaultRefuse, Code: "53100", Nth: 3, Times: 3},
-	"RouseRuns":      {Statement: "WakeRun", Kind: pgtest.FaultCutAfterCommit, Nth: 1, Times: 2},
+	"ClaimReadyFrom":      {Statement: "ClaimReady", Kind: pgtest.FaultCutBefore, Nth: 2, Times: 4},
+	"SweepEvents":         {Statement: "SweepEventWaits", Kind: pgtest.FaultDelay, For: 100 * time.Millisecond, Nth: 1, Times: 1000},
+	"CountEvents":         {Statement: "Settle", Kind: pgtest.FaultCutAfterCommit, Nth: 2, Times: 3},
+	"begin@relay_settle":  {Statement: "Settle", Kind: pgtest.FaultCutAfterCommit, Nth: 2, Times: 3},
+	"commit@relay_settle": {Statement: "Settle", Kind: pgtest.FaultCutAfterCommit, Nth: 2, Times: 3},
+	"InterruptRuns":       {Statement: "AppendRecord", Application: "shop", Kind: pgtest.FaultRefuse, Code: "53100", Nth: 2, Times: 3},
+	"ParkedRuns":          {Statement: "WakeRun", Kind: pgtest.FaultRefuse, Code: "53100", Nth: 3, Times: 3},
+	"RouseRuns":           {Statement: "WakeRun", Kind: pgtest.FaultCutAfterCommit, Nth: 1, Times: 2},
 	// What follows a commit whose answer is lost, or one that is refused.
-	"rollback": {Statement: "AddEvents", Kind: pgtest.FaultRefuse, Code: "40001", Nth: 1},
+	"rollback@desk": {Statement: "AddEvents", Kind: pgtest.FaultRefuse, Code: "40001", Nth: 1},
 }
 
 // faultsExceptions have no row, each for a reason.
