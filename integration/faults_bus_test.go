@@ -176,7 +176,11 @@ func (w *faultsWorld) driveWoken() error {
 			return err
 		}
 	}
-	time.Sleep(100 * time.Millisecond) // it asks meanwhile
+	for asked := time.Now(); time.Since(asked) < 3*time.Second; time.Sleep(10 * time.Millisecond) { // it should ask meanwhile
+		if (faultsStatement{Name: "Visibility"}).times(w.executed()) > 0 {
+			break
+		}
+	}
 	if err := writer.Rollback(w.ctx); err != nil {
 		return err
 	}
