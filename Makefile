@@ -25,7 +25,7 @@ race: ## Run all tests three times over with the race detector, on one and on fo
 # What is reduced in make test, and what hunts for rare interleavings at full size anyway.
 SOAK := Swallowed|Chaos|OpenTransaction|Mode|Generated|Linearizable|ThousandsOfStarts|FrozenWorker|Killed|RacingPublishers|ExecutedOnce|WhateverOrder|FloodOfStarts|FloodAtASubscription|OutageOfMinutes|IsKept|IsTriedAgain|KillsUnderLoad|Fault
 
-soak: ## Run the tests that make test reduces at their full size: 100,000 commits, chaos, 2,400 generated workflows, the fault matrix (two hours)
+soak: ## Run the tests that make test reduces at their full size: 100,000 commits, chaos, 2,400 generated workflows, the fault matrix (up to two hours)
 	ROMANCY_SOAK=1 $(GO) test $(RACE) -count=1 -v -timeout=90m -run '$(SOAK)' -skip '^TestFaultMatrix$$' ./bus ./outbox ./workflow ./integration
 	ROMANCY_SOAK=1 $(GO) test -count=1 -v -timeout=90m -run '^TestFaultMatrix$$' ./integration
 

@@ -196,3 +196,13 @@ func (w *faultsWorld) driveWoken() error {
 	time.Sleep(300 * time.Millisecond) // an idle subscriber asks whether anything is still hidden
 	return nil
 }
+
+// driveScrape waits until the metrics have been collected, which ask the database for one of them.
+func (w *faultsWorld) driveScrape() error {
+	for began := time.Now(); time.Since(began) < 10*time.Second; time.Sleep(20 * time.Millisecond) {
+		if (faultsStatement{Name: "CountReady"}).times(w.executed()) > 0 {
+			break
+		}
+	}
+	return nil
+}

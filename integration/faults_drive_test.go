@@ -22,7 +22,7 @@ func (w *faultsWorld) drive() error {
 	scenarios := map[string]func() error{
 		"orders": w.driveOrders, "events": w.driveEvents, "cancels": w.driveCancels, "repairs": w.driveRepairs,
 		"starts": w.driveStarts, "outbox": w.driveOutbox, "retention": w.driveRetention, "bus": w.driveBus,
-		"letters": w.driveLetters, "many": w.driveMany, "watermill-sql": w.driveWoken,
+		"letters": w.driveLetters, "many": w.driveMany, "watermill-sql": w.driveWoken, "scrape": w.driveScrape,
 	}
 	if w.sweeps() { // the others sweep when a worker goes
 		maps.Copy(scenarios, map[string]func() error{"rescue": w.driveRescue, "move": w.driveMove, "lapse": w.driveLapse})
