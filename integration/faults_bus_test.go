@@ -13,6 +13,7 @@ import (
 
 	"github.com/romancy-go/romancy/bus"
 	"github.com/romancy-go/romancy/outbox"
+	"github.com/romancy-go/romancy/workflow"
 )
 
 func (w *faultsWorld) driveOutbox() error {
@@ -78,6 +79,24 @@ func (w *faultsWorld) addEvent(add func(ctx context.Context, tx pgx.Tx, events .
 	})
 }
 
+// driveLetters writes to a run that has nothing else to wake it: the next letter follows when the last one has arrived.
+func (w *faultsWorld) driveLetters() error {
+	run, err := startRun(w, w.flows.pal, w.desk.Engine(), faultsLetters, workflow.WithID(faultsPal))
+	if err != nil {
+		return err
+	}
+	for n := range faultsLetters {
+		time.Sleep(10 * time.Millisecond) // it is parked by then, mostly
+		if err := w.send(faultsPal, "letters", fmt.Sprint("letter ", n)); err != nil {
+			return err
+		}
+		if err := w.awaitNotes(faultsPal, n+1); err != nil {
+			return err
+		}
+	}
+	return wantResult(w, run, faultsLetters)
+}
+
 // driveBus notifies and publishes as an application may: within transactions and after them.
 func (w *faultsWorld) driveBus() error {
 	channel := w.desk.Channels().OutboxPending
@@ -141,6 +160,14 @@ func (w *faultsWorld) driveWoken() error {
 	if err != nil {
 		return err
 	}
+	writer, err := w.direct.Begin(w.ctx) // what is published is hidden as long as it is open
+	if err != nil {
+		return err
+	}
+	defer writer.Rollback(context.Background())
+	if _, err := writer.Exec(w.ctx, "select pg_current_xact_id()"); err != nil {
+		return err
+	}
 	missing := map[string]bool{}
 	for range 5 {
 		msg := newFaultsMessage(w.ctx)
@@ -148,6 +175,14 @@ func (w *faultsWorld) driveWoken() error {
 		if err := publisher.Publish("letters", msg); err != nil {
 			return err
 		}
+	}
+	for asked := time.Now(); time.Since(asked) < 3*time.Second; time.Sleep(10 * time.Millisecond) { // it should ask meanwhile
+		if (faultsStatement{Name: "Visibility"}).times(w.executed()) > 0 {
+			break
+		}
+	}
+	if err := writer.Rollback(w.ctx); err != nil {
+		return err
 	}
 	for len(missing) > 0 {
 		select {
@@ -159,5 +194,15 @@ func (w *faultsWorld) driveWoken() error {
 		}
 	}
 	time.Sleep(300 * time.Millisecond) // an idle subscriber asks whether anything is still hidden
+	return nil
+}
+
+// driveScrape waits until the metrics have been collected, which ask the database for one of them.
+func (w *faultsWorld) driveScrape() error {
+	for began := time.Now(); time.Since(began) < 10*time.Second; time.Sleep(20 * time.Millisecond) {
+		if (faultsStatement{Name: "CountReady"}).times(w.executed()) > 0 {
+			break
+		}
+	}
 	return nil
 }

@@ -19,6 +19,8 @@ const (
 	faultsOrders  = 6
 	faultsAuditor = "auditor"
 	faultsKeeper  = "keeper"
+	faultsPal     = "pal"
+	faultsLetters = 20
 )
 
 // faultsOrder is the number of an order. What it does differently from others follows from it.
@@ -43,10 +45,11 @@ type faultsFlows struct {
 	reader   *workflow.Workflow[int, string]
 	quick    *workflow.Workflow[int, int]
 	moved    *workflow.Workflow[int, string]
+	pal      *workflow.Workflow[int, int]
 }
 
 func (f faultsFlows) shop() []workflow.Definition {
-	return []workflow.Definition{f.order, f.auditor, f.keeper, f.heir, f.flaky, f.patient, f.stranded, f.reader, f.quick, f.moved}
+	return []workflow.Definition{f.order, f.auditor, f.keeper, f.heir, f.flaky, f.patient, f.stranded, f.reader, f.quick, f.moved, f.pal}
 }
 
 // annex executes what is to be dropped from memory while it waits.
@@ -125,6 +128,18 @@ func (w *faultsWorld) defineFlows() faultsFlows {
 		}),
 		quick: workflow.Define("quick", func(_ *workflow.Context, n int) (int, error) { return n, nil }),
 		moved: w.defineMoved(heard),
+		pal: workflow.Define(faultsPal, func(ctx *workflow.Context, letters int) (int, error) {
+			for range letters {
+				letter, err := workflow.Receive[string](ctx, "letters")
+				if err != nil {
+					return 0, err
+				}
+				if err := heard(ctx, letter.Body); err != nil {
+					return 0, err
+				}
+			}
+			return letters, nil
+		}),
 	}
 }
 
@@ -320,6 +335,8 @@ func (w *faultsWorld) defineFlaky() *workflow.Workflow[int, string] {
 	})
 }
 
+const faultsReturning = "returning"
+
 // patient has done something, and then waits until it is cancelled.
 func (w *faultsWorld) definePatient() *workflow.Workflow[string, string] {
 	book := faultsAct(w, "book", true, func(ctx context.Context, _ string) (string, error) {
@@ -336,8 +353,19 @@ func (w *faultsWorld) definePatient() *workflow.Workflow[string, string] {
 		if _, err := book.Execute(ctx, how); err != nil {
 			return "", err
 		}
-		if how == "executing" {
+		switch how {
+		case "executing":
 			return endless.Execute(ctx, how)
+		case faultsReturning: // it is past its last command when it is cancelled
+			select {
+			case w.returning <- struct{}{}:
+			default:
+			}
+			select {
+			case <-w.leave:
+			case <-w.ctx.Done():
+			}
+			return "returned", nil
 		}
 		message, err := workflow.Receive[string](ctx, "never")
 		return message.Body, err

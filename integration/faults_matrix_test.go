@@ -1,6 +1,7 @@
 package integration_test
 
 import (
+	"flag"
 	"fmt"
 	"hash/fnv"
 	"slices"
@@ -27,7 +28,8 @@ type faultsColumn struct {
 	Fault pgtest.Fault
 	// Lasts: each execution is hit for so long, instead of one.
 	Lasts time.Duration
-	// Together: cells of their own would tell no more than those of a similar kind.
+	// Together: all statements in one world, because cells would tell little more than those of a similar kind. They are there
+	// if the column is asked for by name.
 	Together bool
 }
 
@@ -44,13 +46,13 @@ var faultsColumns = []faultsColumn{
 	// These are in make test.
 	{Name: "CutBefore", Fault: pgtest.Fault{Kind: pgtest.FaultCutBefore}},
 	{Name: "CutAfterCommit", Fault: pgtest.Fault{Kind: pgtest.FaultCutAfterCommit}},
-	{Name: "DiskFull", Fault: pgtest.Fault{Kind: pgtest.FaultRefuse, Code: "53100"}},
+	{Name: "DiskFull", Fault: pgtest.Fault{Kind: pgtest.FaultRefuse, Code: "53100"}, Together: true},
 	{Name: "ReadOnly", Fault: pgtest.Fault{Kind: pgtest.FaultReadOnly}},
 	// These are in make soak.
-	{Name: "CutAfterRun", Fault: pgtest.Fault{Kind: pgtest.FaultCutAfterRun}},
+	{Name: "CutAfterRun", Fault: pgtest.Fault{Kind: pgtest.FaultCutAfterRun}, Together: true},
 	{Name: "Delay", Fault: pgtest.Fault{Kind: pgtest.FaultDelay, For: faultsDelay}},
-	{Name: "NoRight", Fault: pgtest.Fault{Kind: pgtest.FaultRefuse, Code: "42501"}},
-	{Name: "Serialization", Fault: pgtest.Fault{Kind: pgtest.FaultRefuse, Code: "40001"}},
+	{Name: "NoRight", Fault: pgtest.Fault{Kind: pgtest.FaultRefuse, Code: "42501"}, Together: true},
+	{Name: "Serialization", Fault: pgtest.Fault{Kind: pgtest.FaultRefuse, Code: "40001"}, Together: true},
 	{Name: "Timeout", Fault: pgtest.Fault{Kind: pgtest.FaultRefuse, Code: "57014"}, Together: true},
 	{Name: "Internal", Fault: pgtest.Fault{Kind: pgtest.FaultRefuse, Code: "XX000"}, Together: true},
 	{Name: "LongDiskFull", Fault: pgtest.Fault{Kind: pgtest.FaultRefuse, Code: "53100"}, Lasts: faultsOutage},
@@ -62,7 +64,7 @@ var faultsColumns = []faultsColumn{
 const faultsReduced = 4
 
 // ownSessions are the endings of application_name of connections that the library makes beside the pool.
-var ownSessions = []string{" engine", " listen", " notify", " probe"}
+var ownSessions = []string{" engine", " lease", " relay", " relay settle", " migrate", " listen", " notify", " probe"}
 
 // injections are a cell's faults, of which one at least must hit.
 func (c faultsColumn) faults(row faultsStatement, nth int) []pgtest.Fault {
@@ -97,7 +99,7 @@ var faultsOften = []string{
 
 // nth is which execution of a cell is hit, the same in every run.
 func (c faultsColumn) nth(row faultsStatement) int {
-	if !slices.Contains(faultsOften, row.Name) {
+	if rare := slices.Contains([]string{" lease", " relay", " relay settle", " migrate"}, row.Session); rare || !slices.Contains(faultsOften, row.Name) {
 		return 1
 	}
 	hash := fnv.New32a()
@@ -122,7 +124,7 @@ func (c *faultsCell) hits() (hits int) {
 // inflict begins a cell's faults. A lasting one ends by itself when it has lasted.
 func (w *faultsWorld) inflict(row faultsStatement, column faultsColumn, nth int) *faultsCell {
 	cell := &faultsCell{row: row, column: column}
-	if first, needed := faultsBefore[row.Name]; needed {
+	if first, needed := faultsBefore[row.String()]; needed {
 		for _, proxy := range w.proxies {
 			w.before = append(w.before, proxy.Inject(first))
 		}
@@ -241,7 +243,7 @@ func TestFaultMatrix(t *testing.T) {
 			for row := range next {
 				t.Run(row.String(), func(t *testing.T) {
 					for _, column := range faultsColumns {
-						if !column.Together {
+						if !column.Together || column.named() {
 							t.Run(column.Name, func(t *testing.T) { faultsCellOf(t, row, column) })
 						}
 					}
@@ -258,8 +260,14 @@ func TestFaultMatrix(t *testing.T) {
 	busy.Wait()
 }
 
+// named reports whether -run names the column.
+func (c faultsColumn) named() bool {
+	run := flag.Lookup("test.run")
+	return run != nil && strings.Contains(run.Value.String(), c.Name)
+}
+
 // faultsWorlds is how many worlds there are at a time: more would wait for each other.
-const faultsWorlds = 8
+const faultsWorlds = 6
 
 func faultsCellOf(t *testing.T, row faultsStatement, column faultsColumn) {
 	t.Helper()
@@ -269,16 +277,24 @@ func faultsCellOf(t *testing.T, row faultsStatement, column faultsColumn) {
 
 // faultsWakes are statements that wake runs, or find what there is to wake them for. With them no sweep comes to the rescue: a
 // reason to wake must not be forgotten.
-var faultsWakes = []string{"WakeRun", "WakeRuns", "WakeEvents", "WaitRuns", "WaitEvents", "LookForMail", "LookForEvents", "TakeMore"}
+var faultsWakes = []string{
+	"WakeRun", "WakeRuns", "WakeEvents", "WaitRuns", "WaitEvents", "LookForMail", "LookForEvents", "TakeMore", "ParkedRuns", "RouseRuns",
+}
 
 // sufferCell opens the world, inflicts one cell on it, and returns what is wrong then.
 func (w *faultsWorld) sufferCell(row faultsStatement, column faultsColumn) []string {
 	w.t.Helper()
-	if slices.Contains(faultsWakes, row.Name) {
+	wake := slices.Contains(faultsWakes, row.Name)
+	var cell *faultsCell
+	if wake {
 		w.fallback = time.Hour
+		w.open()
+		w.settle()
+		cell = w.inflict(row, column, column.nth(row))
+	} else {
+		cell = w.inflict(row, column, column.nth(row))
+		w.open()
 	}
-	cell := w.inflict(row, column, column.nth(row))
-	w.open()
 	wrong := w.judge()
 	if cell.hits() == 0 && !column.impossible(row) {
 		wrong = append(wrong, row.String()+" was never hit")
@@ -297,10 +313,13 @@ func (w *faultsWorld) report() string {
 	var lines []string
 	for _, cell := range w.cells {
 		for _, i := range cell.injections {
-			if i.Hits() > 0 {
+			if i.Matched() > 0 {
 				lines = append(lines, fmt.Sprintf("\t%s hit %d of %d", cell.row, i.Hits(), i.Matched()))
 			}
 		}
+	}
+	for _, i := range w.before {
+		lines = append(lines, fmt.Sprintf("\tbefore that %d of %d", i.Hits(), i.Matched()))
 	}
 	return strings.Join(lines, "\n") + "\nrefused:\n" + w.refused() + "\nlogged:\n" + w.log.String()
 }

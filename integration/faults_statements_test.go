@@ -22,11 +22,11 @@ type faultsStatement struct {
 
 // String is the name of the row in a subtest's name.
 func (s faultsStatement) String() string {
-	name := strings.ReplaceAll(s.Name, " ", "_")
+	name := s.Name
 	if s.Session != "" {
 		name += "@" + strings.TrimSpace(s.Session)
 	}
-	return name
+	return strings.ReplaceAll(name, " ", "_")
 }
 
 // faultsSessions are rows that no .sql file names: what sessions say, and River's statements that we cause.
@@ -37,6 +37,14 @@ var faultsSessions = []faultsStatement{
 	{Name: "commit", Session: "desk"},
 	{Name: "begin", Session: " engine"}, // of what the committer does in a transaction block
 	{Name: "commit", Session: " engine"},
+	{Name: "begin", Session: " lease"}, // behind a pooler
+	{Name: "commit", Session: " lease"},
+	{Name: "begin", Session: " relay"},
+	{Name: "commit", Session: " relay"},
+	{Name: "begin", Session: " relay settle"},
+	{Name: "commit", Session: " relay settle"},
+	{Name: "begin", Session: " migrate"},
+	{Name: "commit", Session: " migrate"},
 	{Name: "rollback", Session: "desk"},
 	{Name: "listen", Session: " listen"},
 	{Name: "set", Session: " listen"},
@@ -58,13 +66,21 @@ var faultsShared = map[string]string{
 	"bus/queries/notify.sql Publish":                "desk",
 }
 
-// faultsBefore are statements that are executed only after another has failed: what must be inflicted first.
+// faultsBefore says for rows that are executed only after something else has failed what must be inflicted first.
 var faultsBefore = map[string]pgtest.Fault{
-	"OwnRecords":     {Statement: "AppendRecord", Application: " engine", Kind: pgtest.FaultCutAfterCommit, Nth: 3, Times: 3},
-	"CheckText":      {Statement: "Send", Kind: pgtest.FaultRefuse, Code: "22P05", Nth: 5, Times: 3},
-	"ClaimReadyFrom": {Statement: "ClaimReady", Kind: pgtest.FaultDelay, For: 10 * time.Millisecond, Nth: 1, Times: 30},
+	"Recall":    {Statement: "AppendRecord", Application: " engine", Kind: pgtest.FaultCutAfterCommit, Nth: 3, Times: 3},
+	"CheckText": {Statement: "Send", Kind: pgtest.FaultRefuse, Code: "22P05", Nth: 5, Times: 3},
+	// After one that has cost much.
+	"ClaimReadyFrom":      {Statement: "ClaimReady", Kind: pgtest.FaultCutBefore, Nth: 2, Times: 4},
+	"SweepEvents":         {Statement: "SweepEventWaits", Kind: pgtest.FaultDelay, For: 100 * time.Millisecond, Nth: 1, Times: 1000},
+	"CountEvents":         {Statement: "Settle", Kind: pgtest.FaultCutAfterCommit, Nth: 2, Times: 3},
+	"begin@relay_settle":  {Statement: "Settle", Kind: pgtest.FaultCutAfterCommit, Nth: 2, Times: 3},
+	"commit@relay_settle": {Statement: "Settle", Kind: pgtest.FaultCutAfterCommit, Nth: 2, Times: 3},
+	"InterruptRuns":       {Statement: "AppendRecord", Application: "shop", Kind: pgtest.FaultRefuse, Code: "53100", Nth: 2, Times: 3},
+	"ParkedRuns":          {Statement: "WakeRun", Kind: pgtest.FaultRefuse, Code: "53100", Nth: 3, Times: 3},
+	"RouseRuns":           {Statement: "WakeRun", Kind: pgtest.FaultCutAfterCommit, Nth: 1, Times: 2},
 	// What follows a commit whose answer is lost, or one that is refused.
-	"rollback": {Statement: "AddEvents", Kind: pgtest.FaultRefuse, Code: "40001", Nth: 1},
+	"rollback@desk": {Statement: "AddEvents", Kind: pgtest.FaultRefuse, Code: "40001", Nth: 1},
 }
 
 // faultsExceptions have no row, each for a reason.

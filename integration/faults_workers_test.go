@@ -30,7 +30,7 @@ func (w *faultsWorld) startVictim(label string, flow workflow.Definition) (*faul
 		return nil, err
 	}
 	if v.engine, err = workflow.NewEngine(workflow.Config{
-		Pool: v.pool, Workflows: []workflow.Definition{flow}, Label: label, Logger: slog.New(slog.DiscardHandler), FallbackInterval: time.Second,
+		Pool: v.pool, Workflows: []workflow.Definition{flow}, Label: label, Logger: slog.New(slog.DiscardHandler), FallbackInterval: w.fallback,
 	}); err != nil {
 		return nil, err
 	}
@@ -59,13 +59,7 @@ func (w *faultsWorld) driveRescue() error {
 	if err != nil {
 		return err
 	}
-	_, startErr := flow.Start(w.ctx, victim.engine, 1, workflow.WithID("stranded"))
-	if startErr == nil {
-		select {
-		case <-begun:
-		case <-time.After(5 * time.Second): // the shop was faster
-		}
-	}
+	ids, startErr := w.strand(flow, victim.engine, begun)
 	victim.proxy.Close() // from here on nothing that it does reaches the database
 	victim.end(100 * time.Millisecond)
 	if startErr != nil {
@@ -74,7 +68,87 @@ func (w *faultsWorld) driveRescue() error {
 	if _, err := w.direct.Exec(w.ctx, "update romancy.workers set lease_until = clock_timestamp() - interval '1 minute' where label = 'victim'"); err != nil {
 		return err
 	}
-	return wantResult(w, w.flows.stranded.Run(w.desk.Engine(), "stranded"), "rescued")
+	for _, id := range ids {
+		if err := wantResult(w, w.flows.stranded.Run(w.desk.Engine(), id), "rescued"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// strand starts runs until the engine executes one: others may be faster.
+func (w *faultsWorld) strand(flow *workflow.Workflow[int, string], engine *workflow.Engine, begun <-chan struct{}) (ids []string, err error) {
+	for n := range 20 {
+		id := fmt.Sprint("stranded-", n)
+		run, err := flow.Start(w.ctx, engine, n, workflow.WithID(id))
+		if err != nil {
+			return ids, err
+		}
+		ids = append(ids, id)
+		ended := make(chan error, 1)
+		ctx, cancel := context.WithCancel(w.ctx)
+		go func() {
+			_, err := run.Result(ctx)
+			ended <- err
+		}()
+		select {
+		case <-begun:
+			cancel()
+			<-ended
+			return ids, nil
+		case <-ended:
+			cancel()
+		}
+	}
+	return ids, nil
+}
+
+// driveLapse has a worker lose its lease while it lives. It says so when it notices, and before it leaves at the latest.
+func (w *faultsWorld) driveLapse() (err error) {
+	pool, begun := w.pool(0, "guest"), make(chan struct{})
+	var once sync.Once
+	step := workflow.DefineActivity("lapse", func(ctx context.Context, _ int) (string, error) {
+		first := false
+		once.Do(func() { first = true; close(begun) })
+		if !first {
+			return "lived", nil
+		}
+		<-ctx.Done()
+		return "", ctx.Err()
+	})
+	flow := workflow.Define("lapsed", func(ctx *workflow.Context, n int) (string, error) { return step.Execute(ctx, n) })
+	var engine *workflow.Engine
+	if err := w.persist("start who lapses", func() (err error) {
+		engine, err = workflow.NewEngine(workflow.Config{
+			Pool: pool, Workflows: []workflow.Definition{flow}, Label: "lapsed", Lease: 3 * time.Second, Logger: w.logger("lapsed"), FallbackInterval: w.fallback,
+		})
+		if err != nil {
+			return err
+		}
+		return engine.Start(w.ctx)
+	}); err != nil {
+		return err
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		if ended := engine.Shutdown(ctx); err == nil && ended != nil {
+			err = fmt.Errorf("shut down who has lapsed: %w", ended)
+		}
+	}()
+	run, err := startRun(w, flow, engine, 1, workflow.WithID("lapsed"))
+	if err != nil {
+		return err
+	}
+	select {
+	case <-begun:
+	case <-w.ctx.Done():
+		return fmt.Errorf("the run that is to lapse does not begin: %w", w.ctx.Err())
+	}
+	if _, err := w.direct.Exec(w.ctx, "update romancy.workers set lease_until = clock_timestamp() - interval '1 minute' where label = 'lapsed'"); err != nil {
+		return err
+	}
+	return wantResult(w, run, "lived")
 }
 
 // driveFence, not part of drive, has a run become another worker's under the token that it had, as after commits that were lost in a failover.
@@ -83,7 +157,11 @@ func (w *faultsWorld) driveFence() error {
 	begun, finish := make(chan struct{}), make(chan struct{})
 	var once sync.Once
 	flow := w.defineStranded(func(context.Context) (string, error) {
-		once.Do(func() { close(begun) })
+		first := false
+		once.Do(func() { first = true; close(begun) })
+		if !first { // it may be the rescuer, too
+			return "rescued", nil
+		}
 		<-finish
 		return "recorded by the first", nil
 	})
@@ -130,7 +208,7 @@ func (w *faultsWorld) driveMove() error {
 	var engine *workflow.Engine
 	if err := w.persist("start the guest", func() (err error) {
 		engine, err = workflow.NewEngine(workflow.Config{
-			Pool: pool, Workflows: []workflow.Definition{w.flows.moved}, Label: "guest", Logger: slog.New(slog.DiscardHandler), FallbackInterval: time.Second,
+			Pool: pool, Workflows: []workflow.Definition{w.flows.moved}, Label: "guest", Logger: slog.New(slog.DiscardHandler), FallbackInterval: w.fallback,
 		})
 		if err != nil {
 			return err

@@ -72,6 +72,9 @@ type faultsWorld struct {
 	poisoned atomic.Bool // the broker refuses the topic poison while it is set
 	log      *faultsLog
 
+	returning chan struct{} // a patient is past its last command
+	leave     chan struct{} // closed when it may end
+
 	mu        sync.Mutex
 	begun     map[faultsExecution]int
 	returned  map[faultsExecution]int
@@ -91,11 +94,16 @@ type faultsExecution struct {
 
 func newFaultsWorld(t *testing.T) *faultsWorld {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), faultsPatience)
+	return newFaultsWorldFor(t, faultsPatience)
+}
+
+func newFaultsWorldFor(t *testing.T, patience time.Duration) *faultsWorld {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	w := &faultsWorld{
 		t: t, ctx: ctx, made: time.Now(), fallback: time.Second, giveUp: cancel, url: pgtest.URL(t), log: &faultsLog{},
 		begun: map[faultsExecution]int{}, returned: map[faultsExecution]int{}, noted: map[string]int{}, published: map[string]int{},
-		refusals: map[string]int{}, workers: map[string]int64{},
+		refusals: map[string]int{}, workers: map[string]int64{}, returning: make(chan struct{}, 1), leave: make(chan struct{}),
 	}
 	t.Cleanup(func() { cancel(); w.outages.Wait() })
 	w.direct = pgtest.Connect(t, w.url)
@@ -114,6 +122,18 @@ func newFaultsWorld(t *testing.T) *faultsWorld {
 	return w
 }
 
+// sweeps reports whether anything sweeps in this world; else it has to find without a sweep what there is to wake runs for.
+func (w *faultsWorld) sweeps() bool { return w.fallback <= time.Second }
+
+// settle waits until each worker has renewed its lease once: the first time it sweeps.
+func (w *faultsWorld) settle() {
+	w.t.Helper()
+	var last time.Time
+	w.must(w.direct.QueryRow(w.ctx, "select max(lease_until) from romancy.workers").Scan(&last))
+	w.must(w.until("all have renewed their leases", "select bool_and(lease_until > $1::timestamptz) from romancy.workers", last))
+	time.Sleep(200 * time.Millisecond) // for what they sweep then
+}
+
 func (w *faultsWorld) must(err error) {
 	w.t.Helper()
 	if err != nil {
@@ -125,6 +145,9 @@ func (w *faultsWorld) must(err error) {
 func (w *faultsWorld) pool(proxy int, name string) *pgxpool.Pool {
 	return pgtest.Connect(w.t, w.proxies[proxy].URL(), func(c *pgxpool.Config) {
 		c.MaxConns = 8
+		if name == "guest" { // there are two, and all worlds have one server
+			c.MaxConns = 3
+		}
 		c.ConnConfig.RuntimeParams["application_name"] = name
 	})
 }
@@ -138,11 +161,10 @@ func (w *faultsWorld) open() {
 	w.t.Cleanup(func() { _ = errors.Join(tracer.Shutdown(context.Background()), meter.Shutdown(context.Background())) })
 
 	shopPool := w.pool(0, "shop")
-	w.shop = romancy.NewApp(
+	w.shop = w.startApp("the shop",
 		romancy.WithPool(shopPool), romancy.WithAutoMigrate(), romancy.WithWorkflows(w.flows.shop()...), romancy.WithLogger(w.logger("shop")),
 		romancy.WithNotifyFallbackInterval(w.fallback), romancy.WithRetention(time.Hour), romancy.WithMeterProvider(meter), romancy.WithTracerProvider(tracer),
 	)
-	w.start("the shop", w.shop.Start, w.shop.Shutdown)
 
 	w.annex = newFaultsAnnex(w, w.logger("annex"))
 	w.start("the annex", w.annex.start, w.annex.shutdown)
@@ -158,12 +180,28 @@ func (w *faultsWorld) open() {
 func (w *faultsWorld) startDesk(others ...workflow.Definition) *romancy.App {
 	w.t.Helper()
 	w.deskPool = w.pool(0, "desk")
-	desk := romancy.NewApp(
+	return w.startApp("the desk",
 		romancy.WithPool(w.deskPool), romancy.WithClientOnly(), romancy.WithWorkflows(append(w.flows.shop(), others...)...),
 		romancy.WithNotifyFallbackInterval(w.fallback), romancy.WithLogger(w.logger("desk")), romancy.WithRetention(time.Hour),
 	)
-	w.start("the desk", desk.Start, desk.Shutdown)
-	return desk
+}
+
+// startApp starts an App. One that cannot undo a start that has failed, within the time that it has, is replaced.
+func (w *faultsWorld) startApp(what string, options ...romancy.Option) *romancy.App {
+	w.t.Helper()
+	app := romancy.NewApp(options...)
+	start := func(ctx context.Context) error {
+		err := app.Start(ctx)
+		if errors.Is(err, romancy.ErrShutDown) {
+			if ended := app.Shutdown(ctx); ended != nil {
+				return ended
+			}
+			app = romancy.NewApp(options...)
+		}
+		return err
+	}
+	w.start(what, start, func(ctx context.Context) error { return app.Shutdown(ctx) })
+	return app
 }
 
 func (w *faultsWorld) logger(process string) *slog.Logger {

@@ -3,8 +3,6 @@ package workflow
 import (
 	"slices"
 	"time"
-
-	"github.com/romancy-go/romancy/internal/planted"
 )
 
 // reasons are why a parked run is to be polled for: what happened on a channel that it waits on, or, as the zero value, that it may
@@ -59,9 +57,6 @@ func (s *reasons) nothing() { s.polled, s.polling, s.failed = nil, false, 0 }
 // fail ends a poll that was not answered, and returns after how long to try again.
 func (s *reasons) fail() (wait time.Duration) {
 	unanswered := s.polled
-	if planted.Has(planted.WakeForgotten) {
-		unanswered = nil
-	}
 	s.polled, s.polling = nil, false
 	for _, on := range unanswered {
 		s.add(on)

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/romancy-go/romancy/bus"
+	"github.com/romancy-go/romancy/internal/planted"
 	"github.com/romancy-go/romancy/workflow/internal/commit"
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
@@ -377,6 +378,10 @@ func (e *Engine) passOnLocked(left []listening) {
 // verifyLocked finds out why a poll for a parked run was not answered. Another worker has the run, and it is dropped here; or it was
 // made ready, and is claimed again; or its row is held for a moment or the database in trouble, and the poll is repeated.
 func (e *Engine) verifyLocked(r *run) {
+	if planted.Has(planted.WakeForgotten) {
+		r.reasons.end()
+		return
+	}
 	wait, fence, rows := r.reasons.fail(), r.fence(), new([]store.ParkedRun)
 	then := func(_ struct{}, err error) {
 		e.mu.Lock()

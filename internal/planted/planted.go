@@ -15,8 +15,8 @@
 //     into the queue: it is answered with the refusal at once instead, so that its run is dropped and executed again.
 //   - FenceWithoutWorker: in workflow/internal/store, where a fence becomes the arguments of a statement: the worker is
 //     taken from the run's row instead of being the writer's, so that run and token alone decide.
-//   - WakeForgotten: in workflow (wake.go), where a wake has failed or met a run that cannot be woken at that moment: what
-//     it was for is not noted, so that only a sweep finds it.
+//   - WakeForgotten: in workflow (wake.go), where a poll for a parked run was not answered: what it was for is forgotten and
+//     the poll is not repeated, so that only a sweep finds it.
 package planted
 
 import (
