@@ -92,19 +92,16 @@ func TestStepsThatHadBegunAreUndoneHoweverOftenTheirRunMoves(t *testing.T) {
 			_, err := pay.Go(ctx, 1).Get(ctx)
 			return err
 		}},
-		"cancelled, Select": {true, func(ctx *workflow.Context, hotel, car future, pay *workflow.Activity[int, int]) error {
+		"cancelled, Select": {true, func(ctx *workflow.Context, hotel, car future, _ *workflow.Activity[int, int]) error {
 			if err := workflow.Select(ctx, workflow.OnResult(hotel, func(_ string, err error) error { return err }),
 				workflow.OnTimer(time.Hour, func() error { return nil })); err != nil {
 				return err
 			}
 			return errors.Join(get(ctx, hotel, car), workflow.Sleep(ctx, time.Hour))
 		}},
-		"failed, Get not reached": {false, func(ctx *workflow.Context, hotel, car future, pay *workflow.Activity[int, int]) error {
-			if _, err := workflow.Now(ctx); err != nil {
+		"failed, Get not reached": {false, func(ctx *workflow.Context, hotel, car future, _ *workflow.Activity[int, int]) error {
+			if _, err := workflow.SideEffect(ctx, "mood", func() (int, error) { return 0, regret }); err != nil {
 				return err
-			}
-			if regret != nil {
-				return regret
 			}
 			return get(ctx, hotel, car)
 		}},
@@ -139,7 +136,10 @@ func TestStepsThatHadBegunAreUndoneHoweverOftenTheirRunMoves(t *testing.T) {
 				}
 				return 0, test.then(ctx, room, wheels, pay)
 			})
-			run := leaveBeside(ctx, t, pool, flow, func() bool { return b.did.of("hotel") == 1 && b.did.of("car") == 1 })
+			run := leaveBeside(ctx, t, pool, flow, func() bool {
+				return b.did.of("hotel") == 1 && b.did.of("car") == 1 &&
+					(test.cancelled || count(t, pool, "select count(*) from romancy.history where kind in ('select', 'side_effect_failed')") == 1)
+			})
 			t.Cleanup(func() { close(b.left) })
 			if test.cancelled {
 				client := startWorker(t, pool, nil, configured(func(c *workflow.Config) { c.ClientOnly = true }))
