@@ -237,7 +237,7 @@ func TestAFailedSweepIsVisibleNotRetriedAndTheNextTickSweepsAgain(t *testing.T) 
 	eventually(t, "a sweep succeeds", func() bool {
 		return count(t, b.pool, "kind = $1::text and state = 'completed'", KindResume) > 0
 	})
-	if log := b.log.String(); strings.Count(log, "works again") != 1 {
+	if log := b.log.String(); strings.Count(log, "sweeps succeed again") != 1 {
 		t.Errorf("the end is not in the log, once:\n%s", log)
 	}
 }

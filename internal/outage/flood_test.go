@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,7 +14,7 @@ import (
 func TestAFloodIsAFewLinesAndOneCountAMinute(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		var log bytes.Buffer
+		var log logText
 		f := NewFlood(slog.New(slog.NewTextHandler(&log, nil)), "and more", 3)
 		defer f.Close()
 		passed := func(kind string, events int) (n int) {
@@ -57,9 +58,33 @@ func TestAFloodIsAFewLinesAndOneCountAMinute(t *testing.T) {
 	})
 }
 
+// logText collects lines, of any goroutine.
+type logText struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *logText) Write(line []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(line)
+}
+
+func (l *logText) Reset() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.text.Reset()
+}
+
+func (l *logText) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
 func TestAFloodOfKindsIsBounded(t *testing.T) {
 	t.Parallel()
-	var log bytes.Buffer
+	var log logText
 	f := NewFlood(slog.New(slog.NewTextHandler(&log, nil)), "and more", 1)
 	passed := 0
 	for i := range 10 * maxKinds {
