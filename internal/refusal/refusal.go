@@ -96,7 +96,7 @@ var remedies = map[string]string{
 	"42P05": remedyPooler,
 	"26000": remedyPooler,
 	"08P01": remedyPooler,
-	"42501": "grant the role what docs/operations.md lists",
+	"42501": "grant the role what it lacks: Start names all of that, as GRANT statements",
 	"42P01": "run romancy.Migrate, or check search_path and the schema's name",
 	"42703": "run romancy.Migrate",
 	"53100": "free disk space on the database server",
