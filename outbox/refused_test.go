@@ -218,15 +218,15 @@ func TestLocksOfOthersCostNoLease(t *testing.T) {
 		statement string
 		lasts     time.Duration
 	}{
-		"the outbox, as CREATE INDEX takes it": {"lock table romancy.outbox in share mode", 4 * shortLease},
-		"one event":                            {"select from romancy.outbox where event_id = 'event-003' for update", 4 * shortLease},
+		"the outbox, as CREATE INDEX takes it": {"lock table romancy.outbox in share mode", 6 * shortLease},
+		"one event":                            {"select from romancy.outbox where event_id = 'event-003' for update", 6 * shortLease},
 		"the slots":                            {"lock table romancy.outbox_slots in share mode", shortLease / 2}, // no lease can be renewed
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			pool := pgtest.Pool(t)
 			g := newGate()
-			startRelay(t, pool, g, withShortLease, func(c *RelayConfig) { c.PublishTimeout, c.Lease = shortLease, 2*shortLease })
+			startRelay(t, pool, g, withShortLease, func(c *RelayConfig) { c.PublishTimeout, c.Lease = shortLease, 5*shortLease })
 			events := several(20)
 			add(t, pool, events...)
 			for range events {
@@ -280,7 +280,7 @@ func TestARightTakenAwayRepeatsNothing(t *testing.T) {
 				}
 			})
 			g := newGate()
-			startRelay(t, restricted, g, withShortLease, func(c *RelayConfig) { c.PublishTimeout, c.Lease = shortLease, 2*shortLease })
+			startRelay(t, restricted, g, withShortLease, func(c *RelayConfig) { c.PublishTimeout, c.Lease = shortLease, 5*shortLease })
 			events := several(20)
 			add(t, pool, events...)
 			for range events {

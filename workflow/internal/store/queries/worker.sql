@@ -73,12 +73,12 @@ with ask as materialized (
 ), runs as materialized (
     select t.id, array_agg(t.worker order by t.token) as workers, array_agg(t.token order by t.token) as tokens from taken t group by t.id
 ), held as materialized (
-    select r.id, r.workers, r.tokens, i.workflow, i.status, i.died_with, i.error
+    select r.id, r.workers, r.tokens, i.workflow, i.status, i.died_with, i.error, i.ended_at is not null as ended
     from runs r left join lateral (
-        select i.workflow, i.status, i.died_with, i.error from romancy.instances i where i.id = r.id for no key update skip locked
+        select i.workflow, i.status, i.died_with, i.error, i.ended_at from romancy.instances i where i.id = r.id for no key update skip locked
     ) i on true
 ), less as materialized (
-    select h.id, h.workers, h.tokens, h.workflow, h.died_with && h.workers as wrong,
+    select h.id, h.workers, h.tokens, h.workflow, h.died_with && h.workers and not h.ended as wrong,
            (select count(*) from unnest(h.died_with) d where d = any (h.workers)) as deaths,
            (select array_agg(d) from unnest(h.died_with) d where d <> all (h.workers)) as died_with,
            h.died_with && h.workers and h.status = 'stuck'
