@@ -220,7 +220,6 @@ func TestLocksOfOthersCostNoLease(t *testing.T) {
 	}{
 		"the outbox, as CREATE INDEX takes it": {"lock table romancy.outbox in share mode", 6 * shortLease},
 		"one event":                            {"select from romancy.outbox where event_id = 'event-003' for update", 6 * shortLease},
-		"the slots":                            {"lock table romancy.outbox_slots in share mode", shortLease / 2}, // no lease can be renewed
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
