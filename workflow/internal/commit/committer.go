@@ -22,7 +22,6 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/romancy-go/romancy/internal/outage"
-	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
 
@@ -99,8 +98,8 @@ type Config struct {
 	// Holds reports whether worker still has its lease: for as long as it has, operations of its runs are kept. It must not
 	// block. nil: it has.
 	Holds func(worker int64) bool
-	// Abandoned is told how many operations of runs were given up unrecorded because their worker has lost its lease. It must
-	// not block.
+	// Abandoned is told how many operations of runs were given up unrecorded, because their worker has lost its lease or because
+	// the committer was closed before the database took them. It must not block.
 	Abandoned func(operations int)
 	// Flushed is told of everything taken from the queue at once, when it has been answered: how many operations, how long
 	// the first of them had been queued, how long it took to carry them out. It must not block; lanes call it concurrently.
@@ -132,7 +131,7 @@ type Committer struct {
 
 	flushes, operations int64 // guarded by mu
 
-	connecting *outage.Reporter // of the first lane
+	connecting *outage.Reporter // of connections that are lost or cannot be made
 	recording  *outage.Reporter // of operations that are kept
 }
 
@@ -155,9 +154,6 @@ func New(config Config) *Committer {
 func (c *Committer) Open(ctx context.Context) error {
 	if !c.config.Lazy {
 		if err := c.lanes[0].dial(ctx); err != nil {
-			if remedy := refusal.Remedy(err); remedy != "" {
-				err = fmt.Errorf("%w (%s)", err, remedy)
-			}
 			return fmt.Errorf("connect the committer: %w", err)
 		}
 	}
