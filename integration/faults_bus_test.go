@@ -197,9 +197,10 @@ func (w *faultsWorld) driveWoken() error {
 	return nil
 }
 
-// driveScrape waits until the metrics have been collected, which ask the database for one of them.
+// driveScrape waits until the metrics have been collected, which ask the database for one of them, some seconds after it has
+// refused to say.
 func (w *faultsWorld) driveScrape() error {
-	for began := time.Now(); time.Since(began) < 10*time.Second; time.Sleep(20 * time.Millisecond) {
+	for began := time.Now(); time.Since(began) < 30*time.Second; time.Sleep(20 * time.Millisecond) {
 		if (faultsStatement{Name: "CountReady"}).times(w.executed()) > 0 {
 			break
 		}

@@ -71,7 +71,7 @@ var faultsBefore = map[string]pgtest.Fault{
 	"Recall":    {Statement: "AppendRecord", Application: " engine", Kind: pgtest.FaultCutAfterCommit, Nth: 3, Times: 3},
 	"CheckText": {Statement: "Send", Kind: pgtest.FaultRefuse, Code: "22P05", Nth: 5, Times: 3},
 	// After one that has cost much.
-	"ClaimReadyFrom":      {Statement: "ClaimReady", Kind: pgtest.FaultCutBefore, Nth: 2, Times: 4},
+	"ClaimReadyFrom":      {Statement: "ClaimReady", Kind: pgtest.FaultCutBefore, For: 150 * time.Millisecond, Nth: 2, Times: 4},
 	"SweepEvents":         {Statement: "SweepEventWaits", Kind: pgtest.FaultDelay, For: 100 * time.Millisecond, Nth: 1, Times: 1000},
 	"CountEvents":         {Statement: "Settle", Kind: pgtest.FaultCutAfterCommit, Nth: 2, Times: 3},
 	"begin@relay_settle":  {Statement: "Settle", Kind: pgtest.FaultCutAfterCommit, Nth: 2, Times: 3},

@@ -57,12 +57,9 @@ func (c *connection) attempt(ctx context.Context, w work) error {
 	if err == nil {
 		return nil
 	}
-	if !unfit(err) && !c.conn.IsClosed() {
-		if _, rollbackErr := c.conn.Exec(ctx, "rollback"); rollbackErr == nil {
-			return err
-		}
+	if !rollback(ctx, c.conn, err) {
+		c.hangUp()
 	}
-	c.hangUp()
 	return err
 }
 
@@ -142,6 +139,9 @@ func (r *Relay) attemptOnPool(ctx context.Context, patience time.Duration, w wor
 		return false, err
 	}
 	defer conn.Release()
-	err = transact(ctx, conn, w)
+	err = transact(ctx, conn.Conn(), w)
+	if err != nil {
+		rollback(ctx, conn.Conn(), err)
+	}
 	return err != nil && conn.Conn().IsClosed(), err
 }

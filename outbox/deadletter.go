@@ -36,7 +36,7 @@ func (r *Relay) DeadLetters(ctx context.Context, limit int, after *DeadLetter) (
 		diedAt, seq = after.DiedAt, after.Seq
 	}
 	var letters []DeadLetter
-	err := transact(ctx, r.config.Pool, r.guarded(func(b *pgx.Batch) {
+	err := r.onPool(ctx, claimTimeout, r.guarded(func(b *pgx.Batch) {
 		b.Queue(r.queries.Get("DeadLetters"), diedAt, seq, limit).Query(func(rows pgx.Rows) (err error) {
 			letters, err = pgx.CollectRows(rows, scanDeadLetter)
 			return err

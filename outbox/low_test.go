@@ -283,7 +283,7 @@ func TestRetriedEventOfADeadRelayIsAboveTheLowWaterMark(t *testing.T) {
 	}
 	deliverByHand(t, pool, r, 10)
 	raise(t, r)
-	err := transact(within(t), pool, work{guard: r.queries.Get("GuardClaim"), queue: func(b *pgx.Batch) {
+	err := r.onPool(within(t), claimTimeout, work{guard: r.queries.Get("GuardClaim"), queue: func(b *pgx.Batch) {
 		b.Queue(r.queries.Get("TakeSlot"), "dead", 1, []int32{})
 		b.Queue(r.queries.Get("ClaimBatch"), "dead", 100, maxBatchBytes)
 	}})

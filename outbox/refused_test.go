@@ -220,6 +220,7 @@ func TestLocksOfOthersCostNoLease(t *testing.T) {
 	}{
 		"the outbox, as CREATE INDEX takes it": {"lock table romancy.outbox in share mode", 6 * shortLease},
 		"one event":                            {"select from romancy.outbox where event_id = 'event-003' for update", 6 * shortLease},
+		"the slots":                            {"lock table romancy.outbox_slots in share mode", shortLease}, // no lease can be renewed
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -231,14 +232,7 @@ func TestLocksOfOthersCostNoLease(t *testing.T) {
 			for range events {
 				<-g.entered
 			}
-			tx, err := pool.Begin(within(t))
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
-			if _, err := tx.Exec(within(t), lock.statement); err != nil {
-				t.Fatal(err)
-			}
+			tx := hold(t, pool, lock.statement)
 			startRelay(t, pool, g, withShortLease)
 			close(g.open)
 			g.untilPublished(t, len(events))
@@ -250,6 +244,39 @@ func TestLocksOfOthersCostNoLease(t *testing.T) {
 			once(t, g.recorder, events)
 		})
 	}
+}
+
+// hold executes a statement in a transaction of a session beside the pool's, which stays open until the test ends or rolls it
+// back.
+func hold(t *testing.T, pool *pgxpool.Pool, statement string) pgx.Tx {
+	t.Helper()
+	tx, err := pgtest.Connect(t, pool.Config().ConnString()).Begin(within(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) })
+	if _, err := tx.Exec(within(t), statement); err != nil {
+		t.Fatal(err)
+	}
+	return tx
+}
+
+// Also a session that has not prepared a statement yet waits for a lock of its tables for a bounded time only.
+func TestAClaimThatWaitsForALockGivesItsSessionBack(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	log := &lines{}
+	published := newRecorder()
+	tx := hold(t, pool, "lock table romancy.outbox_slots in share mode")
+	startRelay(t, pool, published, func(c *RelayConfig) { c.Logger = log.logger() })
+	events := several(20)
+	add(t, pool, events...)
+	eventually(t, "claims are refused, and say that it is a lock", func() bool { return strings.Contains(log.String(), "55P03") })
+	if err := tx.Rollback(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	untilEmpty(t, pool)
+	once(t, published, events)
 }
 
 // A right that is taken away while the relay works.
@@ -322,7 +349,7 @@ func TestDefaultsOfTheRoleDoNotMatter(t *testing.T) {
 	equal(t, "published", published.published(), ids(events))
 	r := testRelay(t, defaults, published)
 	var got struct{ locks, statements string }
-	err := transact(within(t), defaults, work{guard: r.queries.Get("GuardClaim"), locks: 123 * time.Millisecond, queue: func(b *pgx.Batch) {
+	err := r.onPool(within(t), claimTimeout, work{guard: r.queries.Get("GuardClaim"), locks: 123 * time.Millisecond, queue: func(b *pgx.Batch) {
 		b.Queue("select current_setting('lock_timeout'), current_setting('statement_timeout')").QueryRow(func(row pgx.Row) error {
 			return row.Scan(&got.locks, &got.statements)
 		})

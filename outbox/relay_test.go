@@ -201,7 +201,7 @@ func TestEveryQueryExecModeAndSessionSetting(t *testing.T) {
 			ctx := within(t)
 			// Each statement has its own snapshot, whatever the sessions default to.
 			var isolation string
-			if err := transact(ctx, pool, r.guarded(func(b *pgx.Batch) {
+			if err := r.onPool(ctx, claimTimeout, r.guarded(func(b *pgx.Batch) {
 				b.Queue("select current_setting('transaction_isolation')").QueryRow(func(row pgx.Row) error { return row.Scan(&isolation) })
 			})); err != nil || isolation != "read committed" {
 				t.Errorf("isolation %q, %v", isolation, err)

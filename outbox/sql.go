@@ -32,15 +32,10 @@ type work struct {
 	queue func(*pgx.Batch)
 }
 
-// sender is a pool or a connection.
-type sender interface {
-	SendBatch(ctx context.Context, batch *pgx.Batch) pgx.BatchResults
-}
-
 // transact carries out w. Each statement has a snapshot of its own, whatever isolation the host's sessions default to:
 // ClaimBatch must see what TakeSlot waited for. Nor do other defaults of the role or the database matter: it may write, and
-// the server gives a statement up when ctx does.
-func transact(ctx context.Context, db sender, w work) error {
+// the server gives a statement up when ctx does. After an error the session may be left in a transaction.
+func transact(ctx context.Context, conn *pgx.Conn, w work) error {
 	limit := longest
 	if deadline, ok := ctx.Deadline(); ok {
 		limit = max(time.Until(deadline), time.Millisecond)
@@ -52,9 +47,62 @@ func transact(ctx context.Context, db sender, w work) error {
 	batch := &pgx.Batch{}
 	batch.Queue("begin isolation level read committed read write")
 	batch.Queue(w.guard, milliseconds(min(locks, limit)), milliseconds(limit))
-	w.queue(batch)
+	queue := &pgx.Batch{}
+	w.queue(queue)
+	first := unprepared(conn, queue)
+	if len(first) > 0 {
+		// The driver prepares before it sends anything, and who prepares a statement waits for the locks of its tables: that
+		// must be within the limits, too.
+		if err := conn.SendBatch(ctx, batch).Close(); err != nil {
+			return err
+		}
+		batch = &pgx.Batch{}
+	}
+	batch.QueuedQueries = append(batch.QueuedQueries, queue.QueuedQueries...)
 	batch.Queue("commit")
-	return db.SendBatch(ctx, batch).Close()
+	if err := conn.SendBatch(ctx, batch).Close(); err != nil {
+		return err
+	}
+	for _, sql := range first {
+		prepared(conn)[sql] = struct{}{}
+	}
+	return nil
+}
+
+// unprepared returns the statements of batch that this session has not executed yet, if it prepares statements at all.
+func unprepared(conn *pgx.Conn, batch *pgx.Batch) []string {
+	if mode := conn.Config().DefaultQueryExecMode; mode != pgx.QueryExecModeCacheStatement && mode != pgx.QueryExecModeCacheDescribe {
+		return nil
+	}
+	var unknown []string
+	known := prepared(conn)
+	for _, queued := range batch.QueuedQueries {
+		if _, ok := known[queued.SQL]; !ok {
+			unknown = append(unknown, queued.SQL)
+		}
+	}
+	return unknown
+}
+
+// prepared is what of ours a session has prepared, by text. It is kept with the session.
+func prepared(conn *pgx.Conn) map[string]struct{} {
+	const key = "romancy.outbox.prepared"
+	of := conn.PgConn().CustomData()
+	known, ok := of[key].(map[string]struct{})
+	if !ok {
+		known = map[string]struct{}{}
+		of[key] = known
+	}
+	return known
+}
+
+// rollback ends the transaction that transact has left behind with err, and reports whether the session is of use still.
+func rollback(ctx context.Context, conn *pgx.Conn, err error) bool {
+	if unfit(err) || conn.IsClosed() {
+		return false
+	}
+	_, rollbackErr := conn.Exec(ctx, "rollback")
+	return rollbackErr == nil
 }
 
 // milliseconds is d as a setting of PostgreSQL's, where 0 would mean no limit.

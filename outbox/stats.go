@@ -36,7 +36,7 @@ type Stats struct {
 func (r *Relay) Stats(ctx context.Context) (Stats, error) {
 	var s Stats
 	var oldest *float64
-	err := transact(ctx, r.config.Pool, r.guarded(func(b *pgx.Batch) {
+	err := r.onPool(ctx, claimTimeout, r.guarded(func(b *pgx.Batch) {
 		b.Queue(r.queries.Get("Stats"), mostCounted).QueryRow(func(row pgx.Row) error {
 			return row.Scan(&s.Pending, &s.Waiting, &s.DeadLetters, &oldest)
 		})

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
 
@@ -101,7 +102,14 @@ func (m *observedMetrics) countReady(collection context.Context) []store.Ready {
 	}
 	ctx, cancel := context.WithTimeout(collection, readyTimeout)
 	defer cancel()
-	ready, err := m.engine.store.CountReady(ctx, m.engine.config.Pool, m.engine.names, maxReady)
+	var ready []store.Ready
+	var cost time.Duration // without the wait for a connection, which says nothing of the next count
+	err := m.engine.config.Pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) (err error) {
+		asked := time.Now()
+		ready, err = m.engine.store.CountReady(ctx, conn, m.engine.names, maxReady)
+		cost = time.Since(asked)
+		return err
+	})
 	if err != nil && errors.Is(collection.Err(), context.Canceled) {
 		return nil // nobody wants to know any more, which says nothing of the database
 	}
@@ -111,6 +119,6 @@ func (m *observedMetrics) countReady(collection context.Context) []store.Ready {
 		m.engine.reports.readyCount.Succeeded(ctx)
 	}
 	m.ready = ready
-	m.next = began.Add(max(readyInterval, readyShare*time.Since(began)))
+	m.next = began.Add(max(readyInterval, readyShare*cost))
 	return ready
 }

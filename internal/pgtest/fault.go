@@ -13,7 +13,8 @@ import (
 type FaultKind string
 
 const (
-	// FaultCutBefore resets both connections before the server has received anything of the batch.
+	// FaultCutBefore resets both connections before the server has received anything of the batch, after some time of silence
+	// if so wished.
 	FaultCutBefore FaultKind = "CutBefore"
 	// FaultCutAfterRun has the server execute the statement, and resets both connections before its transaction commits:
 	// the server rolls back. COMMIT has committed when it has run, so it is not executed.
@@ -48,7 +49,8 @@ type Fault struct {
 	Kind FaultKind
 	// Code is the SQLSTATE that Refuse raises.
 	Code string
-	// For is how long Delay keeps the batch, and how long a session is read-only at least: 0 is as long as it lives.
+	// For is how long Delay keeps the batch, CutBefore waits before it cuts, and how long a session is read-only at least: 0 is
+	// as long as it lives.
 	For time.Duration
 
 	// Nth is the first execution that is hit, counted from Inject on over all sessions. 0 hits each, until Stop.

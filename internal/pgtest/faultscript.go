@@ -88,6 +88,7 @@ func (s *faultSession) inflict(fault *Injection, b batch, e execution) bool {
 	switch fault.fault.Kind {
 	case FaultCutBefore:
 		fault.count()
+		s.wait(fault.fault.For)
 		s.cut()
 		return false
 	case FaultCutAfterRun:
@@ -99,9 +100,7 @@ func (s *faultSession) inflict(fault *Injection, b batch, e execution) bool {
 		return s.refuse(fault, b, e)
 	case FaultDelay:
 		fault.count()
-		select {
-		case <-time.After(fault.fault.For):
-		case <-s.proxy.closing:
+		if !s.wait(fault.fault.For) {
 			return false
 		}
 	case FaultReadOnly:
@@ -110,6 +109,16 @@ func (s *faultSession) inflict(fault *Injection, b batch, e execution) bool {
 		}
 	}
 	return s.send(b.raw, b.answered())
+}
+
+// wait returns false if the proxy closes meanwhile.
+func (s *faultSession) wait(d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-s.proxy.closing:
+		return false
+	}
 }
 
 // cutAfterRun has the server execute the batch up to the statement, in a transaction that stays open.
