@@ -277,7 +277,7 @@ func (r *run) awaitTurn(f *flight, recall <-chan struct{}) (begin, recalled bool
 // worker began to shut down.
 func (r *run) flyOnce(f *flight) (record *stepRecord, recalled bool) {
 	done, err := r.executeUntilKept(f.ctx, f.step, f.position, f.failed.count+1, f.body)
-	var interrupted *interruption
+	interrupted := asInterruption(err)
 	switch {
 	case errors.Is(err, errDraining):
 		r.air.mu.Lock()
@@ -285,7 +285,7 @@ func (r *run) flyOnce(f *flight) (record *stepRecord, recalled bool) {
 		f.state = grounded
 		r.air.up--
 		return nil, true
-	case errors.As(err, &interrupted):
+	case interrupted != nil:
 		r.broken.CompareAndSwap(nil, interrupted)
 		return nil, false
 	case err == nil && done.recorded:

@@ -1,6 +1,7 @@
 package workflow
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
@@ -23,12 +24,36 @@ func digestOf(in any) (digest string) {
 			digest = ""
 		}
 	}()
-	text, err := json.Marshal(in)
-	if err != nil {
+	e, _ := digestEncoders.Get().(*digestEncoder)
+	defer e.putBack()
+	if err := e.encoder.Encode(in); err != nil {
 		return ""
 	}
-	return encodeDigest(text)
+	encoded := e.text.Bytes()
+	return encodeDigest(encoded[:len(encoded)-1]) // without the line's end
 }
+
+// digestEncoder is used again and again: what an input is encoded to is needed for as long as it is read.
+type digestEncoder struct {
+	text    bytes.Buffer
+	encoder *json.Encoder
+}
+
+// maxKeptInput is how large a buffer is kept, in bytes.
+const maxKeptInput = 64 << 10
+
+func (e *digestEncoder) putBack() {
+	if e.text.Cap() <= maxKeptInput {
+		e.text.Reset()
+		digestEncoders.Put(e)
+	}
+}
+
+var digestEncoders = sync.Pool{New: func() any {
+	e := new(digestEncoder)
+	e.encoder = json.NewEncoder(&e.text)
+	return e
+}}
 
 // encodeDigest is FNV-1a of 64 bits, folded to 48: of what the standard library has, the quickest for inputs as they usually are.
 func encodeDigest(text []byte) string {
@@ -38,7 +63,9 @@ func encodeDigest(text []byte) string {
 	}
 	var folded [8]byte
 	binary.BigEndian.PutUint64(folded[:], hash^hash>>48<<16)
-	return base64.RawURLEncoding.EncodeToString(folded[len(folded)-digestBytes:])
+	var encoded [digestBytes * 4 / 3]byte
+	base64.RawURLEncoding.Encode(encoded[:], folded[len(folded)-digestBytes:])
+	return string(encoded[:])
 }
 
 // input is what an activity was given.

@@ -76,12 +76,21 @@ func (r *run) interrupt(ctx context.Context, s step, position int32, cause error
 	return nil
 }
 
+// asInterruption returns the interruption that err is, or nil.
+func asInterruption(err error) *interruption {
+	if err == nil {
+		return nil
+	}
+	interrupted, _ := errors.AsType[*interruption](err)
+	return interrupted
+}
+
 // executeUntilKept executes a step's body once, and again for as long as the database refuses what it has done.
 func (r *run) executeUntilKept(ctx context.Context, s step, position int32, attempt int, body stepBody) (attempted, error) {
 	for {
 		done, err := r.attempt(ctx, s, position, attempt, body)
-		var interrupted *interruption
-		if !errors.As(err, &interrupted) || !interrupted.again {
+		interrupted := asInterruption(err)
+		if interrupted == nil || !interrupted.again {
 			return done, err
 		}
 		if err := r.interrupt(ctx, s, position, interrupted.err); err != nil {

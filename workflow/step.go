@@ -35,7 +35,20 @@ type stepRecord struct {
 	Input    string          `json:"in,omitempty"`       // its digest; former versions recorded none
 }
 
-func (s stepRecord) encode() []byte { return mustEncode(s) }
+// encode is what encoding/json makes of s. The record of a step that was done at its first attempt, as almost all are, is put
+// together by hand: Output is the encoder's own work, and would be read once more.
+func (s stepRecord) encode() []byte {
+	if s.Error != nil || s.Attempts != 0 || len(s.Output) == 0 {
+		return mustEncode(s)
+	}
+	const output, in, end = `{"output":`, `,"in":"`, `"}`
+	text := make([]byte, 0, len(output)+len(s.Output)+len(in)+len(s.Input)+len(end))
+	text = append(append(text, output...), s.Output...)
+	if s.Input != "" {
+		text = append(append(append(text, in...), s.Input...), '"')
+	}
+	return append(text, '}')
+}
 
 // step executes a step until it is recorded as done or failed, and returns what is recorded.
 func (r *run) step(s step, body stepBody) ([]byte, error) {
@@ -77,13 +90,13 @@ func (r *run) step(s step, body stepBody) ([]byte, error) {
 		attempting = true
 		done, err := r.executeUntilKept(ctx, s, position, failed.count+1, body)
 		attempting = false
-		var interrupted *interruption
+		interrupted := asInterruption(err)
 		switch {
 		case err != nil && r.left.Load():
 			r.exit() // it ended because a shutdown did: that is no failure
 		case errors.Is(err, errDraining):
 			r.checkpoint() // hands the run over
-		case errors.As(err, &interrupted):
+		case interrupted != nil:
 			r.giveUp(interrupted.err)
 		case r.lost.Load() && !done.recorded:
 			r.exit()
