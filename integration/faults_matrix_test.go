@@ -92,7 +92,7 @@ func (c faultsColumn) faults(row faultsStatement, nth int) []pgtest.Fault {
 
 // faultsOften are statements that the workload executes a dozen times at least: not always the first is hit.
 var faultsOften = []string{
-	"AppendRecord", "AppendHistory", "ClaimReady", "WaitRuns", "WakeRun", "FinishRun", "StartRun", "Send", "LookForMail", "Guard", "GuardClaim",
+	"AppendRecord", "AppendHistory", "ClaimReady", "WaitRun", "WaitRuns", "WakeRun", "FinishRun", "StartRun", "Send", "LookForMail", "Guard", "GuardClaim",
 	"TakeSlot", "ClaimBatch", "Outlook", "Settle", "begin", "commit", "FindRuns", "AdoptTrace", "LockChannels", "SubscribeRuns",
 	"DeliverMessages", "ReleaseStranded", "SweepMailFor", "PendingWorkflowResumable", "PendingOutboxPending", "river.JobGetAvailable",
 }
@@ -299,7 +299,7 @@ func faultsCellOf(t *testing.T, row faultsStatement, column faultsColumn) {
 // faultsWakes are statements that wake runs, or find what there is to wake them for. With them no sweep comes to the rescue: a
 // reason to wake must not be forgotten.
 var faultsWakes = []string{
-	"WakeRun", "WakeRuns", "WakeEvents", "WaitRuns", "WaitEvents", "LookForMail", "LookForEvents", "TakeMore", "ParkedRuns", "RouseRuns",
+	"WakeRun", "WakeRuns", "WakeEvents", "WaitRun", "WaitRuns", "WaitEvents", "LookForMail", "LookForEvents", "TakeMore", "ParkedRuns", "RouseRuns",
 }
 
 // sufferCell opens the world, inflicts one cell on it, and returns what is wrong then.

@@ -105,7 +105,7 @@ func drawInjection(t *rapid.T) pgtest.Fault {
 
 // modelStatements are those that programs depend on.
 var modelStatements = []string{
-	"AppendRecord", "AppendHistory", "WaitRuns", "WakeRun", "WakeRuns", "TakeMore", "LookForMail", "ClaimReady", "ClaimReadyFrom", "ClaimWaiting",
+	"AppendRecord", "AppendHistory", "WaitRun", "WaitRuns", "WakeRun", "WakeRuns", "TakeMore", "LookForMail", "ClaimReady", "ClaimReadyFrom", "ClaimWaiting",
 	"LoadHistory", "LoadAttempts", "FailRuns", "FinishRun", "FinishRuns", "ContinueRuns", "RetrySteps", "DeliverDirect", "DeliverMessages",
 	"SubscribeRuns", "LockChannels", "LetGo", "ReleaseRuns", "Heartbeat", "RegisterWorker", "TakeOver", "SweepMail", "SweepDeadlines", "GuardSession",
 	"Send", "begin", "commit",

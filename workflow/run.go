@@ -40,6 +40,7 @@ type run struct {
 	journal       *journal.Journal
 	token         int64
 	worker        int64 // that owns it: this one, under the id that it had then
+	heir          bool  // it has continued another as new
 	stream        *commit.Stream
 	pending       chan error   // the outcome of the last append, or of the wake, if it has not been waited for
 	woken         chan error   // the outcome of the wake, if nothing was written since
@@ -83,7 +84,7 @@ func (e *Engine) launchLocked(definition Definition, owned store.Claimed, past *
 	}
 	r := &run{
 		engine: e, id: owned.ID, definition: definition, input: owned.Input,
-		journal: remembered, token: owned.Token, worker: owned.Worker, stream: &commit.Stream{},
+		journal: remembered, token: owned.Token, worker: owned.Worker, heir: owned.Heir, stream: &commit.Stream{},
 		resume: make(chan *resumption, 1),
 	}
 	r.work, r.stopWork = context.WithCancel(context.Background())

@@ -300,7 +300,7 @@ func (r *run) tryWait(ask *store.Wait, channels []listening, full bool) store.Wa
 		if try.Stay = ask.Stay || !last; !last {
 			try.TimerPosition, try.TimerName, try.DelayMicros, try.AtMicros = 0, "", nil, nil // mail goes before the deadline
 		}
-		try.Fence = r.fence()
+		try.Fence, try.Heir = r.fence(), r.heir
 		var err error
 		waited, err = commit.Await(context.Background(), func(then func(store.Waited, error)) {
 			if i < len(channels) && channels[i].event != nil {

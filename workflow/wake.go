@@ -235,7 +235,7 @@ func (e *Engine) asWake(r *run, on listening) store.Wake {
 	return store.Wake{
 		Fence: r.fence(), Position: r.waiting.position, Kind: r.waiting.kind,
 		Nudged:  r.waiting.nudged || len(r.listening) > 1, // then it looks at all channels before its deadline decides
-		Channel: on.channel, Competing: on.competing, Since: e.mail.since(on.channel),
+		Channel: on.channel, Competing: on.competing, Since: e.mail.since(on.channel), Heir: r.heir,
 	}
 }
 

@@ -316,6 +316,9 @@ func (l *lane) carryOut(ctx context.Context, ops []*operation) (unfinished []*op
 
 // refuse answers what is not to be carried out any more, and returns the rest.
 func (c *Committer) refuse(ctx context.Context, ops []*operation) []*operation {
+	if !slices.ContainsFunc(ops, func(op *operation) bool { return op.stream != nil && op.stream.failed != nil || !c.holds(op) }) {
+		return ops
+	}
 	var rest, lost []*operation
 	for _, op := range ops {
 		switch {
@@ -370,8 +373,13 @@ func (l *lane) queue(ops []*operation, batch *pgx.Batch) []*opGroup {
 	return groups
 }
 
-// begin begins a transaction of its own where a session's defaults are not ours to set.
-const begin = "begin isolation level read committed read write"
+// begin begins a transaction, whatever the session's defaults are, unless they are ours.
+func (l *lane) begin() string {
+	if l.direct {
+		return "begin"
+	}
+	return "begin isolation level read committed read write"
+}
 
 // flush writes ops in one transaction and stores their results in them.
 func (l *lane) flush(ctx context.Context, ops []*operation) ([]*opGroup, error) {
@@ -382,7 +390,7 @@ func (l *lane) flush(ctx context.Context, ops []*operation) ([]*opGroup, error) 
 	}
 	batch := &pgx.Batch{} // without BEGIN: a pipeline up to its one Sync is a transaction, in every exec mode
 	if !l.direct {
-		batch.Queue(begin)
+		batch.Queue(l.begin())
 	}
 	groups := l.queue(ops, batch)
 	if !l.direct {

@@ -149,8 +149,6 @@ func (l *lane) recall(ctx context.Context, ops []*operation) (rest []*operation,
 	for _, op := range ops {
 		if op.sent && op.traces().ID != "" {
 			lost = append(lost, op)
-		} else {
-			rest = append(rest, op)
 		}
 	}
 	if len(lost) == 0 {
@@ -160,7 +158,6 @@ func (l *lane) recall(ctx context.Context, ops []*operation) (rest []*operation,
 	if err != nil {
 		return ops, err
 	}
-	rest = rest[:0]
 	for _, op := range ops {
 		if traces, ok := found[op]; ok && op.recognise(traces) {
 			l.recognised(op)

@@ -51,7 +51,7 @@ func (l *lane) carryOutWakes(ctx context.Context, ops []*operation) (unfinished 
 		op.result, op.err = nil, nil
 	}
 	batch := &pgx.Batch{}
-	batch.Queue(begin)
+	batch.Queue(l.begin())
 	l.queue(ops, batch)
 	if err := l.conn.SendBatch(flushCtx, batch).Close(); err != nil {
 		return l.answered(ctx, ops, nil, l.rollback(flushCtx, err))

@@ -110,11 +110,12 @@ func TestNothingDependsOnWhatIsUnread(t *testing.T) {
 	const wait = "'{%s}', '{1}', '{7}', '{letters}', '{false}', '{null}', '{null}', '{null}', '{null}', '{0}', '{receive}', '{null}', '{null}', '{false}', '{true}', 1"
 	arguments := map[string][]string{
 		"WaitRuns": {fmt.Sprintf(wait, "busy"), fmt.Sprintf(wait, "line-busy")},
-		"WakeRun":  {"'parked', 1, 7, 'letters', 1, 'receive', false", "'line-parked', 1, 7, 'letters', 1, 'receive', false"},
+		"WaitRun":  {"'busy', 1, 7, 'letters', null, null, null, null, 'receive', null, null, false, true, 1"},
+		"WakeRun":  {"'parked', 1, 7, 'letters', 1, 'receive', false"},
 		"WakeRuns": {"'{parked,line-parked}', '{1,1}', '{7,7}', '{letters,letters}', '{false,false}', 1, '{0,0}', '{receive,receive}', '{false,false}'"},
 		"LookForMail": {
-			"'{parked,line-parked}', '{letters,letters}', '{false,false}', '{0,0}'",
-			"'{parked,line-parked}', '{none,none}', '{false,false}', '{0,0}'",
+			"'{parked,line-parked}', '{letters,letters}', '{false,false}', '{0,0}', '{false,true}'",
+			"'{parked,line-parked}', '{none,none}', '{false,false}', '{0,0}', '{false,true}'",
 		},
 		"TakeMore":      {"'busy', 1, 7, 'letters', 10, false, 0, 1000000, 1", "'line-busy', 1, 7, 'letters', 10, false, 0, 1000000, 1"},
 		"DeliverDirect": {"null, 0, null, 'former-line-parked', 'letters', '{}', null, 0", "null, 0, null, 'parked', 'letters', '{}', null, 0"},

@@ -73,9 +73,10 @@ func statements() map[string]statement {
 		"TakeMore":      {arguments: "'run-1', 1, 9, 'approvals', 100, true, 0, 1000000, 1"},
 		"WaitRuns": {arguments: waits + ", " + same("8") + ", " + same("'sleep'") + ", " + same("1000::bigint") + ", " + same("null::bigint") + ", " + same("50000::bigint") + ", " +
 			same("'receive'") + ", " + same("null::text") + ", " + same("null::bigint") + ", " + even + ", " + same("true") + ", 1"},
+		"WaitRun":     {arguments: "'run-1', 1, 9, 'approvals', 8, 'sleep', 1000, null, 'receive', null, null, false, true, 1"},
 		"WakeRun":     {arguments: "'run-1', 1, 9, 'approvals', 1, 'receive', false", mayScan: "workers"},
 		"WakeRuns":    {arguments: waits + ", 1, " + same("50000::bigint") + ", " + same("'receive'") + ", " + same("false"), mayScan: "workers"},
-		"LookForMail": {arguments: ids + ", " + same("'approvals'") + ", " + same("true") + ", " + same("50000::bigint")},
+		"LookForMail": {arguments: ids + ", " + same("'approvals'") + ", " + same("true") + ", " + same("50000::bigint") + ", " + even},
 		"DeliverMessages": {arguments: same("null::text") + ", " + same("0::bigint") + ", " + same("null::integer") + ", " +
 			list(func(n int) string { return []string{fmt.Sprintf("'run-%d'", n), "null"}[n%2] }) + ", " + same("'approvals'") + ", " + same("'{}'") + ", " + same("null::text") + ", " +
 			list(func(n int) string { return []string{fmt.Sprintf("'key-%d'", n), "null"}[n%3%2] }) + ", " + same("1000::bigint") + ", 1", bare: true},

@@ -122,6 +122,7 @@ type Claimed struct {
 	Worker   int64
 	Input    []byte
 	Trace    []byte        // as it was started with
+	Heir     bool          // it has continued another as new, and has the mail of their line
 	Late     time.Duration // since it was due; of those that were parked
 }
 
@@ -176,12 +177,13 @@ func scanLook(worker int64, into *Look) func(pgx.Rows) error {
 			var id, workflow, input, trace *string
 			var token, readyAt *int64
 			var priority *int16
-			if err := rows.Scan(&into.Mark, &took, &id, &workflow, &token, &input, &priority, &readyAt, &trace); err != nil {
+			var heir *bool
+			if err := rows.Scan(&into.Mark, &took, &id, &workflow, &token, &input, &priority, &readyAt, &trace, &heir); err != nil {
 				return err
 			}
 			into.Took = time.Duration(took) * time.Microsecond
 			if id != nil {
-				into.Claimed = append(into.Claimed, Claimed{ID: *id, Workflow: *workflow, Token: *token, Worker: worker, Input: bytes(input), Trace: bytes(trace)})
+				into.Claimed = append(into.Claimed, Claimed{ID: *id, Workflow: *workflow, Token: *token, Worker: worker, Input: bytes(input), Trace: bytes(trace), Heir: orZero(heir)})
 				into.Priority = append(into.Priority, *priority)
 				into.ReadyAt = append(into.ReadyAt, *readyAt)
 			}
@@ -203,13 +205,15 @@ func (s *Store) ClaimWaiting(b *pgx.Batch, ids []string, worker int64, into *Due
 		run := Claimed{Worker: worker}
 		var input, trace *string
 		var lateMicros, untilMicros *int64
-		_, err := pgx.ForEachRow(rows, []any{&run.ID, &run.Workflow, &run.Token, &input, &trace, &lateMicros, &untilMicros}, func() error {
+		var heir *bool
+		_, err := pgx.ForEachRow(rows, []any{&run.ID, &run.Workflow, &run.Token, &input, &trace, &lateMicros, &untilMicros, &heir}, func() error {
 			if untilMicros != nil {
 				left := Deadline{Fence: Fence{ID: run.ID, Token: run.Token}, Until: time.Duration(*untilMicros) * time.Microsecond}
 				into.Left = append(into.Left, left)
 				return nil
 			}
 			run.Input, run.Trace, run.Late = bytes(input), bytes(trace), time.Duration(orZero(lateMicros))*time.Microsecond
+			run.Heir = orZero(heir)
 			into.Claimed = append(into.Claimed, run)
 			return nil
 		})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -28,6 +29,7 @@ const everyRun = `
 	insert into romancy.instances (id, workflow, status, token, ready_at, worker, wake_channels, input, line)
 	select s || '-mail-of-' || l, 'flow', s, 5, to_timestamp(0), 1, array['letters'], '{"a":1}', l
 	from (values ('running', 'continued-none-mail'), ('waiting', 'continued-none-none'), ('waiting', 'continued-none-mail-undoing')) as lines(s, l);
+	update romancy.instances set cancel = '{}' where id like '%undoing' and status = 'running';
 	insert into romancy.mailbox (channel, mode, receiver, sender, payload, metadata, created_at)
 	select ch, mode, id, 'somebody', to_json(id || n), '{"k":"v"}', to_timestamp(n)
 	from romancy.instances, generate_series(1, 2) n, unnest(array['letters', 'others']) ch, unnest(array['direct', 'broadcast']) mode
@@ -129,7 +131,7 @@ func singles(s *store.Store, fence, nobody store.Fence) map[string]func(b *pgx.B
 			{},
 			{Nudged: true},
 		} {
-			ask.Fence, ask.Worker = fence, worker
+			ask.Fence, ask.Worker, ask.Heir = fence, worker, isHeir(fence)
 			all[fmt.Sprintf("wake by %d, %+v", worker, ask)] = func(b *pgx.Batch, answer func(...any), among bool) {
 				rows := []store.Wake{ask}
 				if among {
@@ -139,6 +141,32 @@ func singles(s *store.Store, fence, nobody store.Fence) map[string]func(b *pgx.B
 					answer(ord, w.Outcome, string(w.Message), w.FiresAtMicros, w.RemainingMicros == nil, w.Shared, w.NowMicros != 0)
 				})
 			}
+		}
+	}
+	past, future := int64(1_000_000_000), int64(10_000_000_000_000_000) // by which the database's clock can tell them apart
+	for name, ask := range map[string]store.Wait{
+		"for mail":                {Position: 2, Channel: "letters", Kind: journal.Receive},
+		"for mail, and two":       {Position: 2, Channel: "letters", Kind: journal.Select, Channels: []string{"letters", "others"}},
+		"for mail that is not":    {Position: 2, Channel: "nothing", Kind: journal.Receive},
+		"for mail in time":        {Position: 3, Channel: "letters", Kind: journal.Receive, TimerPosition: 2, TimerName: "limit", AtMicros: &future},
+		"for mail too late":       {Position: 3, Channel: "nothing", Kind: journal.Receive, TimerPosition: 2, TimerName: "limit", AtMicros: &past},
+		"at a position taken":     {Position: 1, Channel: "letters", Kind: journal.Receive},
+		"for long":                {TimerPosition: 2, TimerName: "long", AtMicros: &future},
+		"for long, but nudged":    {AtMicros: &future, NudgeMicros: &past},
+		"for no time":             {TimerPosition: 2, TimerName: "none", AtMicros: &past},
+		"for long without a park": {AtMicros: &future, Stay: true},
+		"for mail, heeding":       {Position: 2, Channel: "letters", Kind: journal.Receive, Heeds: true},
+		"for long, heeding":       {TimerPosition: 2, TimerName: "long", AtMicros: &future, Heeds: true},
+	} {
+		ask.Fence, ask.Heir = fence, isHeir(fence)
+		all["wait "+name] = func(b *pgx.Batch, answer func(...any), among bool) {
+			rows := []store.Wait{ask}
+			if among {
+				rows = append(rows, store.Wait{Fence: nobody})
+			}
+			s.WaitRuns(b, rows, func(ord int, w store.Waited) {
+				answer(ord, w.Outcome, string(w.Message), w.FiresAtMicros, w.RemainingMicros == nil, w.Shared, w.NowMicros != 0)
+			})
 		}
 	}
 	for name, sender := range map[string]store.Deliver{
@@ -158,6 +186,9 @@ func singles(s *store.Store, fence, nobody store.Fence) map[string]func(b *pgx.B
 	}
 	return all
 }
+
+// isHeir reports whether everyRun makes it a run that continues another.
+func isHeir(run store.Fence) bool { return strings.Contains(run.ID, "-mail-of-") }
 
 // carriedOut returns what an operation answers, errors included, and what there is afterwards; then it is undone.
 func carriedOut(ctx context.Context, t *testing.T, conn *pgx.Conn, queue func(b *pgx.Batch, answer func(...any))) (answers, left string) {

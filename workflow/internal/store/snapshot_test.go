@@ -53,7 +53,7 @@ func TestLooksFromTheMarksStayCheapWhileAnOldSnapshotIsOpen(t *testing.T) {
 			"ColdDeadlines":  {"array['order'], 30000000, 100, 0", fmt.Sprintf("array['order'], 30000000, 100, %d", now)},
 			"TakeOver":       {"100, true, 5, '{}'", "100, false, 5, '{}'"},
 			"SweepMail":      {"0, 100, 0", fmt.Sprintf("%d, 100, 0", passed)},
-			"LookForMail":    {"array['none'], array['jobs'], array[true], array[0]", fmt.Sprintf("array['none'], array['jobs'], array[true], array[%d]", passed+1)},
+			"LookForMail":    {"array['none'], array['jobs'], array[true], array[0], array[false]", fmt.Sprintf("array['none'], array['jobs'], array[true], array[%d], array[false]", passed+1)},
 			"SweepMailFor":   {"array[]::text[], array['jobs'], array[0], 1000", fmt.Sprintf("array[]::text[], array['jobs'], array[%d], 1000", passed+1)},
 			"WakeRuns":       {"'{parked}', '{1}', '{7}', '{jobs}', '{true}', 1, '{0}', '{receive}', '{false}'", fmt.Sprintf("'{parked}', '{1}', '{7}', '{jobs}', '{true}', 1, '{%d}', '{receive}', '{false}'", passed+1)},
 			"WaitRuns":       {waitArguments(0), waitArguments(passed + 1)},

@@ -39,6 +39,7 @@ type Wait struct {
 	NudgeMicros *int64       // when to wake it besides, since 1970, without a record
 	Stay        bool         // do not park
 	Heeds       bool         // if it is to be cancelled, say so
+	Heir        bool         // the run has the mail of a line
 }
 
 // delayMicros is what is left of the delay: the time in which the wait was queued to be written counts.
@@ -72,6 +73,12 @@ func (w Waited) clone() Waited {
 
 // WaitRuns lets owned runs take their message, pass their deadline, or park. waited is called for each still owned.
 func (s *Store) WaitRuns(b *pgx.Batch, rows []Wait, waited func(ord int, result Waited)) {
+	if len(rows) == 1 && !rows[0].Competing && !rows[0].Heir {
+		r := rows[0]
+		b.Queue(s.queries.Get("WaitRun"), r.ID, r.Token, orNull(r.Position), orNull(r.Channel), orNull(r.TimerPosition), orNull(r.TimerName),
+			r.delayMicros(), r.AtMicros, string(r.Kind), list(r.Channels), r.NudgeMicros, r.Stay, r.Heeds, r.Worker).Query(eachWaited(waited))
+		return
+	}
 	b.Queue(s.queries.Get("WaitRuns"),
 		column(rows, func(r Wait) string { return r.ID }),
 		column(rows, func(r Wait) int64 { return r.Token }),
@@ -101,12 +108,13 @@ type Wake struct {
 	Since     int64 // competing: where the messages for whoever competes begin
 	Kind      journal.Kind
 	Nudged    bool // the moment it wakes at is a nudge
+	Heir      bool // the run has the mail of a line
 }
 
 // WakeRuns makes their worker the owner of those parked runs whose message or deadline is there; woken is called for each that
 // is still parked, also when neither is.
 func (s *Store) WakeRuns(b *pgx.Batch, rows []Wake, woken func(ord int, result Waited)) {
-	if len(rows) == 1 && !rows[0].Competing {
+	if len(rows) == 1 && !rows[0].Competing && !rows[0].Heir {
 		r := rows[0]
 		b.Queue(s.queries.Get("WakeRun"), r.ID, r.Token, orNull(r.Position), orNull(r.Channel), r.Worker, string(r.Kind), r.Nudged).Query(eachWaited(woken))
 		return
@@ -151,6 +159,7 @@ func (s *Store) LookForMail(b *pgx.Batch, rows []Wake, found func(ord int)) {
 		column(rows, func(r Wake) string { return r.Channel }),
 		column(rows, func(r Wake) bool { return r.Competing }),
 		column(rows, func(r Wake) int64 { return r.Since }),
+		column(rows, func(r Wake) bool { return r.Heir }),
 	).Query(func(rows pgx.Rows) error {
 		var ord int
 		_, err := pgx.ForEachRow(rows, []any{&ord}, func() error { found(ord - 1); return nil })

@@ -84,13 +84,13 @@ with found as materialized (
     set status = 'running', worker = $2::bigint, token = i.token + 1
     from found f
     where i.id = any (array[f.id])
-    returning i.id, i.workflow, i.token, i.input::text as input, i.priority, i.ready_at, i.trace::text as trace
+    returning i.id, i.workflow, i.token, i.input::text as input, i.priority, i.ready_at, i.trace::text as trace, i.line is not null as heir
 ), told as materialized (
     select count(*) as claimed, (extract(epoch from statement_timestamp()) * 1000000)::bigint - $5::bigint as mark_us,
            (extract(epoch from clock_timestamp() - statement_timestamp()) * 1000000)::bigint as took_us
     from claimed
 )
-select t.mark_us, t.took_us, c.id, c.workflow, c.token, c.input, c.priority, (extract(epoch from c.ready_at) * 1000000)::bigint, c.trace
+select t.mark_us, t.took_us, c.id, c.workflow, c.token, c.input, c.priority, (extract(epoch from c.ready_at) * 1000000)::bigint, c.trace, c.heir
 from told t left join claimed c on true;
 
 -- name: ClaimReadyFrom
@@ -135,13 +135,13 @@ with found as materialized (
     set status = 'running', worker = $2::bigint, token = i.token + 1
     from found f
     where i.id = any (array[f.id])
-    returning i.id, i.workflow, i.token, i.input::text as input, i.priority, i.ready_at, i.trace::text as trace
+    returning i.id, i.workflow, i.token, i.input::text as input, i.priority, i.ready_at, i.trace::text as trace, i.line is not null as heir
 ), told as materialized (
     select count(*) as claimed, (extract(epoch from statement_timestamp()) * 1000000)::bigint - $5::bigint as mark_us,
            (extract(epoch from clock_timestamp() - statement_timestamp()) * 1000000)::bigint as took_us
     from claimed
 )
-select t.mark_us, t.took_us, c.id, c.workflow, c.token, c.input, c.priority, (extract(epoch from c.ready_at) * 1000000)::bigint, c.trace
+select t.mark_us, t.took_us, c.id, c.workflow, c.token, c.input, c.priority, (extract(epoch from c.ready_at) * 1000000)::bigint, c.trace, c.heir
 from told t left join claimed c on true;
 
 -- name: ClaimWaiting
@@ -162,12 +162,12 @@ with found as materialized (
     set status = 'running', worker = $2::bigint, token = i.token + 1
     from found f
     where i.id = any (array[f.id])
-    returning i.id, i.workflow, i.token, i.input, i.trace, i.wake_at
+    returning i.id, i.workflow, i.token, i.input, i.trace, i.wake_at, i.line is not null as heir
 )
-select c.id, c.workflow, c.token, c.input::text, c.trace::text, (extract(epoch from clock_timestamp() - c.wake_at) * 1000000)::bigint, null::bigint
+select c.id, c.workflow, c.token, c.input::text, c.trace::text, (extract(epoch from clock_timestamp() - c.wake_at) * 1000000)::bigint, null::bigint, c.heir
 from claimed c
 union all
-select i.id, i.workflow, i.token, null, null, null, (extract(epoch from i.wake_at - clock_timestamp()) * 1000000)::bigint
+select i.id, i.workflow, i.token, null, null, null, (extract(epoch from i.wake_at - clock_timestamp()) * 1000000)::bigint, null::boolean
 from unnest($1::text[]) as a(id) cross join lateral (
     select i.id, i.workflow, i.token, i.wake_at
     from romancy.instances i

@@ -1,4 +1,5 @@
 -- name: WaitRuns
+-- One alone that neither competes nor has the mail of a line goes by WaitRun, which has to do the same.
 -- A run that waits takes a message that is there, else notes that its deadline has passed, else parks. timer_position: the
 -- deadline is new and is recorded there. position: where the outcome of a receive is recorded; null for a sleep. since: where
 -- messages for whoever competes begin, because those that passed before are stepped over while an old snapshot is open.
@@ -102,8 +103,63 @@ select o.ord, o.outcome, case when o.outcome = 'message' then o.message::text en
        (extract(epoch from clock_timestamp()) * 1000000)::bigint
 from outcome o;
 
+-- name: WaitRun
+-- WaitRuns for a single one that neither competes nor has the mail of a line, as most are that come to a wait alone.
+with owned as materialized (
+    select i.id, $13::boolean and i.cancel is not null as cancelled,
+           case when $8::bigint is not null then to_timestamp(0) + $8::bigint * interval '1 microsecond'
+                else clock_timestamp() + $7::bigint * interval '1 microsecond' end as fires_at
+    from romancy.instances i
+    where i.id = $1::text and i.token = $2::bigint and i.worker = $14::bigint and i.status || '' = 'running'
+    for no key update
+), own as materialized (
+    select m.id, json_build_object('id', m.id, 'channel', m.channel, 'sender', m.sender, 'sent_at', m.created_at,
+                                   'metadata', m.metadata, 'body', m.payload) as message
+    from romancy.mailbox m
+    where m.receiver = (select o.id from owned o where not o.cancelled) and m.channel = $4::text
+    order by m.id + 0
+    limit 1
+    for update skip locked
+), outcome as materialized (
+    select o.id, o.fires_at, m.id as message_id, m.message,
+           case when o.cancelled then 'cancelled'
+                when m.id is not null then 'message'
+                when o.fires_at <= clock_timestamp() then 'due'
+                when $12::boolean then 'nothing'
+                else 'parked' end as outcome
+    from owned o left join own m on true
+), gone as (
+    delete from romancy.mailbox m where m.id = (select o.message_id from outcome o)
+), timers as (
+    insert into romancy.history (instance_id, position, token, worker, kind, name, payload)
+    select o.id, $5::integer, $2::bigint, $14::bigint, 'timer', $6::text,
+           json_build_object('fires_at_us', (extract(epoch from o.fires_at) * 1000000)::bigint)
+    from outcome o
+    where $5::integer is not null and o.outcome <> 'cancelled'
+), recorded as (
+    insert into romancy.history (instance_id, position, token, worker, kind, name, payload)
+    select o.id, $3::integer, $2::bigint, $14::bigint, $9::text, case when $9::text = 'receive' then $4::text else '' end,
+           case when o.outcome = 'message' then o.message else '{"timeout":true}'::json end
+    from outcome o
+    where $3::integer is not null and o.outcome in ('message', 'due')
+), parked as (
+    update romancy.instances i
+    set status = 'waiting', wake_at = least(o.fires_at, to_timestamp(0) + $11::bigint * interval '1 microsecond'),
+        wake_position = coalesce($5::integer, $3::integer),
+        wake_channels = case when $10::text is not null then array(select json_array_elements_text($10::json))
+                             when $4::text is not null then array[$4::text] end
+    from outcome o
+    where i.id = any (array[o.id]) and o.outcome = 'parked'
+)
+select 1, o.outcome, case when o.outcome = 'message' then o.message::text end,
+       (extract(epoch from o.fires_at) * 1000000)::bigint,
+       (extract(epoch from least(o.fires_at, to_timestamp(0) + $11::bigint * interval '1 microsecond') - clock_timestamp()) * 1000000)::bigint,
+       null::bigint,
+       (extract(epoch from clock_timestamp()) * 1000000)::bigint
+from outcome o;
+
 -- name: WakeRuns
--- One alone goes by WakeRun, which has to do the same.
+-- One alone that neither competes nor has the mail of a line goes by WakeRun, which has to do the same.
 -- A parked run held in memory here: the message or the deadline it waits for, its outcome and the change of owner are one
 -- statement. Rows that somebody else is busy with are left alone, and a worker whose lease has run out wakes nothing.
 -- nudged: the moment it waits for is not the deadline of what is recorded.
@@ -194,37 +250,20 @@ select o.ord, o.outcome, case when o.outcome = 'message' then o.message::text en
 from outcome o;
 
 -- name: WakeRun
--- WakeRuns for a single one that does not compete. Most runs are woken alone, and this is most of the time that takes.
+-- WakeRuns for a single one that neither competes nor has the mail of a line. Most runs are woken alone, and this is most of the time that takes.
 with owned as materialized (
-    select i.id, i.wake_at, i.line from romancy.instances i
+    select i.id, i.wake_at from romancy.instances i
     where i.id = $1::text and i.token = $2::bigint and i.worker = $5::bigint and i.status || '' = 'waiting'
       and exists (select 1 from romancy.workers me where me.id = $5::bigint and me.lease_until > clock_timestamp())
     for no key update of i skip locked
 ), own as materialized (
-    select either.id, either.message
-    from (
-        select run.* from (
-            select m.id, json_build_object('id', m.id, 'channel', m.channel, 'sender', m.sender, 'sent_at', m.created_at,
-                                           'metadata', m.metadata, 'body', m.payload) as message
-            from romancy.mailbox m
-            where m.receiver = (select o.id from owned o) and m.channel = $4::text
-            order by m.id + 0
-            limit 1
-            for update skip locked
-        ) run
-        union all
-        select line.* from (
-            select m.id, json_build_object('id', m.id, 'channel', m.channel, 'sender', m.sender, 'sent_at', m.created_at,
-                                           'metadata', m.metadata, 'body', m.payload) as message
-            from romancy.mailbox m
-            where m.receiver || '' = (select o.line from owned o) and m.mode = 'direct' and m.channel = $4::text
-            order by m.id + 0
-            limit 1
-            for update skip locked
-        ) line
-    ) either
-    order by either.id
+    select m.id, json_build_object('id', m.id, 'channel', m.channel, 'sender', m.sender, 'sent_at', m.created_at,
+                                   'metadata', m.metadata, 'body', m.payload) as message
+    from romancy.mailbox m
+    where m.receiver = (select o.id from owned o) and m.channel = $4::text
+    order by m.id + 0
     limit 1
+    for update skip locked
 ), outcome as materialized (
     select o.id, o.wake_at, m.id as message_id, m.message,
            case when m.id is not null then 'message'
@@ -254,10 +293,10 @@ from outcome o;
 -- name: LookForMail
 -- The look after a park has committed: which of these runs have mail that came in between?
 select a.ord
-from unnest($1::text[], $2::text[], $3::boolean[], $4::bigint[]) with ordinality as a(id, channel, competing, since, ord)
+from unnest($1::text[], $2::text[], $3::boolean[], $4::bigint[], $5::boolean[]) with ordinality as a(id, channel, competing, since, heir, ord)
 where (select true from romancy.mailbox m where m.receiver = a.id and m.channel = a.channel limit 1)
-   or (select true from romancy.mailbox m
-       where m.receiver || '' = (select i.line from romancy.instances i where i.id = a.id) and m.mode = 'direct' and m.channel = a.channel limit 1)
+   or (a.heir and (select true from romancy.mailbox m
+       where m.receiver || '' = (select i.line from romancy.instances i where i.id = a.id) and m.mode = 'direct' and m.channel = a.channel limit 1))
    or (a.competing and (select true from romancy.mailbox m where m.receiver is null and m.channel = a.channel and m.id + 0 >= a.since limit 1));
 
 -- name: LetGo
