@@ -2,16 +2,14 @@ package bus
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/romancy-go/romancy/internal/dial"
+	"github.com/romancy-go/romancy/internal/refusal"
 )
 
 // sendTimeout bounds one statement: a server that takes longer is given up for a new connection.
@@ -35,8 +33,7 @@ func (n *Notifier) send(ctx context.Context, conn *pgx.Conn, work *batch) (*pgx.
 		}
 	}
 	open, err := n.statement(ctx, conn, work)
-	var refusal *pgconn.PgError
-	if errors.As(err, &refusal) && strings.HasPrefix(refusal.Code, "22") {
+	if err != nil && refusal.Of(err) == refusal.Value {
 		// A text that the database's encoding cannot hold. It must not hold up the others for ever.
 		n.dropUnsendable(ctx, conn, work)
 		open, err = n.statement(ctx, conn, work)
@@ -93,9 +90,8 @@ func (n *Notifier) dropUnsendable(ctx context.Context, conn *pgx.Conn, work *bat
 		var kept []Message
 		for _, m := range messages {
 			var length int
-			var refusal *pgconn.PgError
 			err := conn.QueryRow(ctx, queries.Get("CheckText"), m.Channel+m.Payload).Scan(&length)
-			if errors.As(err, &refusal) && strings.HasPrefix(refusal.Code, "22") {
+			if err != nil && refusal.Of(err) == refusal.Value {
 				n.log.Error("notification dropped", "channel", m.Channel, "payload", beginning(m.Payload), "error", err)
 				continue
 			}

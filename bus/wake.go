@@ -12,6 +12,8 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill"
 	watermillsql "github.com/ThreeDotsLabs/watermill-sql/v4/pkg/sql"
+
+	"github.com/romancy-go/romancy/internal/refusal"
 )
 
 const (
@@ -325,10 +327,6 @@ func (w *Waker) succeeded(logger watermill.LoggerAdapter) {
 // contended reports whether err says that another transaction was faster: a serialization failure or a deadlock. Every
 // driver for PostgreSQL tells the code; the texts are for errors that lost it on the way.
 func contended(err error) bool {
-	var coded interface{ SQLState() string }
-	if errors.As(err, &coded) {
-		return coded.SQLState() == "40001" || coded.SQLState() == "40P01"
-	}
 	text := err.Error()
-	return strings.Contains(text, "could not serialize access") || strings.Contains(text, "deadlock detected")
+	return refusal.Conflict(err) || strings.Contains(text, "could not serialize access") || strings.Contains(text, "deadlock detected")
 }

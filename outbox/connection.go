@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -108,15 +107,7 @@ func (c *connection) hangUp() {
 
 // unfit reports whether err says that another session may do better: this one is lost, leads to a standby, or has no
 // prepared statements any more.
-func unfit(err error) bool {
-	switch code := refusal.Code(err); code {
-	case "", "25006", "25P02", "26000", "42P05",
-		"0A000": // "cannot set transaction read-write mode during recovery"
-		return true
-	default:
-		return strings.HasPrefix(code, "08") || strings.HasPrefix(code, "57P") || strings.HasPrefix(code, "XX")
-	}
-}
+func unfit(err error) bool { return !refusal.Said(err) || refusal.SpoilsSession(err) }
 
 // onPool is transact on a connection that the pool has free within patience; else the error is errPoolBusy. A session that was
 // lost may have ended long ago, in the pool, so there is a second try: what queue adds must bear it.

@@ -166,6 +166,5 @@ from pg_settings where name = 'deadlock_timeout'`
 // blocked reports whether err says that others hold a lock on a table: a deadlock is one, too, of which PostgreSQL has ended one
 // side.
 func blocked(err error) bool {
-	code := refusal.Code(err)
-	return code == "55P03" || code == "40P01"
+	return refusal.Held(err) || refusal.Conflict(err)
 }

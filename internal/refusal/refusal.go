@@ -91,6 +91,38 @@ func Raised(err error) bool {
 // KeyTaken reports whether err says that a row with this key is there already.
 func KeyTaken(err error) bool { return Code(err) == "23505" }
 
+// Conflict reports whether err says that another transaction has won: a serialization failure, or a deadlock. It knows the error
+// of any driver that tells the SQLSTATE.
+func Conflict(err error) bool {
+	code := Code(err)
+	var coded interface{ SQLState() string }
+	if code == "" && errors.As(err, &coded) {
+		code = coded.SQLState()
+	}
+	return code == "40001" || code == "40P01"
+}
+
+// Held reports whether err says that somebody holds a lock, for longer than was to be waited for.
+func Held(err error) bool { return Code(err) == "55P03" }
+
+// spoiling are what leaves a session of no use, by code or class.
+var spoiling = map[string]bool{
+	"25006": true, // read-only: it leads to a standby, or has become it
+	"25P02": true, // an aborted transaction of somebody else's
+	"26000": true, // it has lost what was prepared on it
+	"42P05": true, // another's is prepared on it
+	"0A000": true, // "cannot set transaction read-write mode during recovery", "cached plan must not change result type"
+	"08":    true, // connection exception
+	"57P":   true, // the server shuts down, or the session was ended
+	"XX":    true, // internal error
+}
+
+// SpoilsSession reports whether err, which the database has said, is a reason to go on with another session.
+func SpoilsSession(err error) bool {
+	code := Code(err)
+	return len(code) == 5 && (spoiling[code] || spoiling[code[:2]] || spoiling[code[:3]])
+}
+
 // remedies are what to do about a code, for log lines and errors.
 var remedies = map[string]string{
 	"42P05": remedyPooler,

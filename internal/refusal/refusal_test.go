@@ -51,3 +51,34 @@ func TestWhatTheDatabaseDidNotSayIsTriedLater(t *testing.T) {
 		t.Error("an error without a remedy has changed")
 	}
 }
+
+// foreign is the error of another driver, which tells its SQLSTATE.
+type foreign struct{ code string }
+
+func (f foreign) Error() string    { return f.code }
+func (f foreign) SQLState() string { return f.code }
+
+func TestWhatFollowsForLocksConflictsAndSessions(t *testing.T) {
+	t.Parallel()
+	is := map[string]func(error) bool{"held": Held, "conflict": Conflict, "spoilt": SpoilsSession}
+	for code, want := range map[string]string{
+		"55P03": "held", "40001": "conflict", "40P01": "conflict",
+		"25006": "spoilt", "25P02": "spoilt", "26000": "spoilt", "42P05": "spoilt", "0A000": "spoilt", "08006": "spoilt", "57P01": "spoilt", "XX000": "spoilt",
+		"57014": "", "22P02": "", "42501": "", "53100": "", "25P03": "",
+	} {
+		err := fmt.Errorf("flush: %w", &pgconn.PgError{Code: code})
+		for name, what := range is {
+			if got := what(err); got != (name == want) {
+				t.Errorf("%s is %s: %t", code, name, got)
+			}
+		}
+	}
+	for name, what := range is {
+		if what(io.EOF) || what(&pgconn.PgError{}) {
+			t.Errorf("what the database did not say is %s", name)
+		}
+	}
+	if !Conflict(fmt.Errorf("publish: %w", foreign{"40001"})) || Conflict(foreign{"23505"}) {
+		t.Error("the conflict that another driver tells of is not recognised")
+	}
+}

@@ -101,7 +101,7 @@ func (l *lane) answered(ctx context.Context, ops []*operation, groups []*opGroup
 	case l.conn.IsClosed() || !errors.As(err, &pgErr):
 		return l.lose(ctx, ops, err)
 	}
-	if spoilt(pgErr) {
+	if refusal.SpoilsSession(pgErr) {
 		l.hangUp()
 	}
 	if len(ops) > 1 {
@@ -109,16 +109,6 @@ func (l *lane) answered(ctx context.Context, ops []*operation, groups []*opGroup
 		return ops
 	}
 	return l.refused(ctx, ops[0], err)
-}
-
-// spoilt reports whether a session is to be replaced, because it has become read-only, or has lost what was prepared on it.
-func spoilt(err *pgconn.PgError) bool {
-	switch err.Code {
-	case "25006", "25P02", "26000", "42P05":
-		return true
-	default:
-		return false
-	}
 }
 
 // suspect has the operations of a flush that was refused flush apart.
@@ -156,22 +146,16 @@ func (l *lane) refused(ctx context.Context, op *operation, err error) (unfinishe
 		op.err = err
 	case op.kept() && !planted.Has(planted.RecordGivenUp):
 		return l.committer.keep(ctx, op, err)
-	case conflict(err) && op.conflicts < maxConflictRetries:
+	case refusal.Conflict(err) && op.conflicts < maxConflictRetries:
 		op.conflicts++
 		return []*operation{op}
-	case refusal.Code(err) == "55P03":
+	case refusal.Held(err):
 		op.err = fmt.Errorf("%w: %w", ErrLocked, err)
 	default:
 		op.err = err
 	}
 	l.committer.settle(op)
 	return nil
-}
-
-// conflict reports whether another transaction has won.
-func conflict(err error) bool {
-	code := refusal.Code(err)
-	return code == "40P01" || code == "40001"
 }
 
 // keep has an operation tried again later, unless its worker has lost its lease.

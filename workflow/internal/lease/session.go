@@ -127,14 +127,7 @@ func (s *session) transact(ctx context.Context, statements func(*pgx.Batch)) err
 }
 
 // locked reports whether err says that somebody else is busy with a row.
-func locked(err error) bool {
-	switch refusal.Code(err) {
-	case "55P03", "40P01", "40001":
-		return true
-	default:
-		return false
-	}
-}
+func locked(err error) bool { return refusal.Held(err) || refusal.Conflict(err) }
 
 // hangUp does not wait: a server that is gone would keep the worker from noticing that its lease is over.
 func (s *session) hangUp() {
