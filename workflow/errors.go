@@ -7,6 +7,9 @@ import (
 	"fmt"
 	"reflect"
 	"runtime/debug"
+	"slices"
+	"unicode/utf16"
+	"unicode/utf8"
 
 	"github.com/romancy-go/romancy/workflow/internal/journal"
 )
@@ -270,7 +273,29 @@ func mustEncode(record any) []byte {
 	return text
 }
 
-func (f failure) encode() []byte { return mustEncode(f) }
+// encodeWords encodes what holds words of somebody's, of an error say, so that every encoding of a database can store it: what is
+// not ASCII is escaped, as JSON allows. A failure must not be refused for the way in which it is told.
+func encodeWords(record any) []byte {
+	text := mustEncode(record)
+	if !slices.ContainsFunc(text, func(b byte) bool { return b >= utf8.RuneSelf }) {
+		return text
+	}
+	escaped := make([]byte, 0, 2*len(text))
+	for _, r := range string(text) {
+		switch {
+		case r < utf8.RuneSelf:
+			escaped = append(escaped, byte(r))
+		case r > 0xFFFF:
+			high, low := utf16.EncodeRune(r)
+			escaped = fmt.Appendf(escaped, `\u%04x\u%04x`, high, low)
+		default:
+			escaped = fmt.Appendf(escaped, `\u%04x`, r)
+		}
+	}
+	return escaped
+}
+
+func (f failure) encode() []byte { return encodeWords(f) }
 
 // attemptFailure is how a failed attempt is recorded. Its step has no record yet, so it says which one that is.
 type attemptFailure struct {
@@ -282,7 +307,7 @@ type attemptFailure struct {
 	Once    string       `json:"once,omitempty"`     // of an interruption: what it is known by when its answer was lost
 }
 
-func (f attemptFailure) encode() []byte { return mustEncode(f) }
+func (f attemptFailure) encode() []byte { return encodeWords(f) }
 
 func decodeAttempt(text []byte) attemptFailure {
 	var described attemptFailure

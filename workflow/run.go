@@ -319,20 +319,6 @@ func (r *run) misfit(position int32, err error) {
 	r.stuck(fmt.Errorf("history does not fit the code at position %d: %w; deploy code that fits and retry the run", position, err))
 }
 
-func (e *Engine) finishStuck(owned store.Claimed, cause error) {
-	finish := store.Finish{
-		Fence: owned.Fence(), Status: string(StatusStuck), Error: describe(cause).encode(),
-	}
-	e.committer.Finish(nil, finish, func(_ struct{}, err error) {
-		if err != nil {
-			e.about(owned.ID, owned.Workflow).Warn("run could not be marked as stuck; it will be executed again", "error", err)
-			e.orphans.give()
-			return
-		}
-		e.tellEnded(store.Run{ID: owned.ID, Workflow: owned.Workflow, Status: finish.Status, Error: finish.Error})
-	})
-}
-
 // issue takes the next position for a command. A replay that diverges ends the goroutine. The error says that the run is
 // cancelled, and that the command is not to be carried out.
 func (r *run) issue(kind journal.Kind, name string) (position int32, record journal.Record, recorded bool, err error) {

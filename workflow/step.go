@@ -38,7 +38,10 @@ type stepRecord struct {
 // encode is what encoding/json makes of s. The record of a step that was done at its first attempt, as almost all are, is put
 // together by hand: Output is the encoder's own work, and would be read once more.
 func (s stepRecord) encode() []byte {
-	if s.Error != nil || s.Attempts != 0 || len(s.Output) == 0 {
+	switch {
+	case s.Error != nil:
+		return encodeWords(s)
+	case s.Attempts != 0 || len(s.Output) == 0:
 		return mustEncode(s)
 	}
 	const output, in, end = `{"output":`, `,"in":"`, `"}`
