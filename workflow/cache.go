@@ -261,7 +261,7 @@ func (e *Engine) letGoOfParkedLocked() {
 func (e *Engine) resumeLocked(r *run, token int64, with resumption) {
 	e.unparkLocked(r)
 	e.passOnLocked(r.reasons.end())
-	r.phase, r.token = executing, token
+	r.phase, r.token, r.unproven = executing, token, with.durable != nil
 	r.stream = &commit.Stream{}
 	e.cache.executing++
 	e.cache.resumed++

@@ -92,6 +92,9 @@ func (e *Engine) sayForgotten(fence store.Fence, workflow string, rows []store.R
 	if len(rows) > 0 {
 		there = rows[0].Token
 	}
+	if !e.reports.forgotten.Pass(workflow, "workflow", workflow, "last", fence.ID) {
+		return
+	}
 	e.about(fence.ID, workflow).Warn("the database knows less of this run than this worker does, as after losing its last commits; the run is left to what it knows",
 		"token here", fence.Token, "token there", there)
 }

@@ -5,7 +5,8 @@ import (
 )
 
 const (
-	// failureLines is how many runs of one workflow that fail with one type of error have a line each in a minute.
+	// failureLines is how many runs of one workflow that fail with one type of error, or are forgotten by the database, have a line
+	// each in a minute.
 	failureLines = 100
 
 	stuckRemedy = "remove the cause, then call Engine.Retry: the run continues from its history"

@@ -383,3 +383,61 @@ func found(t *testing.T, pool *pgxpool.Pool) (text string) {
 	}
 	return text
 }
+
+// A run goes on while the wake that it goes on by is being committed. Whoever looks meanwhile, because a connection was lost, finds the
+// token of before: that is no lost commit.
+func TestAWakeThatIsBeingCommittedIsNotTakenForALostOne(t *testing.T) {
+	t.Parallel()
+	proxy := pgtest.NewFaultProxy(t, pgtest.URL(t))
+	pool := pgtest.Connect(t, proxy.URL())
+	log := &logText{}
+	received := make(chan struct{}, 1)
+	var executed tally
+	note := workflow.DefineActivity("note", func(context.Context, int) (int, error) { executed.add("note"); return 0, nil })
+	flow := workflow.Define("flow", func(ctx *workflow.Context, _ int) (int, error) {
+		got, err := workflow.Receive[int](ctx, "numbers")
+		if err != nil {
+			return 0, err
+		}
+		received <- struct{}{}
+		if _, err := note.Execute(ctx, 1); err != nil {
+			return 0, err
+		}
+		return got.Body, nil
+	})
+	w := startWorker(t, pool, []workflow.Definition{flow}, configured(func(c *workflow.Config) { c.Logger = slog.New(slog.NewTextHandler(log, nil)) }))
+	ctx := testContext(t)
+	run, err := flow.Start(ctx, w.Engine, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := flow.Start(ctx, w.Engine, 2); err != nil { // there is something to look at besides
+		t.Fatal(err)
+	}
+	eventually(t, "they are parked", func() bool { return w.Status().Parked == 2 })
+	slow := proxy.Inject(pgtest.Fault{Statement: "commit", Application: " engine", Kind: pgtest.FaultDelay, For: 3 * time.Second, Nth: 1})
+	if err := w.SendTo(ctx, run.ID(), "numbers", 7); err != nil {
+		t.Fatal(err)
+	}
+	<-received
+	looks := func() (times int) {
+		for execution, n := range proxy.Executed() {
+			if execution.Statement == "HeldRuns" {
+				times += n
+			}
+		}
+		return times
+	}
+	before := looks()
+	pgtest.KillBackends(t, pool, "% listen")
+	eventually(t, "the runs in memory are looked at", func() bool { return looks() > before })
+	if slow.Hits() != 1 {
+		t.Fatal("the commit was not slow: this tests nothing")
+	}
+	if got, err := run.Result(ctx); err != nil || got != 7 {
+		t.Errorf("got %d, %v, want 7", got, err)
+	}
+	if strings.Contains(log.String(), knowsLess) || executed.of("note") != 1 {
+		t.Errorf("the step was executed %d times; log:\n%s", executed.of("note"), log)
+	}
+}

@@ -9,7 +9,8 @@ import (
 // reports says what goes wrong, and that it works again, without a line for each attempt. Each part that can fail by itself has a
 // reporter of its own.
 type reports struct {
-	failures *outage.Flood // of runs
+	failures  *outage.Flood // of runs
+	forgotten *outage.Flood // runs of which the database knows less
 
 	claims, coldClaims       *outage.Reporter
 	loads, releases, orphans *outage.Reporter
@@ -25,6 +26,7 @@ func newReports(logger *slog.Logger) *reports {
 	of := func(fails, over string) *outage.Reporter { return outage.New(logger, fails, over) }
 	return &reports{
 		failures:   outage.NewFlood(logger, "more runs failed in the last minute than are logged", failureLines),
+		forgotten:  outage.NewFlood(logger, "more runs of which the database knows less than this worker does", failureLines),
 		claims:     of("claiming runs failed, will be tried again", "runs are claimed again"),
 		coldClaims: of("claiming runs that are due failed, will be tried again", "runs that are due are claimed again"),
 		loads:      of("loading the history of claimed runs failed, they are given back", "the history of claimed runs is loaded again"),

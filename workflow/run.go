@@ -71,6 +71,7 @@ type run struct {
 	phase     phase
 	slot      bool // it executes, or may
 	due       bool // it is parked and waits for a slot
+	unproven  bool // it goes on by a wake that the database has not committed yet
 }
 
 // launchLocked begins to execute a run that this worker owns and has a slot for. The caller holds the engine's mutex.

@@ -286,10 +286,11 @@ func (e *Engine) wokenDurably(r *run, ask store.Wake, outcome string, err error)
 		return
 	}
 	e.tellResumable(r.id, r.definition.Name())
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	r.unproven = false
 	if ask.Competing && outcome == store.GotMessage {
-		e.mu.Lock()
 		e.nextCompetitorLocked(ask.Channel)
-		e.mu.Unlock()
 	}
 }
 

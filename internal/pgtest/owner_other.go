@@ -18,6 +18,8 @@ func (o *owner) apply(*exec.Cmd) {}
 
 func (o *owner) write(string, string) error { return errUnsupported }
 
+func (o *owner) own(string) error { return errUnsupported }
+
 func (o *owner) reaches(string) bool { return true }
 
 func makeDir(*owner, bool) (string, *os.File, error) { return "", nil, errUnsupported }
