@@ -441,3 +441,51 @@ func TestAWakeThatIsBeingCommittedIsNotTakenForALostOne(t *testing.T) {
 		t.Errorf("the step was executed %d times; log:\n%s", executed.of("note"), log)
 	}
 }
+
+// A wake whose answer does not come is given up, and its run is dropped from memory meanwhile, to be made ready; but the wake is carried
+// out before that, late, as what waits in a network is. The run then belongs to this worker, which does not execute it: it has to notice.
+func TestAWakeThatIsCarriedOutLateIsFound(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	ctx := testContext(t)
+	flow := workflow.Define("flow", func(ctx *workflow.Context, _ int) (int, error) {
+		got, err := workflow.Receive[int](ctx, "numbers")
+		return got.Body, err
+	})
+	entered, leave := make(chan struct{}), make(chan struct{})
+	busy := workflow.DefineActivity("busy", func(context.Context, int) (int, error) {
+		close(entered)
+		<-leave
+		return 0, nil
+	})
+	other := workflow.Define("other", func(ctx *workflow.Context, _ int) (int, error) {
+		if _, err := busy.Execute(ctx, 1); err != nil {
+			return 0, err
+		}
+		_, err := workflow.Receive[int](ctx, "never")
+		return 0, err
+	})
+	w := startWorker(t, pool, []workflow.Definition{flow, other}, configured(func(c *workflow.Config) {
+		c.CacheSize, c.MaxConcurrentRuns = 1, 1
+		c.FallbackInterval = time.Hour // only what the test does happens
+	}))
+	run, err := flow.Start(ctx, w.Engine, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is parked", func() bool { return w.Status().Parked == 1 })
+	if _, err := other.Start(ctx, w.Engine, 1); err != nil {
+		t.Fatal(err)
+	}
+	<-entered
+	if err := w.SendTo(ctx, run.ID(), "numbers", 7); err != nil { // a reason to poll, for which there is no room
+		t.Fatal(err)
+	}
+	if _, err := pool.Exec(ctx, "update romancy.instances set status = 'running', token = token + 1 where id = $1", run.ID()); err != nil { // the late wake
+		t.Fatal(err)
+	}
+	close(leave) // the other parks, which drops the run
+	if got, err := run.Result(ctx); err != nil || got != 7 {
+		t.Errorf("got %d, %v, want 7", got, err)
+	}
+}

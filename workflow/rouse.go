@@ -79,6 +79,9 @@ func (e *Engine) rouseLoop(ctx context.Context) {
 			e.reports.rousing.Succeeded(ctx)
 			e.madeReady(*ready)
 			e.rousing.add(among(fences, *held)...)
+			if len(*ready)+len(*held) < len(fences) {
+				e.orphans.give() // a wake that was given up may have been carried out after all, and nobody executes that run
+			}
 		}
 		again.after(err != nil || len(*held) > 0)
 	}
