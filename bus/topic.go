@@ -178,9 +178,7 @@ func (t *topic) hear(ctx context.Context, n Notification) {
 	}
 	d := t.write(ctx, n.Payload, SourceNotify, n.Received)
 	d.msg.Metadata.Set(MetadataPID, strconv.FormatUint(uint64(n.PID), 10))
-	if t.deliver(ctx, d) && t.ours {
-		t.pending.hear(n.Payload)
-	}
+	t.deliver(ctx, d)
 }
 
 // look catches up, if the channel is one of the four.
