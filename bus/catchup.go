@@ -41,6 +41,7 @@ type catchUp struct {
 	query   string
 	batch   int
 	settled map[string]state // of each pending item that a pass has delivered
+	cost    time.Duration    // what reading took in the last pass
 }
 
 func newCatchUp(pool *pgxpool.Pool, queries sqlfile.Queries, event Event, batch int) *catchUp {
@@ -82,13 +83,16 @@ func (c *catchUp) pass(ctx context.Context, deliver func(payload string) bool) e
 	last := pendingItem{at: pgtype.Timestamptz{InfinityModifier: pgtype.NegativeInfinity, Valid: true}}
 	settled := map[string]state{}
 	limit := c.batch
+	c.cost = 0
 	for {
 		began := time.Now()
 		page, err := c.page(ctx, last, limit)
+		took := time.Since(began)
+		c.cost += took
 		if err != nil {
 			return err
 		}
-		slow := time.Since(began) > slowPage
+		slow := took > slowPage
 		fresh := false
 		for _, item := range page {
 			if !c.delivered(item) {
