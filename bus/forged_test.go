@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -348,4 +349,54 @@ func TestForgedNotificationsHideNoDeafness(t *testing.T) {
 		}
 		notify(t, enemy, outboxChannel, Encode(OutboxPending{"forged"}))
 	}
+}
+
+// What it costs to believe no notification: a row is told a second time if it is still pending at a catch-up, and never a
+// third.
+func TestThePriceOfBelievingNoNotification(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	l := startListener(t, pool)
+	eventually(t, "the listener is connected", l.Healthy)
+	const events, interval, pending = 200, 400 * time.Millisecond, 40 * time.Millisecond
+	out := messages(t, newSubscriber(t, pool, l, func(c *SubscriberConfig) { c.FallbackInterval = interval }), outboxChannel)
+	do := func(sql string, args ...any) {
+		if _, err := pool.Exec(context.Background(), sql, args...); err != nil {
+			t.Error(err)
+		}
+	}
+	say := func(id string) { do("select pg_notify($1, $2)", outboxChannel, Encode(OutboxPending{id})) }
+	var gone sync.WaitGroup
+	defer gone.Wait()
+	go func() {
+		for i := range events {
+			id := fmt.Sprint("event ", i)
+			do("insert into romancy.outbox (event_id, topic, key, slot, payload) values ($1, 'topic', 'key', 0, '')", id)
+			say(id)
+			gone.Add(1)
+			time.AfterFunc(pending, func() {
+				defer gone.Done()
+				do("delete from romancy.outbox where event_id = $1", id)
+			})
+			time.Sleep(interval / 40)
+		}
+		say("end")
+	}()
+	told := map[string]int{}
+	for told["end"] == 0 {
+		msg := receive(t, out)
+		told[eventID(t, msg)]++
+		msg.Ack()
+	}
+	repeats := 0
+	for id, times := range told {
+		if times > 2 {
+			t.Errorf("%s is told %d times", id, times)
+		}
+		repeats += times - 1
+	}
+	if len(told) != events+1 {
+		t.Errorf("%d are told, want %d", len(told), events+1)
+	}
+	t.Logf("%d of %d events, pending for about %s, are told twice with a catch-up every %s", repeats, events, pending, interval)
 }
