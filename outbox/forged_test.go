@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/romancy-go/romancy/bus"
@@ -69,5 +70,48 @@ func TestNotificationsThatLieAreRationed(t *testing.T) {
 	a.found(true)
 	if rest := a.rest(); rest != 0 {
 		t.Errorf("it rests for %s though notifications tell the truth", rest)
+	}
+}
+
+// A writer without a notifier notifies inside the transaction, but not into a queue that is filling: that would cost the
+// commit.
+func TestAFullNotifyQueueCostsNoCommit(t *testing.T) {
+	t.Parallel()
+	var version int
+	if err := pgtest.Pool(t).QueryRow(t.Context(), "select current_setting('server_version_num')::int / 10000").Scan(&version); err != nil {
+		t.Fatal(err)
+	}
+	if version < 17 {
+		t.Skipf("PostgreSQL %d has no max_notify_queue_pages: its queue is 8 GB", version)
+	}
+	server := pgtest.Private(t, pgtest.Setting("max_notify_queue_pages", "64"))
+	url, _, err := server.CreateDatabase(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := pgtest.Connect(t, url)
+	holder, err := pool.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer holder.Release()
+	for _, sql := range []string{"listen held", "begin", "select 1"} {
+		if _, err := holder.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for err = nil; err == nil; {
+		_, err = pool.Exec(t.Context(), "select pg_notify('flood', repeat('x', 7999))")
+	}
+	if !strings.Contains(err.Error(), "54000") {
+		t.Fatal(err)
+	}
+	if err := pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error {
+		return Add(t.Context(), tx, Event{ID: "written", Topic: "t"})
+	}); err != nil {
+		t.Errorf("a full queue costs the commit: %v", err)
+	}
+	if _, err := holder.Exec(t.Context(), "rollback"); err != nil {
+		t.Error(err)
 	}
 }
