@@ -98,12 +98,12 @@ func (n *Notifier) noteUsage(ctx context.Context, usage float64) {
 // errQueueFull is why a statement of the notifier was refused, whose connection is as good as before.
 var errQueueFull = errors.New("the server's NOTIFY queue is full")
 
-// refusedByQueue notes that err says so, if it does, and returns what else is to be known of it.
-func (n *Notifier) refusedByQueue(ctx context.Context, conn *pgx.Conn, err error) (error, bool) {
+// refusedByQueue notes that err says so, if it does, and then returns it as an errQueueFull; else nil.
+func (n *Notifier) refusedByQueue(ctx context.Context, conn *pgx.Conn, err error) error {
 	if refusal.Code(err) != queueFull || conn.IsClosed() {
-		return err, false
+		return nil
 	}
 	n.noteUsage(ctx, 1)
 	n.queue.due = time.Now()
-	return fmt.Errorf("%w: %w", errQueueFull, err), true
+	return fmt.Errorf("%w: %w", errQueueFull, err)
 }

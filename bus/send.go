@@ -51,8 +51,8 @@ func (n *Notifier) send(ctx context.Context, conn *pgx.Conn, work *batch, check 
 		n.dropUnsendable(ctx, conn, work)
 		open, err = n.statement(ctx, conn, work)
 	}
-	if err, fullQueue := n.refusedByQueue(ctx, conn, err); fullQueue {
-		return conn, err
+	if full := n.refusedByQueue(ctx, conn, err); full != nil {
+		return conn, full
 	}
 	if err != nil {
 		dial.HangUp(conn)
