@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test race soak lint vet arch cross bench examples ci
+.PHONY: help demo test race soak fuzz lint vet arch cross bench examples ci
 
 GO   ?= go
 LINT := $(GO) tool -modfile=tools/go.mod golangci-lint
@@ -28,6 +28,9 @@ SOAK := Swallowed|Chaos|OpenTransaction|Mode|Generated|Linearizable|ThousandsOfS
 soak: ## Run the tests that make test reduces at their full size: 100,000 commits, chaos, 2,400 generated workflows, the fault matrix (up to two hours)
 	ROMANCY_SOAK=1 $(GO) test $(RACE) -count=1 -v -timeout=90m -run '$(SOAK)' -skip '^TestFaultMatrix$$' ./bus ./outbox ./workflow ./integration
 	ROMANCY_SOAK=1 $(GO) test -count=1 -v -timeout=90m -run '^TestFaultMatrix$$' ./integration
+
+fuzz: ## Decode forged payloads for 30 s
+	$(GO) test -run '^$$' -fuzz '^FuzzDecode$$' -fuzztime 30s ./bus
 
 lint: ## Run the linters (the first run builds them: two to three minutes)
 	$(LINT) run ./...
@@ -58,7 +61,7 @@ examples: ## Compile and vet all examples, and run the quick start and the Water
 
 # One after the other, cheapest first, whatever -j says; each step can fail. make test, the other of the README's two
 # commands, is among them.
-CI_STEPS := arch vet cross lint test examples demo
+CI_STEPS := arch vet cross lint test fuzz examples demo
 
 ci: ## All that a change must pass: the steps above except race and bench, and the demo polling only
 	@for step in $(CI_STEPS); do \

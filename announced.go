@@ -8,6 +8,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/romancy-go/romancy/bus"
+	"github.com/romancy-go/romancy/internal/outage"
 	"github.com/romancy-go/romancy/riverjobs"
 )
 
@@ -18,6 +19,7 @@ type announced struct {
 	channel  string
 	jobs     *riverjobs.Jobs
 	logger   *slog.Logger
+	foreign  *outage.Flood // of what is not a timer
 
 	subscription *bus.Subscription
 	loop         sync.WaitGroup
@@ -29,6 +31,7 @@ func (d *announced) start(ctx context.Context) error {
 		return err
 	}
 	d.subscription = subscription
+	d.foreign = outage.NewFlood(d.logger, "more foreign notifications were ignored", 1)
 	d.loop.Go(func() { d.run(context.WithoutCancel(ctx)) })
 	return nil
 }
@@ -37,6 +40,7 @@ func (d *announced) start(ctx context.Context) error {
 func (d *announced) stop(context.Context) error {
 	d.subscription.Close()
 	d.loop.Wait()
+	d.foreign.Close()
 	return nil
 }
 
@@ -52,7 +56,9 @@ func (d *announced) run(ctx context.Context) {
 		}
 		timer, err := bus.Decode[bus.TimerRegistered](message.NewMessage("", message.Payload(notification.Payload)))
 		if err != nil {
-			d.logger.WarnContext(ctx, "foreign notification ignored", slog.String("channel", notification.Channel), slog.Any("error", err))
+			if d.foreign.Pass("", slog.String("channel", notification.Channel)) {
+				d.logger.WarnContext(ctx, "foreign notification ignored", slog.String("channel", notification.Channel), slog.Any("error", err))
+			}
 			continue
 		}
 		d.jobs.LowerDeadline(timer.ExpiresAt)

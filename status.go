@@ -20,6 +20,7 @@ const (
 type Status struct {
 	State    State
 	Listener bus.Status            // the listening connection, the App's or that of WithListener
+	Notifier bus.NotifierStatus    // the notifying connection, and how full the server's NOTIFY queue is
 	Engine   workflow.EngineStatus // runs executing and parked here
 	Leading  bool                  // River's leader is here, so the sweeps of the cluster are enqueued here
 	Snapshot SnapshotStatus        // who keeps deleted rows of the database from being removed, at the last look
@@ -31,6 +32,7 @@ func (a *App) Status() Status {
 	status := Status{State: a.currentState()}
 	if r := a.running.Load(); r != nil {
 		status.Listener = r.listener.Status()
+		status.Notifier = r.notifier.Status()
 		status.Engine = r.engine.Status()
 		status.Leading = r.jobs.Leading()
 		status.Snapshot = snapshotStatus(r.snapshots.Last())

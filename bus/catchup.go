@@ -19,9 +19,6 @@ const (
 	slowPage = 50 * time.Millisecond
 	// pageGrowth is how many times the batch size a page may grow to, while pages are slow or bring nothing new.
 	pageGrowth = 64
-	// maxHeard is how many notified payloads are remembered between two passes. Beyond it, what is still pending at the
-	// next pass is repeated.
-	maxHeard = 10_000
 )
 
 // pendingQueries names the query that reads the schema's view of each event.
@@ -32,67 +29,23 @@ var pendingQueries = map[Event]string{
 	EventOutboxPending:     "PendingOutboxPending",
 }
 
-// catchUp reads what lost notifications would have said, and remembers what of it was delivered. The memory holds what is
-// pending, and what was notified since the last pass up to maxHeard.
+// catchUp reads what lost notifications would have said, and remembers what of it was delivered. The memory holds what
+// passes have read in the tables and nothing else. That a notification said the same before proves nothing: anybody may
+// have sent it, before the row was there, and the one that followed the row may be lost. So what was notified and is still
+// pending at the next pass is delivered once more.
 //
 // Delivered is as good as acknowledged: a topic delivers what it has let out until it is acknowledged, and when the topic
 // ends, its memory ends with it.
 type catchUp struct {
 	pool    *pgxpool.Pool
-	event   Event
 	query   string
 	batch   int
-	settled map[string]int64    // the version of each pending item that was delivered
-	heard   map[string]struct{} // what notifications have said since the last pass, see announced
+	settled map[string]state // of each pending item that a pass has delivered
+	cost    time.Duration    // what reading took in the last pass
 }
 
 func newCatchUp(pool *pgxpool.Pool, queries sqlfile.Queries, event Event, batch int) *catchUp {
-	return &catchUp{
-		pool: pool, event: event, query: queries.Get(pendingQueries[event]), batch: batch,
-		settled: map[string]int64{}, heard: map[string]struct{}{},
-	}
-}
-
-// hear notes that a notification's payload was delivered, so that the next pass need not repeat it.
-func (c *catchUp) hear(payload string) {
-	if text := announced(c.event, payload, 0); text != "" && len(c.heard) < maxHeard {
-		c.heard[text] = struct{}{}
-	}
-}
-
-// delivered reports whether what item says was delivered, by an earlier pass or by a notification.
-func (c *catchUp) delivered(item pendingItem) bool {
-	if version, known := c.settled[item.item]; known && version == item.version {
-		return true
-	}
-	if len(c.heard) == 0 {
-		return false
-	}
-	_, known := c.heard[announced(c.event, item.payload, item.version)]
-	return known
-}
-
-// announced returns the one form of a payload by which to recognise that a notification has said what a row says. It is
-// empty if that cannot be known, because the payload leaves open which version of the row it speaks of: a run can become
-// ready many times, and an event of the outbox is pending again after each failed attempt, though announced at its first.
-func announced(event Event, payload string, version int64) string {
-	switch event {
-	case EventTimerExpired:
-		if timer, err := decode[TimerRegistered]("", []byte(payload)); err == nil {
-			timer.ExpiresAt = timer.ExpiresAt.Truncate(time.Microsecond) // which is all that the table keeps
-			return Encode(timer)
-		}
-	case EventChannelMessage:
-		if message, err := decode[ChannelMessage]("", []byte(payload)); err == nil && message.MessageID != 0 {
-			return Encode(message)
-		}
-	case EventOutboxPending:
-		if pending, err := decode[OutboxPending]("", []byte(payload)); err == nil && version == 0 {
-			return Encode(pending)
-		}
-	case EventWorkflowResumable:
-	}
-	return ""
+	return &catchUp{pool: pool, query: queries.Get(pendingQueries[event]), batch: batch, settled: map[string]state{}}
 }
 
 // pendingItem is a row of such a view.
@@ -103,19 +56,43 @@ type pendingItem struct {
 	payload string
 }
 
-// pass delivers, in the view's order, everything pending that was not delivered before in the same version. No connection
-// is held while deliver runs. If deliver reports false, the pass ends. Nothing may be heard during a pass.
+// state tells an item from a later one of the same name: an event that was relayed and is added again, or the next timer
+// of a run, may have the version of the one before.
+type state struct {
+	at       int64 // in microseconds
+	infinity pgtype.InfinityModifier
+	version  int64
+}
+
+func (i pendingItem) state() state {
+	if i.at.InfinityModifier != pgtype.Finite {
+		return state{infinity: i.at.InfinityModifier, version: i.version}
+	}
+	return state{at: i.at.Time.UnixMicro(), version: i.version}
+}
+
+// delivered reports whether an earlier pass has delivered what item says.
+func (c *catchUp) delivered(item pendingItem) bool {
+	before, known := c.settled[item.item]
+	return known && before == item.state()
+}
+
+// pass delivers, in the view's order, everything pending that no pass has delivered before in the same state. No connection
+// is held while deliver runs. If deliver reports false, the pass ends.
 func (c *catchUp) pass(ctx context.Context, deliver func(payload string) bool) error {
 	last := pendingItem{at: pgtype.Timestamptz{InfinityModifier: pgtype.NegativeInfinity, Valid: true}}
-	settled := map[string]int64{}
+	settled := map[string]state{}
 	limit := c.batch
+	c.cost = 0
 	for {
 		began := time.Now()
 		page, err := c.page(ctx, last, limit)
+		took := time.Since(began)
+		c.cost += took
 		if err != nil {
 			return err
 		}
-		slow := time.Since(began) > slowPage
+		slow := took > slowPage
 		fresh := false
 		for _, item := range page {
 			if !c.delivered(item) {
@@ -123,9 +100,9 @@ func (c *catchUp) pass(ctx context.Context, deliver func(payload string) bool) e
 				if !deliver(item.payload) {
 					return ctx.Err()
 				}
-				c.settled[item.item] = item.version // also if the pass is cut short
+				c.settled[item.item] = item.state() // also if the pass is cut short
 			}
-			settled[item.item] = item.version
+			settled[item.item] = item.state()
 		}
 		if len(page) < limit {
 			break
@@ -138,7 +115,6 @@ func (c *catchUp) pass(ctx context.Context, deliver func(payload string) bool) e
 		}
 	}
 	c.settled = settled // what is no longer pending is forgotten
-	clear(c.heard)      // it was committed before the pass, which has therefore met all of it that is still pending
 	return nil
 }
 

@@ -41,7 +41,8 @@ type ListenerConfig struct {
 	ReconnectDelay time.Duration
 
 	// ProbeInterval is how long no notification may come before another connection sends one to prove that they still
-	// arrive. One that does not come within 2 s makes the listener deaf, see [StateDeaf]. Default 15 s.
+	// arrive; where others notify all the time it does so every four intervals. One that does not come within 2 s, or 10 s
+	// while others do, makes the listener deaf, see [StateDeaf]. Default 15 s.
 	ProbeInterval time.Duration
 
 	// SilenceLimit is how long nothing at all may come before the server is asked whether it is still there. It has 2 s
@@ -258,8 +259,8 @@ func (l *Listener) Retry() {
 	}
 }
 
-// Subscribe returns a queue for what is notified on channels, any time before Close. It keeps up to buffer notifications;
-// 0 means [DefaultQueue]. The channels are listened to as soon as there is a connection, which the subscription's first
+// Subscribe returns a queue for what is notified on channels, any time before Close. It keeps up to buffer notifications,
+// fewer if their payloads have a KiB or more, see [DefaultQueue], which is what 0 means. The channels are listened to as soon as there is a connection, which the subscription's first
 // catch-up tells. It returns an error for no channel, for a name that PostgreSQL would refuse and for a negative buffer,
 // and [ErrClosed] after Close.
 func (l *Listener) Subscribe(buffer int, channels ...string) (*Subscription, error) {

@@ -39,8 +39,8 @@ type NotifierConfig struct {
 	Window time.Duration
 
 	// MaxPending is how many different payloads wait for each channel, and for each open transaction and channel; all open
-	// transactions together have ten times as many. The rest becomes one empty payload a channel, upon which subscribers
-	// catch up. Default 1000.
+	// transactions together have ten times as many. A payload of a KiB or more counts once more for each KiB. The rest
+	// becomes one empty payload a channel, upon which subscribers catch up. Default 1000, which is a MiB a channel.
 	MaxPending int
 
 	// Mode says how NotifyTx notifies. Default [ModeAdaptive].
@@ -51,12 +51,21 @@ type NotifierConfig struct {
 	// ten such processes then leave that lock free for four fifths of the time.
 	RateThreshold int
 
+	// QueueLimit is how much of the server's NOTIFY queue may be in use, from 0 to 1, before NotifyTx stops to notify inside
+	// transactions, whatever Mode says: at 1 the commits of all transactions of the cluster fail that notify. Until it is
+	// below again notifications are sent after the commit, or, where that cannot be, left to those who poll. Default 0.1.
+	QueueLimit float64
+
+	// QueueInterval is how often the server is asked for that, with a statement of the notifier's connection. Default 30 s.
+	QueueInterval time.Duration
+
 	// Logger. Default slog.Default().
 	Logger *slog.Logger
 
 	// MeterProvider makes the metrics romancy.notifier.sent (notifications), romancy.notifier.collapsed (payloads that an
-	// empty one replaced), romancy.notifier.batches (statements), romancy.notifier.pending (payloads) and
-	// romancy.notifier.open_transactions. Default otel.GetMeterProvider().
+	// empty one replaced), romancy.notifier.withheld (notifications left to polling because the server's queue was filling),
+	// romancy.notifier.batches (statements), romancy.notifier.pending (payloads), romancy.notifier.open_transactions and
+	// romancy.notifier.queue.usage (of the server's NOTIFY queue, from 0 to 1). Default otel.GetMeterProvider().
 	MeterProvider metric.MeterProvider
 
 	// Disabled: notify nobody. All methods do nothing.
@@ -67,6 +76,8 @@ func (c NotifierConfig) withDefaults() NotifierConfig {
 	c.Window = cmp.Or(c.Window, 2*time.Millisecond)
 	c.MaxPending = cmp.Or(c.MaxPending, 1000)
 	c.RateThreshold = cmp.Or(c.RateThreshold, 20)
+	c.QueueLimit = cmp.Or(c.QueueLimit, defaultQueueLimit)
+	c.QueueInterval = cmp.Or(c.QueueInterval, 30*time.Second)
 	c.Logger = cmp.Or(c.Logger, slog.Default())
 	return c
 }
@@ -79,7 +90,11 @@ func (c NotifierConfig) validate() error {
 	if c.Mode < ModeAdaptive || c.Mode > ModeCoalesced {
 		errs = append(errs, fmt.Errorf("bus.NotifierConfig.Mode is %s: use ModeAdaptive, ModeInTransaction or ModeCoalesced", c.Mode))
 	}
+	if !(c.QueueLimit > 0 && c.QueueLimit <= 1) {
+		errs = append(errs, fmt.Errorf("bus.NotifierConfig.QueueLimit is %v: use a share of the queue up to 1, or 0 for the default", c.QueueLimit))
+	}
 	errs = append(errs,
+		checkDuration("bus.NotifierConfig.QueueInterval", c.QueueInterval),
 		checkDuration("bus.NotifierConfig.Window", c.Window),
 		checkCount("bus.NotifierConfig.MaxPending", c.MaxPending),
 		checkCount("bus.NotifierConfig.RateThreshold", c.RateThreshold))
@@ -114,8 +129,9 @@ type Notifier struct {
 	open    map[uint64]*openTransaction
 	spare   []*openTransaction // have ended, to be used again
 
-	openSize int // payloads of all that is in open
-	lookedAt int // payloads of those that are being looked at
+	openSize int // weight of all that is in open
+	lookedAt int // weight of those that are being looked at
+	queue    serverQueue
 	rate     rate
 	unsent   error // what Close has to report
 }
@@ -141,6 +157,7 @@ func NewNotifier(cfg NotifierConfig) (*Notifier, error) {
 		done:    make(chan struct{}),
 		ready:   newPending(cfg.MaxPending),
 		open:    map[uint64]*openTransaction{},
+		queue:   newServerQueue(cfg.Logger),
 	}, nil
 }
 
@@ -247,6 +264,7 @@ func (n *Notifier) run(ctx context.Context) {
 	conn, err := connect(ctx, n.cfg.Pool, " notify")
 	if err != nil {
 		conn = nil
+		n.queue.due = time.Now().Add(n.cfg.QueueInterval)
 		if ctx.Err() == nil {
 			n.outage.FailedAs(ctx, "PostgreSQL NOTIFY connection failed, the first notification tries again", err)
 		}
@@ -275,12 +293,13 @@ func (n *Notifier) run(ctx context.Context) {
 			return
 		}
 		work := n.drain(time.Now(), closing)
-		if work.empty() {
+		began := time.Now()
+		check := !closing && !began.Before(n.queue.due)
+		if work.empty() && !check {
 			continue
 		}
-		began := time.Now()
 		retry.attempt()
-		if conn, err = n.send(ctx, conn, work); err == nil {
+		if conn, err = n.send(ctx, conn, work, check); err == nil {
 			ration.spend(began, time.Now())
 			retry.healthy()
 			n.recovered(ctx)
@@ -298,12 +317,9 @@ func (n *Notifier) run(ctx context.Context) {
 
 // await waits until there is something to do, and reports whether the notifier is being closed.
 func (n *Notifier) await(ctx context.Context) (closing bool) {
-	var due <-chan time.Time
-	if at, planned := n.nextCheck(); planned {
-		timer := time.NewTimer(time.Until(at))
-		defer timer.Stop()
-		due = timer.C
-	}
+	timer := time.NewTimer(time.Until(n.nextCheck()))
+	defer timer.Stop()
+	due := timer.C
 	select {
 	case <-n.closing:
 		select { // nothing new comes any more: only open transactions are worth a wait
@@ -320,16 +336,15 @@ func (n *Notifier) await(ctx context.Context) (closing bool) {
 	return false
 }
 
-// nextCheck returns when the next open transaction is to be looked at, if there is one.
-func (n *Notifier) nextCheck() (at time.Time, planned bool) {
+// nextCheck returns when the next open transaction, or the server's queue, is to be looked at.
+func (n *Notifier) nextCheck() time.Time {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	at := n.queue.due
 	for _, tx := range n.open {
-		if !planned || tx.check.Before(at) {
-			at, planned = tx.check, true
-		}
+		at = earlier(at, tx.check)
 	}
-	return at, planned
+	return at
 }
 
 // drain takes what is ready, and the open transactions that are to be looked at now: all of them if this is the end.
@@ -342,7 +357,7 @@ func (n *Notifier) drain(now time.Time, closing bool) *batch {
 		if closing || !tx.check.After(now) {
 			work.transactions = append(work.transactions, tx)
 			delete(n.open, xid)
-			size := tx.messages.size()
+			size := tx.messages.weight()
 			n.openSize -= size
 			n.lookedAt += size
 		}
@@ -382,7 +397,7 @@ func (n *Notifier) failed(ctx context.Context, work *batch, err error) {
 	for _, tx := range work.transactions {
 		n.keepOpen(tx)
 	}
-	if !n.closed {
+	if !n.closed && !errors.Is(err, errQueueFull) { // of which there is a line already
 		n.outage.Failed(ctx, err)
 	}
 	n.failing = true

@@ -61,6 +61,10 @@ func NotifyingSchemaOn(adapter watermillsql.SchemaAdapter, channelOf func(topic 
 	return notifyingSchema{SchemaAdapter: adapter, channelOf: channelOf}
 }
 
+// unlessQueueFills keeps a transaction that publishes from failing with a NOTIFY queue that is full: subscribers find its
+// messages by polling.
+const unlessQueueFills = " WHERE pg_catalog.pg_notification_queue_usage() OPERATOR(pg_catalog.<) 0.1"
+
 type notifyingSchema struct {
 	watermillsql.SchemaAdapter
 
@@ -81,7 +85,7 @@ func (s notifyingSchema) InsertQuery(params watermillsql.InsertQueryParams) (wat
 		return watermillsql.Query{}, err
 	}
 	insert := strings.TrimRight(query.Query, "; \t\r\n")
-	query.Query = "WITH published AS (" + insert + "\n) SELECT pg_notify(" + quoteLiteral(channel) + ", '')"
+	query.Query = "WITH published AS (" + insert + "\n) SELECT pg_catalog.pg_notify(" + quoteLiteral(channel) + ", '')" + unlessQueueFills
 	return query, nil
 }
 

@@ -17,7 +17,8 @@ const (
 	// [NotifierConfig.RateThreshold].
 	ModeAdaptive NotifyMode = iota
 	// ModeInTransaction calls pg_notify inside the transaction: nothing can be lost, but the commits of all notifying
-	// transactions of the cluster wait for each other.
+	// transactions of the cluster wait for each other. While more than [NotifierConfig.QueueLimit] of the server's queue is
+	// in use it is ModeCoalesced.
 	ModeInTransaction
 	// ModeCoalesced remembers the notification and sends it, together with others, once the transaction is seen to have
 	// committed; after a rollback it is dropped. It is lost if this process ends in between. A rollback to a savepoint
@@ -99,7 +100,8 @@ func (n *Notifier) notifyTx(ctx context.Context, tx pgx.Tx, messages []Message, 
 	if err := validateMessages(messages); err != nil {
 		return fmt.Errorf("notify: %w", err)
 	}
-	if n.coalesces() {
+	way := n.way()
+	if way == afterCommit {
 		xid, err := id()
 		if err != nil {
 			return fmt.Errorf("notify: read the transaction's id: %w", err)
@@ -108,9 +110,17 @@ func (n *Notifier) notifyTx(ctx context.Context, tx pgx.Tx, messages []Message, 
 		if err != nil || number == nobody {
 			return fmt.Errorf("notify: %q is no transaction id: give what pg_current_xact_id()::text returns", xid)
 		}
-		if n.remember(number, messages) {
+		remembered, withheld := n.remember(number, messages)
+		if remembered {
 			return nil
 		}
+		if withheld {
+			way = notAtAll
+		}
+	}
+	if way == notAtAll {
+		n.metrics.withhold(ctx, len(messages))
+		return nil
 	}
 	return notifyIn(ctx, tx, messages)
 }
@@ -132,23 +142,40 @@ func columns(messages []Message) (channels, payloads []string) {
 	return channels, payloads
 }
 
-// coalesces decides how the transaction at hand notifies. A notifier that cannot send now leaves it to the transaction.
-func (n *Notifier) coalesces() bool {
+// way is how a transaction notifies.
+type way int
+
+const (
+	inTransaction way = iota
+	afterCommit
+	notAtAll // those who poll find what it would have announced
+)
+
+// way decides how the transaction at hand notifies. A notifier that cannot send now leaves it to the transaction, but not
+// while the server's queue is filling: at its end the transaction could not commit.
+func (n *Notifier) way() way {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	busy := n.rate.hit(time.Now()) > float64(n.cfg.RateThreshold)
-	if !n.started || n.closed || n.failing || len(n.open) >= maxOpenTransactions {
-		return false
+	able := n.started && !n.closed && len(n.open) < maxOpenTransactions
+	switch {
+	case n.queue.filling && able:
+		return afterCommit
+	case n.queue.filling:
+		return notAtAll
+	case able && !n.failing && (n.cfg.Mode == ModeCoalesced || n.cfg.Mode == ModeAdaptive && busy):
+		return afterCommit
 	}
-	return n.cfg.Mode == ModeCoalesced || n.cfg.Mode == ModeAdaptive && busy
+	return inTransaction
 }
 
-// remember keeps messages until the transaction has ended, and reports whether the notifier still takes them.
-func (n *Notifier) remember(xid uint64, messages []Message) bool {
+// remember keeps messages until the transaction has ended, and reports whether the notifier still takes them. If not,
+// withheld says that they must not be sent in the transaction either.
+func (n *Notifier) remember(xid uint64, messages []Message) (remembered, withheld bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.closed {
-		return false
+		return false, n.queue.filling
 	}
 	tx := n.open[xid]
 	if tx == nil {
@@ -157,14 +184,14 @@ func (n *Notifier) remember(xid uint64, messages []Message) bool {
 		tx.xid, tx.since, tx.check = xid, now, now.Add(n.cfg.Window)
 		n.open[xid] = tx
 	}
-	had := tx.messages.size()
+	had := tx.messages.weight()
 	if n.openSize+n.lookedAt >= maxOpenShare*n.cfg.MaxPending {
 		tx.messages.limit = 0
 	}
 	n.metrics.collapse(tx.messages.add(messages...))
-	n.openSize += tx.messages.size() - had
+	n.openSize += tx.messages.weight() - had
 	n.signal()
-	return true
+	return true, false
 }
 
 // rate estimates how many events there were in the last second from this second's count and the one before.
@@ -220,9 +247,9 @@ func (n *Notifier) newOpenTransaction() *openTransaction {
 // keepOpen puts a transaction back; more of it may have been remembered meanwhile. The caller holds mu.
 func (n *Notifier) keepOpen(tx *openTransaction) {
 	if newer := n.open[tx.xid]; newer != nil {
-		n.openSize -= newer.messages.size()
+		n.openSize -= newer.messages.weight()
 		tx.messages.add(newer.messages.messages()...)
 	}
 	n.open[tx.xid] = tx
-	n.openSize += tx.messages.size()
+	n.openSize += tx.messages.weight()
 }

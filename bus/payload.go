@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -110,6 +111,9 @@ func decode[T Payload](channel string, payload []byte) (T, error) {
 	v, ok := readEncoded[T](string(payload))
 	var err error
 	if !ok {
+		err = checkDepth(payload)
+	}
+	if !ok && err == nil {
 		err = json.Unmarshal(payload, &v)
 	}
 	if err == nil {
@@ -117,9 +121,44 @@ func decode[T Payload](channel string, payload []byte) (T, error) {
 	}
 	if err != nil {
 		var zero T
-		return zero, &PayloadError{Channel: channel, Payload: beginning(string(payload)), Err: err}
+		return zero, &PayloadError{Channel: channel, Payload: beginning(string(payload)), Err: brief(err)}
 	}
 	return v, nil
+}
+
+// maxDepth is how deep a payload may be nested. Ours are flat; what later versions add need not be.
+const maxDepth = 16
+
+var errDepth = fmt.Errorf("it is nested deeper than %d", maxDepth)
+
+// checkDepth refuses what is nested so deep that reading it takes many times its size.
+func checkDepth(payload []byte) error {
+	depth, text := 0, false
+	for i := 0; i < len(payload); i++ {
+		switch c := payload[i]; {
+		case c == '"':
+			text = !text
+		case text && c == '\\':
+			i++
+		case text:
+		case c == '{' || c == '[':
+			if depth++; depth > maxDepth {
+				return errDepth
+			}
+		case c == '}' || c == ']':
+			depth--
+		}
+	}
+	return nil
+}
+
+// brief keeps an error from holding all that it quotes of a payload.
+func brief(err error) error {
+	const limit = 300
+	if len(err.Error()) > limit {
+		return errors.New("one of its values is not of its kind")
+	}
+	return err
 }
 
 // checkIDs reports which id is missing: any JSON object decodes into any of the four.

@@ -67,4 +67,8 @@ func TestForeignPayloadIsATypedError(t *testing.T) {
 	if _, err := decodeText[OutboxPending](`{"event_id":"1","added_later":true}`); err != nil {
 		t.Errorf("a key of a later version: %v", err)
 	}
+	brackets := TimerRegistered{`"[[[[[[[[[[[[[[[[[[[[[[[[[[\\"[`, "{{{{{{{{{{{{{{{{{{{{{{{{{", time.Time{}}
+	if got, err := decodeText[TimerRegistered](Encode(brackets)); err != nil || got != brackets {
+		t.Errorf("brackets in texts: %+v, %v", got, err)
+	}
 }

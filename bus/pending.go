@@ -1,7 +1,7 @@
 package bus
 
-// pending is a bounded set of messages in the order they came. Beyond limit payloads a channel's rest becomes one empty
-// payload, which tells its subscribers to look for themselves.
+// pending is a bounded set of messages in the order they came. What a channel has beyond limit, by weight, becomes one
+// empty payload, which tells its subscribers to look for themselves.
 type pending struct {
 	limit    int
 	channels indexed
@@ -10,6 +10,7 @@ type pending struct {
 
 type pendingChannel struct {
 	payloads indexed
+	weight   int // of payloads
 	more     bool
 }
 
@@ -20,7 +21,7 @@ func (p *pending) reset(limit int) {
 	p.limit = limit
 	for i := range p.contents {
 		p.contents[i].payloads.reset()
-		p.contents[i].more = false
+		p.contents[i].weight, p.contents[i].more = 0, false
 	}
 	p.contents = p.contents[:0]
 	p.channels.reset()
@@ -46,12 +47,13 @@ func (p *pending) add(messages ...Message) (collapsed int) {
 		if _, known := c.payloads.place(m.Payload); known {
 			continue
 		}
-		if len(c.payloads.texts) >= p.limit {
+		if !fits(m.Payload, c.weight, p.limit) {
 			collapsed++
 			c.more = true
 			continue
 		}
 		c.payloads.append(m.Payload)
+		c.weight += weight(m.Payload)
 	}
 	return collapsed
 }
@@ -66,6 +68,18 @@ func (p *pending) size() int {
 		}
 	}
 	return size
+}
+
+// weight is what they count in bounds.
+func (p *pending) weight() int {
+	sum := 0
+	for i := range p.contents {
+		sum += p.contents[i].weight
+		if p.contents[i].more {
+			sum++
+		}
+	}
+	return sum
 }
 
 func (p *pending) empty() bool { return len(p.contents) == 0 }

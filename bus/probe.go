@@ -26,6 +26,13 @@ const (
 	// lastLook is the time for a last look once a probe is overdue: if this process was stopped for a while, the probe may
 	// be there and not read yet.
 	lastLook = 200 * time.Millisecond
+	// crowdPatience is how long a probe may be on its way while other notifications arrive: it comes after all that was sent
+	// before it, and a storm takes a while to be read.
+	crowdPatience = 10 * time.Second
+	// crowdShare is how many intervals other notifications may take the place of probes. They prove that the connection
+	// hears, but not that it hears what is notified where this process writes: it may be to the server that was the primary
+	// until a moment ago, where others still notify.
+	crowdShare = 4
 
 	deafRemedy = "a pooler such as PgBouncer in transaction mode swallows notifications: reach PostgreSQL around it " +
 		"(romancy.WithListenURL, or ListenURL or Connect of bus.ListenerConfig); the URL must name the same database as the pool"
@@ -80,6 +87,7 @@ func (s *session) echo(ctx context.Context, nonce string, idle bool) {
 		s.proof = time.Time{} // so that another is due at once
 		return
 	}
+	s.echoed = s.proof
 	roundTrip := s.proof.Sub(*p.left.Load())
 	s.l.unprobed.Succeeded(ctx)
 	s.l.probed(s.proof, roundTrip)
@@ -107,6 +115,9 @@ func (s *session) judge(ctx context.Context) error {
 	case now.Before(answered.Add(probeTimeout)):
 		p.look = answered.Add(probeTimeout)
 		return nil
+	case s.proof.After(*answered) && now.Before(answered.Add(crowdPatience)):
+		p.look = now.Add(probeTimeout / 4)
+		return nil
 	case !p.overdue:
 		p.overdue = true
 		p.look = now.Add(lastLook)
@@ -126,6 +137,7 @@ func (s *session) notSent(ctx context.Context, err error) error {
 	}
 	s.probe = nil
 	s.proof = time.Now() // the next is due after an interval
+	s.echoed = s.proof
 	s.l.unprobed.Failed(ctx, err, "probe_interval", seconds(s.l.cfg.ProbeInterval))
 	return nil
 }

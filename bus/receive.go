@@ -127,6 +127,7 @@ type session struct {
 	up      bool           // notifications arrive
 	heard   time.Time      // when something came last
 	proof   time.Time      // when a notification came last that no statement of ours can have brought along
+	echoed  time.Time      // when a probe arrived last, or could not be sent
 	probe   *probe         // under way; nil if none
 	senders sync.WaitGroup // of probes
 }
@@ -259,7 +260,7 @@ func (s *session) tend(ctx context.Context) error {
 	if !s.up && s.probe == nil && !s.proof.IsZero() {
 		return s.establish(ctx)
 	}
-	if s.probe == nil && time.Since(s.proof) >= s.l.cfg.ProbeInterval {
+	if s.probe == nil && !time.Now().Before(s.probeDue()) {
 		s.send(ctx)
 	}
 	if !s.listensForEcho() && !time.Now().Before(s.pingDue()) {
@@ -306,7 +307,14 @@ func (s *session) nextLook() time.Time {
 	case s.probe != nil:
 		return earlier(s.pingDue(), s.probe.look)
 	}
-	return earlier(s.pingDue(), s.proof.Add(s.l.cfg.ProbeInterval))
+	return earlier(s.pingDue(), s.probeDue())
+}
+
+// probeDue returns when to send the next probe: when nothing was notified for an interval, or nothing but what others sent
+// for several.
+func (s *session) probeDue() time.Time {
+	interval := s.l.cfg.ProbeInterval
+	return earlier(s.proof.Add(interval), s.echoed.Add(crowdShare*interval))
 }
 
 // pingDue returns when the silence is worth a ping, unless a probe is known to be sent.

@@ -24,19 +24,32 @@ type batch struct {
 func (b *batch) empty() bool { return len(b.ready)+len(b.transactions) == 0 }
 
 // send sends the batch over conn, or over a new connection if conn is nil, and returns the connection to use next: nil
-// after an error.
-func (n *Notifier) send(ctx context.Context, conn *pgx.Conn, work *batch) (*pgx.Conn, error) {
+// after an error that makes it useless. check: it asks before how full the server's queue is.
+func (n *Notifier) send(ctx context.Context, conn *pgx.Conn, work *batch, check bool) (*pgx.Conn, error) {
 	if conn == nil {
 		var err error
 		if conn, err = connect(ctx, n.cfg.Pool, " notify"); err != nil {
 			return nil, fmt.Errorf("connect: %w", err)
 		}
 	}
+	if check {
+		if err := n.checkQueue(ctx, conn); err != nil {
+			dial.HangUp(conn)
+			return nil, err // and the check is still due
+		}
+		n.queue.due = time.Now().Add(n.cfg.QueueInterval)
+	}
+	if work.empty() {
+		return conn, nil
+	}
 	open, err := n.statement(ctx, conn, work)
 	if err != nil && refusal.Of(err) == refusal.Value {
 		// A text that the database's encoding cannot hold. It must not hold up the others for ever.
 		n.dropUnsendable(ctx, conn, work)
 		open, err = n.statement(ctx, conn, work)
+	}
+	if full := n.refusedByQueue(ctx, conn, err); full != nil {
+		return conn, full
 	}
 	if err != nil {
 		dial.HangUp(conn)

@@ -50,15 +50,17 @@ type SubscriberConfig struct {
 	// NackDelay is the time before a message is delivered again that was refused by Nack. Default 1 s.
 	NackDelay time.Duration
 
-	// QueueSize is how many notifications wait for a subscription's handler before they are replaced by a catch-up.
-	// Default [DefaultQueue].
+	// QueueSize is how many notifications wait for a subscription's handler before they are replaced by a catch-up. One
+	// with a payload of a KiB or more counts once more for each KiB: the queue never has more than QueueSize KiB of
+	// payloads (or a single one). Default [DefaultQueue].
 	QueueSize int
 
 	// Logger. Default slog.Default().
 	Logger *slog.Logger
 
 	// MeterProvider makes the metrics romancy.subscriber.delivered (messages, by channel and source, redeliveries
-	// included) and romancy.subscriber.catch_ups (by channel and outcome). Default otel.GetMeterProvider().
+	// included), romancy.subscriber.catch_ups (by channel and outcome) and romancy.subscriber.refused (notifications that
+	// are not what their channel carries, by channel). Default otel.GetMeterProvider().
 	MeterProvider metric.MeterProvider
 }
 
@@ -108,10 +110,9 @@ func (c SubscriberConfig) validate() error {
 //
 // What a lost notification of the four would have said is read from the schema: after subscribing, after every reconnect,
 // after the queue overflowed, and every FallbackInterval. It comes with the same payload ([MetadataSource] tells the
-// difference). What this subscription has delivered before is repeated only if it has changed since, with two exceptions.
-// A run can become resumable many times, and the notification does not say which of them it speaks of: if the run still
-// waits for a worker at the next catch-up, that says so once more. And of what is notified between two catch-ups, the
-// first 10,000 are remembered. What was not acknowledged when a subscription ends is delivered to the next, as is
+// difference). A notification is believed only as a hint, because every role of the database can send one: what was
+// notified, and is still pending at the next catch-up, is delivered once more by that. What a catch-up has delivered is
+// repeated only if it has changed since. What was not acknowledged when a subscription ends is delivered to the next, as is
 // everything else that is pending then. Every subscription receives everything: there are no consumer groups.
 //
 // A notification carries its payload and nothing else. A message gets a UUID of its own, and as metadata what the

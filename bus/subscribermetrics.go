@@ -10,17 +10,19 @@ import (
 
 // subscriberMetrics is what a [Subscriber] counts.
 type subscriberMetrics struct {
-	messages, passes metric.Int64Counter
+	messages, passes, refused metric.Int64Counter
 }
 
 func newSubscriberMetrics(provider metric.MeterProvider) (*subscriberMetrics, error) {
 	meter := meterOf(provider)
 	m := &subscriberMetrics{}
-	var errs [2]error
+	var errs [3]error
 	m.messages, errs[0] = meter.Int64Counter("romancy.subscriber.delivered", metric.WithUnit("{message}"),
 		metric.WithDescription("Messages let out to handlers, redeliveries included."))
 	m.passes, errs[1] = meter.Int64Counter("romancy.subscriber.catch_ups", metric.WithUnit("{pass}"),
 		metric.WithDescription("Readings of what notifications may have been missed."))
+	m.refused, errs[2] = meter.Int64Counter("romancy.subscriber.refused", metric.WithUnit("{notification}"),
+		metric.WithDescription("Notifications dropped because they are not what their channel carries."))
 	return m, errors.Join(errs[:]...)
 }
 
@@ -28,7 +30,7 @@ func newSubscriberMetrics(provider metric.MeterProvider) (*subscriberMetrics, er
 type topicMetrics struct {
 	*subscriberMetrics
 
-	notified, looked, done, failed metric.MeasurementOption
+	notified, looked, done, failed, channel metric.MeasurementOption
 }
 
 func (m *subscriberMetrics) of(channel string) topicMetrics {
@@ -41,6 +43,7 @@ func (m *subscriberMetrics) of(channel string) topicMetrics {
 		looked:            with("source", SourceCatchUp),
 		done:              with("outcome", "done"),
 		failed:            with("outcome", "failed"),
+		channel:           metric.WithAttributeSet(attribute.NewSet(attribute.String("channel", channel))),
 	}
 }
 
@@ -52,6 +55,9 @@ func (m topicMetrics) delivered(ctx context.Context, source string) {
 	}
 	m.messages.Add(ctx, 1, m.notified)
 }
+
+// refuse counts a notification that was dropped.
+func (m topicMetrics) refuse(ctx context.Context) { m.refused.Add(ctx, 1, m.channel) }
 
 // caughtUp counts a pass that ended with err.
 func (m topicMetrics) caughtUp(ctx context.Context, err error) {

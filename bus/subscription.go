@@ -7,7 +7,8 @@ import (
 	"time"
 )
 
-// DefaultQueue is how many notifications a [Subscription] keeps for its receiver, unless told otherwise.
+// DefaultQueue is how many notifications a [Subscription] keeps for its receiver, unless told otherwise. One with a payload
+// of a KiB or more counts once more for each KiB, so that they have a MiB of payloads at most.
 const DefaultQueue = 1000
 
 // Subscription is the bounded queue of one receiver. When it is full, what it holds is replaced by one catch-up for each
@@ -15,7 +16,7 @@ const DefaultQueue = 1000
 type Subscription struct {
 	listener *Listener
 	channels []string
-	limit    int
+	limit    int // by weight
 
 	listening chan struct{} // closed when LISTEN was committed for all channels, the first time
 	ready     chan struct{} // holds a token while there may be something to take
@@ -23,6 +24,7 @@ type Subscription struct {
 
 	mu     sync.Mutex
 	queue  []Notification
+	weight int      // of queue
 	missed []string // channels to catch up on, each once
 	heard  bool     // listening is closed
 	closed bool
@@ -72,7 +74,7 @@ func (s *Subscription) end() bool {
 		return false
 	}
 	s.closed = true
-	s.queue, s.missed = nil, nil
+	s.queue, s.weight, s.missed = nil, 0, nil
 	close(s.done)
 	return true
 }
@@ -92,6 +94,7 @@ func (s *Subscription) take() (Notification, bool, error) {
 		n = s.queue[0]
 		s.queue[0] = Notification{} // lets go of the payload
 		s.queue = s.queue[1:]
+		s.weight -= weight(n.Payload)
 	default:
 		return n, false, nil
 	}
@@ -109,8 +112,9 @@ func (s *Subscription) push(n Notification) int {
 		return 0
 	}
 	defer s.signal()
-	if len(s.queue) < s.limit {
+	if fits(n.Payload, s.weight, s.limit) {
 		s.queue = append(s.queue, n)
+		s.weight += weight(n.Payload)
 		return 0
 	}
 	dropped := len(s.queue) + 1
@@ -118,7 +122,7 @@ func (s *Subscription) push(n Notification) int {
 		s.miss(old.Channel)
 	}
 	s.miss(n.Channel)
-	s.queue = nil
+	s.queue, s.weight = nil, 0
 	return dropped
 }
 

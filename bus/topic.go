@@ -49,8 +49,21 @@ type topic struct {
 	metrics   topicMetrics
 	unsettled sync.WaitGroup
 	outage    *outage.Reporter // of catch-ups
+	refused   *outage.Flood    // of notifications that are not what the channel carries
 	next      *draft           // nil if none is written
+
+	// Of catch-ups that notifications ask for: what was received before answered is answered, and none begins before rested.
+	answered, rested time.Time
+	owed             bool // one is to begin then
 }
+
+const (
+	// restShare is how many times as long as the reading of a catch-up took the next one is put off that a notification asks
+	// for: whoever floods a channel has the tables read for a fifth of the time at most.
+	restShare = 4
+	// summary of what is not said of each notification that is refused.
+	refusedSummary = "more notifications were dropped that are not what the channel carries"
+)
 
 // draft is a message that lacks what it is about. One is written while there is nothing else to do, because half of what
 // a notification costs on its way to the handler is the same for each.
@@ -91,6 +104,7 @@ func newTopic(s *Subscriber, sub *Subscription, channel string) *topic {
 	}
 	t.outage = outage.New(t.log, "cannot read what notifications may have been missed, trying again",
 		"what notifications may have been missed can be read again")
+	t.refused = outage.NewFlood(t.log, refusedSummary, 1)
 	if t.event, t.ours = s.cfg.Channels.Event(channel); t.ours {
 		t.pending = newCatchUp(s.cfg.Pool, s.queries, t.event, s.cfg.BatchSize)
 	}
@@ -104,6 +118,7 @@ func (t *topic) run(ctx context.Context) {
 	defer t.unsettled.Wait()
 	defer cancel() // before the wait: the listener may be what ended it
 	defer t.sub.Close()
+	defer t.refused.Close()
 	defer t.listener.OnChange(func(State) {
 		select {
 		case t.changed <- struct{}{}:
@@ -127,7 +142,9 @@ func (t *topic) run(ctx context.Context) {
 		case err != nil || ctx.Err() != nil:
 			return
 		case ok && t.ours && n.CatchUp:
-			t.look(ctx)
+			if t.asks(n) {
+				t.look(ctx)
+			}
 			look.Reset(t.untilLook())
 			continue
 		case ok:
@@ -153,9 +170,22 @@ func (t *topic) run(ctx context.Context) {
 	}
 }
 
-// untilLook returns the time until the next catch-up that nobody has asked for, spread so that the processes of a cluster
-// do not all look at once.
+// asks reports whether n, which says to catch up, is to be followed at once. What came before the last pass began has been
+// answered by it, and what comes soon after an expensive one is answered by the next, a little later.
+func (t *topic) asks(n Notification) bool {
+	if n.Received.Before(t.answered) {
+		return false
+	}
+	t.owed = time.Now().Before(t.rested)
+	return !t.owed
+}
+
+// untilLook returns the time until the next catch-up: one that is owed, or one that nobody has asked for, spread so that
+// the processes of a cluster do not all look at once.
 func (t *topic) untilLook() time.Duration {
+	if t.owed {
+		return time.Until(t.rested)
+	}
 	interval := t.cfg.FallbackInterval
 	if t.outage.Err() != nil || !t.listener.Healthy() {
 		interval = min(interval, t.cfg.PollInterval)
@@ -172,14 +202,20 @@ func (t *topic) hear(ctx context.Context, n Notification) {
 		return
 	case t.ours:
 		if err := checkEvent(t.event, n.Channel, n.Payload); err != nil {
-			t.log.Warn("notification dropped", "error", err, "pid", n.PID)
+			t.refuse(ctx, n, err)
 			return
 		}
 	}
 	d := t.write(ctx, n.Payload, SourceNotify, n.Received)
 	d.msg.Metadata.Set(MetadataPID, strconv.FormatUint(uint64(n.PID), 10))
-	if t.deliver(ctx, d) && t.ours {
-		t.pending.hear(n.Payload)
+	t.deliver(ctx, d)
+}
+
+// refuse counts a notification that is dropped, and says so of the first.
+func (t *topic) refuse(ctx context.Context, n Notification, err error) {
+	t.metrics.refuse(ctx)
+	if t.refused.Pass("") {
+		t.log.WarnContext(ctx, "notification dropped", "error", err, "pid", n.PID)
 	}
 }
 
@@ -188,17 +224,21 @@ func (t *topic) look(ctx context.Context) {
 	if !t.ours {
 		return
 	}
+	began := time.Now()
+	t.owed = false
 	err := t.pending.pass(ctx, func(payload string) bool {
 		return t.deliver(ctx, t.write(ctx, payload, SourceCatchUp, time.Now()))
 	})
 	if ctx.Err() != nil {
 		return
 	}
+	t.rested = time.Now().Add(min(restShare*t.pending.cost, t.cfg.PollInterval))
 	t.metrics.caughtUp(ctx, err)
 	if err != nil {
 		t.outage.Failed(ctx, err, "poll_interval", seconds(t.cfg.PollInterval))
 		return
 	}
+	t.answered = began
 	t.outage.Succeeded(ctx)
 	t.listener.Retry()
 }

@@ -21,6 +21,11 @@ const (
 	settleStep = 5 * time.Millisecond
 	// retryStep is the longest wait after the first error in a row; it doubles with each further one.
 	retryStep = 100 * time.Millisecond
+	// fruitless is how many looks in a row that were notified find nothing before those that follow are rationed: every role
+	// that may connect can notify.
+	fruitless = 8
+	// respite is the least time between two of them then.
+	respite = 10 * time.Millisecond
 	// reportEvery is the least time between two reports of the same error, of one that lasts.
 	reportEvery = time.Minute
 )
@@ -79,11 +84,14 @@ type Waker struct {
 	healthy  bool // when the last wait began, or since
 	closed   bool
 	waiting  int
-	shared   bool // it was warned of
-	empty    int  // looks in a row without a message since the last sign of life
-	settled  bool // the look in progress, or the last one, sees all that was committed before
-	asking   bool // what can be seen has been asked since the last sign of life
-	failures int  // in a row
+	shared   bool      // it was warned of
+	empty    int       // looks in a row without a message since the last sign of life
+	settled  bool      // the look in progress, or the last one, sees all that was committed before
+	asking   bool      // what can be seen has been asked since the last sign of life
+	noticed  time.Time // when a notification last ended a wait
+	notified bool      // the look that follows is due to it
+	lies     int       // looks in a row that were due to one and found nothing
+	failures int       // in a row
 	reported string
 	told     time.Time // when that was logged
 }
@@ -135,12 +143,14 @@ func (w *Waker) HandleError(logger watermill.LoggerAdapter, noMsg bool, err erro
 	defer w.mu.Unlock()
 	w.succeeded(logger)
 	w.alive()
+	w.notified, w.lies = false, 0
 	return 0
 }
 
 // idle waits for the next look. What was notified since the last look began is still in the queue and ends it at once.
 func (w *Waker) idle(logger watermill.LoggerAdapter) time.Duration {
 	round, wait, settled := w.enter(logger)
+	pause(round, min(w.rest(), wait))
 	if !settled && w.visibility != nil {
 		return w.leave(w.settle(round, wait, logger))
 	}
@@ -153,6 +163,10 @@ func (w *Waker) enter(logger watermill.LoggerAdapter) (round context.Context, wa
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.succeeded(logger)
+	if w.notified {
+		w.notified = false
+		w.lies++
+	}
 	w.waiting++
 	if w.waiting > 1 && !w.shared {
 		w.shared = true
@@ -231,9 +245,20 @@ func (w *Waker) wait(round context.Context, limit time.Duration) error {
 	w.drain()
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.noticed, w.notified = time.Now(), true
 	w.alive()
 	w.wakeOthers()
 	return nil
+}
+
+// rest returns how long notifications are not worth a look: no time at all while they tell the truth.
+func (w *Waker) rest() time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.lies < fruitless {
+		return 0
+	}
+	return max(0, time.Until(w.noticed.Add(respite)))
 }
 
 // leave ends what enter began. Err is the end of the waiting.

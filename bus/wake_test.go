@@ -311,3 +311,46 @@ func TestWakeOnReportsAllMistakes(t *testing.T) {
 		t.Errorf("on a closed listener: %v", err)
 	}
 }
+
+// Whoever notifies without a message has the tables asked now and then, and as soon as there is a message that is over.
+func TestWakerRationsNotificationsThatLie(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	l := startListener(t, pool)
+	eventually(t, "the listener is connected", l.Healthy)
+	w := wakeOn(t, l, "lies", WakeConfig{PollInterval: never, UnhealthyInterval: never})
+	w.calm()
+	released(t, lookAgain(w, 1)) // the catch-up that a subscription begins with
+	noticed := func(at time.Time) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.noticed = at
+	}
+	rests := func() bool {
+		defer noticed(time.Time{})
+		noticed(time.Now().Add(time.Hour)) // as if it were this moment
+		return w.rest() > 0
+	}
+	for i := range fruitless - 1 { // the catch-up is counted
+		if rests() {
+			t.Fatalf("it rests after %d", i)
+		}
+		w.calm()
+		slept := lookAgain(w, 1)
+		notify(t, pool, "lies", fmt.Sprint(i))
+		released(t, slept)
+	}
+	noticed(time.Time{})
+	w.calm()
+	slept := lookAgain(w, 1)
+	eventually(t, "it waits", func() bool { return w.waiters() == 1 })
+	if !rests() {
+		t.Error("it does not rest though nothing is ever found")
+	}
+	w.Close()
+	released(t, slept)
+	w.HandleError(watermill.NopLogger{}, false, nil) // a message
+	if rests() {
+		t.Error("it rests though there was a message")
+	}
+}

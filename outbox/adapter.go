@@ -286,6 +286,7 @@ func (cl *claim) QueryContext(ctx context.Context, query string, args ...any) (w
 		return nil, fmt.Errorf("claim a batch: %w", err)
 	}
 	r.troubles.worked(ctx, c.claiming)
+	r.alarm.found(b != nil)
 	if more {
 		r.alarm.wake()
 	}

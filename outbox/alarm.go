@@ -3,7 +3,15 @@ package outbox
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
+)
+
+const (
+	// fruitless is how many looks in a row find nothing before notifications are rationed: whoever may connect can send them.
+	fruitless = 8
+	// respite is how long notifications have nobody look then. A look takes about a millisecond.
+	respite = 10 * time.Millisecond
 )
 
 // alarm decides when an idle consumer looks for events: on a wake, when something becomes due, and otherwise every
@@ -12,6 +20,7 @@ type alarm struct {
 	interval func() time.Duration
 	woken    chan struct{} // one token: somebody should look. A wake while it is there is answered by the same look.
 	changed  chan struct{}
+	idle     atomic.Int64 // looks in a row that found nothing
 
 	mu     sync.Mutex
 	looked time.Time // the last wake
@@ -31,6 +40,23 @@ func (a *alarm) wake() {
 	case a.woken <- struct{}{}:
 	default:
 	}
+}
+
+// found notes whether a look found anything.
+func (a *alarm) found(anything bool) {
+	if anything {
+		a.idle.Store(0)
+		return
+	}
+	a.idle.Add(1)
+}
+
+// rest returns how long the next notifications are worth no look: no time at all while they tell the truth.
+func (a *alarm) rest() time.Duration {
+	if a.idle.Load() < fruitless {
+		return 0
+	}
+	return respite
 }
 
 // wakeAt has a consumer look at the given time, or earlier.

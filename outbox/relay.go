@@ -166,10 +166,28 @@ func (r *Relay) listen() error {
 				<-r.run.Done()
 				return
 			}
+			drain(subscription) // one look answers them all
 			r.alarm.wake()
+			if rest := r.alarm.rest(); rest > 0 {
+				select {
+				case <-time.After(rest):
+				case <-r.run.Done():
+				}
+			}
 		}
 	})
 	return nil
+}
+
+// drain takes what is queued, but no more than a queue holds: a flood must not keep it busy.
+func drain(subscription *bus.Subscription) {
+	ended, end := context.WithCancel(context.Background())
+	end()
+	for range bus.DefaultQueue {
+		if _, err := subscription.Next(ended); err != nil {
+			return
+		}
+	}
 }
 
 // care repairs, now and then, what nobody is told of.

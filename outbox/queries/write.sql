@@ -10,7 +10,8 @@ with added as (
 select pg_current_xact_id()::text;
 
 -- name: AddEventsAndNotify
--- The same, and the notifications in the same round trip.
+-- The same, and the notifications in the same round trip; none while more than a tenth of the server's NOTIFY queue is in
+-- use: at its end the transaction could not commit. Relays find the events by polling.
 with added as (
     insert into romancy.outbox (event_id, topic, key, slot, payload, headers)
     select e.event_id, e.topic, e.key, e.slot, e.payload, nullif(e.headers, '')::json
@@ -18,4 +19,5 @@ with added as (
          with ordinality as e (event_id, topic, key, slot, payload, headers, position)
     order by e.position
 )
-select count(pg_notify($7::text, n.payload)) from unnest($8::text[]) as n (payload);
+select count(pg_notify($7::text, n.payload)) from unnest($8::text[]) as n (payload)
+where (select pg_catalog.pg_notification_queue_usage()) < 0.1;
