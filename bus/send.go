@@ -43,12 +43,14 @@ func (n *Notifier) send(ctx context.Context, conn *pgx.Conn, work *batch, check 
 		return conn, nil
 	}
 	open, err := n.statement(ctx, conn, work)
-	if err != nil && refusal.Of(err) == refusal.Value {
+	full := n.refusedByQueue(ctx, conn, err)
+	if full == nil && err != nil && refusal.Of(err) == refusal.Value {
 		// A text that the database's encoding cannot hold. It must not hold up the others for ever.
 		n.dropUnsendable(ctx, conn, work)
 		open, err = n.statement(ctx, conn, work)
+		full = n.refusedByQueue(ctx, conn, err)
 	}
-	if full := n.refusedByQueue(ctx, conn, err); full != nil {
+	if full != nil {
 		return conn, full
 	}
 	if err != nil {

@@ -214,3 +214,17 @@ func (w *faultsWorld) checkLeases(ctx context.Context, wrongf func(string, ...an
 		}
 	}
 }
+
+// rowOf returns what the database knows of a run.
+func (w *faultsWorld) rowOf(id string) string {
+	var row string
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if err := w.direct.QueryRow(ctx, `select json_build_object('status', i.status, 'worker', i.worker, 'token', i.token, 'wake_at', i.wake_at, 'now', now(),
+			'channels', i.wake_channels, 'history', (select json_agg(json_build_array(h.position, h.kind, h.name, h.token) order by h.position)
+			from romancy.history h where h.instance_id = i.id), 'waits', (select json_agg(e.*) from romancy.event_waits e where e.instance_id = i.id))::text
+		from romancy.instances i where i.id = $1::text`, id).Scan(&row); err != nil {
+		return err.Error()
+	}
+	return row
+}
