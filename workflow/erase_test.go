@@ -49,7 +49,9 @@ func whereIs(t *testing.T, pool *pgxpool.Pool, text string) (found []string) {
 // customer has the secret in all that a run can record.
 func customer() workflow.Definition {
 	look := workflow.DefineActivity("look", func(_ context.Context, in string) (string, error) { return "found " + in, nil }).
-		WithCompensation(func(context.Context, string, string) error { return workflow.Terminal(errors.New("cannot undo " + secret)) })
+		WithCompensation(func(context.Context, string, string) error {
+			return workflow.Terminal(errors.New("cannot undo " + secret))
+		})
 	fail := workflow.DefineActivity("fail", func(_ context.Context, in string) (string, error) {
 		return "", workflow.NewError("refused", "no: "+in).WithDetails(in)
 	}, workflow.WithRetry(workflow.RetryPolicy{MaxAttempts: 2, InitialInterval: time.Millisecond}))
