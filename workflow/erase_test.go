@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -326,5 +327,29 @@ func TestEraseWaitsForWhoHoldsTheRow(t *testing.T) {
 	}
 	if n := count(t, pool, "select count(*) from romancy.instances where erased_at is not null and input is null"); n != 1 {
 		t.Error("it is not erased")
+	}
+}
+
+// docs/security.md says how to find who has received messages of a run. It does, whatever else is in history.
+func TestTheDocumentsFindWhoHasReceivedMessages(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../docs/security.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, query, found := strings.Cut(string(text), "`select instance_id, position from romancy.history")
+	query, _, closed := strings.Cut(query, "ID`")
+	if !found || !closed {
+		t.Fatal("the query is not there")
+	}
+	pool := pgtest.Pool(t)
+	ctx := testContext(t)
+	if _, err := pool.Exec(ctx, `insert into romancy.history (instance_id, position, token, kind, name, payload) values
+		('a', 1, 1, 'receive', 'letters', '{"sender": "sought", "body": 1}'), ('b', 1, 1, 'receive', 'letters', '{"sender": "other", "body": "\u0000"}'),
+		('c', 1, 1, 'receive_more', 'letters', '[{"sender": "sought"}]'), ('d', 1, 1, 'activity', 'charge', null)`); err != nil {
+		t.Fatal(err)
+	}
+	if got := count(t, pool, "select count(*) from (select instance_id, position from romancy.history"+query+"$1) q where instance_id = 'a'", "sought"); got != 1 {
+		t.Errorf("it finds %d, want the one", got)
 	}
 }
