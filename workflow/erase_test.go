@@ -210,7 +210,7 @@ func TestOnlyARunThatHasEndedIsErased(t *testing.T) {
 		 select s, 'order', s, 1, now(), '"kept"', case when s = 'running' then 77 end from unnest(array['ready', 'running', 'waiting', 'stuck']) s`,
 		`insert into romancy.workers (id, label, lease_until) values (77, 'another', now() + interval '1 hour')`,
 		`insert into romancy.history (instance_id, position, token, kind, name) select id, n, 1, 'activity', 'charge' from romancy.instances, generate_series(1, 3) n`,
-		`insert into romancy.mailbox (channel, mode, receiver, sender, payload) select 'letters', 'direct', id, id, '1' from romancy.instances`,
+		`insert into romancy.mailbox (receiver, channel, mode, sender, payload) select id, 'letters', 'direct', id, '1' from romancy.instances`,
 	} {
 		if _, err := pool.Exec(ctx, insert); err != nil {
 			t.Fatal(err)

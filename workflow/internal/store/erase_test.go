@@ -3,6 +3,7 @@ package store_test
 import (
 	"context"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -98,7 +99,8 @@ func TestRetryRunAndEraseRecordsExcludeEachOther(t *testing.T) {
 	}
 	done := make(chan store.ErasedRecords, 1)
 	go func() { done <- eraseRecords(t, pool, s, "retried") }()
-	for countRows(t, pool, "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like '%EraseRecords%'") == 0 { //nolint:revive // until it waits
+	for countRows(t, pool, "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like '%EraseRecords%'") == 0 {
+		time.Sleep(5 * time.Millisecond)
 	}
 	if err := tx.Commit(t.Context()); err != nil {
 		t.Fatal(err)
