@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test race soak fuzz lint vet arch cross bench examples ci
+.PHONY: help demo test race soak fuzz lint vet arch vuln cross bench examples ci
 
 GO   ?= go
 LINT := $(GO) tool -modfile=tools/go.mod golangci-lint
@@ -45,6 +45,9 @@ vet: ## Compile and vet everything, and check that go.mod is tidy
 arch: ## Check who imports whom, and the size of files
 	$(GO) test -count=1 ./internal/archtest
 
+vuln: ## Look for known vulnerabilities that our code calls (says so where their database cannot be reached; VULNDB=url: another one)
+	@tools/vulncheck.sh
+
 cross: ## Check that what differs by operating system compiles for another
 	GOOS=darwin GOARCH=arm64 CGO_ENABLED=0 $(GO) vet ./internal/pgtest
 
@@ -61,7 +64,7 @@ examples: ## Compile and vet all examples, and run the quick start and the Water
 
 # One after the other, cheapest first, whatever -j says; each step can fail. make test, the other of the README's two
 # commands, is among them.
-CI_STEPS := arch vet cross lint test fuzz examples demo
+CI_STEPS := arch vet cross vuln lint test fuzz examples demo
 
 ci: ## All that a change must pass: the steps above except race and bench, and the demo polling only
 	@for step in $(CI_STEPS); do \

@@ -127,13 +127,13 @@ func TestStartNamesEveryPrivilegeThatIsMissing(t *testing.T) {
 	}
 }
 
-// What a role is asked for is enough for everything: no part complains in the log, the sweeps included.
+// What docs/grants.sql grants is enough for everything: no part complains in the log, the sweeps included.
 func TestARoleWithExactlyWhatIsAskedForCanDoEverything(t *testing.T) {
 	t.Parallel()
 	r := newRestricted(t)
 	sink, log := &broker{}, &logBuffer{}
 	everything := []Option{WithWorkflows(orderFlow, echoFlow), WithOutboxPublisher(sink)}
-	r.grant(t, schema.Privileges(append(r.app(everything).options.needs(), schema.Write)...)...)
+	r.grant(t, fileGrants(t, "romancy_run", "romancy_relay", "romancy_write")...)
 	app := r.app(everything, WithLogger(log.logger()), WithNotifyFallbackInterval(time.Second), WithRetention(time.Second))
 	if err := app.Start(t.Context()); err != nil {
 		t.Fatal(err)
@@ -178,7 +178,7 @@ func TestAClientsRoleCanDoAllThatClientsDo(t *testing.T) {
 	r := newRestricted(t)
 	failing := workflow.Define("failing", func(*workflow.Context, int) (int, error) { return 0, errors.New("no") })
 	options := []Option{WithWorkflows(orderFlow, failing), WithClientOnly()}
-	r.grant(t, schema.Privileges(append(r.app(options).options.needs(), schema.Write)...)...)
+	r.grant(t, fileGrants(t, "romancy_client", "romancy_write")...)
 	log := &logBuffer{}
 	client := r.app(options, WithLogger(log.logger()))
 	if err := client.Start(t.Context()); err != nil {
@@ -212,6 +212,7 @@ func TestAClientsRoleCanDoAllThatClientsDo(t *testing.T) {
 		engine.Publish(ctx, "news", "x"),
 		engine.SendEvent(ctx, workflow.OutgoingEvent{Type: "t", Source: "s", ID: "1"}),
 		engine.Cancel(ctx, run.ID(), "not wanted"),
+		engine.Erase(ctx, "order-1", workflow.WithFormerRuns()),
 		pgx.BeginFunc(ctx, client.Pool(), func(tx pgx.Tx) error {
 			return client.Outbox().Add(ctx, tx, outbox.Event{Topic: "t"})
 		}),

@@ -383,6 +383,9 @@ func (w *faultsWorld) driveRetention() error {
 	if err := wantResult(w, run, 4); err != nil {
 		return err
 	}
+	if err := w.persist("erase", func() error { return w.desk.Engine().Erase(w.ctx, run.ID(), workflow.WithFormerRuns()) }); err != nil {
+		return err
+	}
 	if err := w.persist("send an event for nobody", func() error {
 		return w.desk.Engine().SendEvent(w.ctx, workflow.OutgoingEvent{Type: "old", Source: "past", ID: "old", Data: 1})
 	}); err != nil {

@@ -142,7 +142,7 @@ func (a *Activity[In, Out]) body(in In) stepBody {
 		if err != nil {
 			return nil, err
 		}
-		text, err := encodeJSON("the result of activity", a.name, result)
+		text, err := encodeValue("the result of activity", a.name, result)
 		return text, Terminal(err)
 	}
 }

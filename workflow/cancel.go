@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"time"
 	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
@@ -133,24 +132,10 @@ func (e *Engine) cancelLine(ctx context.Context, id string, why *CancelledError,
 	}
 }
 
-// cancelRun tries for as long as another transaction, a transactional activity say, holds the run's row.
 func (e *Engine) cancelRun(ctx context.Context, id string, why *CancelledError, compensate bool) (*store.CancelledRun, error) {
-	do := e.side.Do
-	for wait := 20 * time.Millisecond; ; wait = min(2*wait, time.Second) {
-		found := new(store.CancelledRun)
-		_, err := commit.Await(ctx, func(then func(struct{}, error)) {
-			do(true, func(b *pgx.Batch) { e.store.CancelRun(b, id, why.encode(), compensate, found) }, then)
-		})
-		if !errors.Is(err, commit.ErrLocked) {
-			return found, e.explained(ctx, err)
-		}
-		do = e.side.DoApart // others do not wait for what holds it
-		select {
-		case <-ctx.Done():
-			return nil, fmt.Errorf("its row is held by a transaction that has not ended: %w", ctx.Err())
-		case <-time.After(wait):
-		}
-	}
+	found := new(store.CancelledRun)
+	err := e.patiently(ctx, func(b *pgx.Batch) { e.store.CancelRun(b, id, why.encode(), compensate, found) })
+	return found, err
 }
 
 // cancelledPayload is what is notified of a cancelled run to the worker that has it.

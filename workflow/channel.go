@@ -212,13 +212,22 @@ func newDelivery(target, channel string, value any, options []SendOption) (store
 		ask.Key = fmt.Sprintf("%d:%s%d:%s%s", len(target), target, len(channel), channel, chosen.key)
 	}
 	var err error
-	if ask.Payload, err = encodeJSON("the message for channel", channel, value); err != nil {
+	if ask.Payload, err = encodeValue("the message for channel", channel, value); err != nil {
 		return ask, err
 	}
 	if len(chosen.metadata) > 0 {
-		if ask.Metadata, err = encodeJSON("the metadata for channel", channel, chosen.metadata); err != nil {
+		if ask.Metadata, err = encodeMetadata(channel, chosen.metadata); err != nil {
 			return ask, err
 		}
 	}
 	return ask, checkSize("the message and its metadata for channel", channel, len(ask.Payload)+len(ask.Metadata))
+}
+
+// encodeMetadata encodes what goes along with a message. The engine reads it itself: the trace is in it.
+func encodeMetadata(channel string, metadata map[string]string) ([]byte, error) {
+	text, err := json.Marshal(metadata)
+	if err != nil {
+		return nil, fmt.Errorf("encode the metadata for channel %q: %w", channel, err)
+	}
+	return text, checkSize("the metadata for channel", channel, len(text))
 }

@@ -30,7 +30,7 @@ func (w *Workflow[In, Out]) Run(e *Engine, id string) *Run[Out] {
 // Result waits until the run has ended and returns its output, or a *RunError if it did not complete. It is woken by
 // notification; while none arrive it looks every second. It returns ErrNotFound for a run that does not exist, ctx's error
 // when that ends, ErrClosed when the engine is shut down meanwhile. A run that continues as new is followed. A stuck run gives a *RunError too, although it can be
-// resumed.
+// resumed. One that was erased gives ErrErased, unless it has continued as new: it is followed.
 func (r *Run[Out]) Result(ctx context.Context) (Out, error) {
 	var out Out
 	if err := r.engine.check(); err != nil {
@@ -39,6 +39,9 @@ func (r *Run[Out]) Result(ctx context.Context) (Out, error) {
 	ended, err := r.engine.awaitEnd(ctx, r.id)
 	if err != nil {
 		return out, fmt.Errorf("result of run %q: %w", r.id, r.engine.explained(ctx, err))
+	}
+	if ended.Erased {
+		return out, fmt.Errorf("result of run %q, which is %s: %w", ended.ID, ended.Status, ErrErased)
 	}
 	if status := Status(ended.Status); status != StatusCompleted {
 		return out, newRunError(ended)

@@ -18,7 +18,7 @@ import (
 //
 // An input that cannot be encoded, is larger than [MaxPayload], or is not one of this workflow's, gives another error: returned, it fails the run.
 func ContinueAsNew[In any](ctx *Context, in In) error {
-	input, err := encodeJSON("the input of workflow", ctx.WorkflowName(), in)
+	input, err := encodeValue("the input of workflow", ctx.WorkflowName(), in)
 	if err == nil {
 		err = ctx.run.definition.checkInput(input)
 	}

@@ -26,7 +26,7 @@ import (
 // the compensations that have failed once more.
 //
 // It returns ErrNotFound if there is no such run, ErrNotRetryable also if it is neither stuck nor failed, or if all that it had done
-// was compensated, or if its history is being deleted, because Config.Retention has passed, ErrModeConflict if a channel that it was subscribed to is in use in another mode by now, ErrNotStarted and ErrClosed.
+// was compensated, or if its history is being deleted, because Config.Retention has passed or by Erase, ErrModeConflict if a channel that it was subscribed to is in use in another mode by now, ErrNotStarted and ErrClosed.
 //
 // What was sent to a failed run and not received when it failed is kept for it until Config.Retention ends, and received after
 // Retry. SendTo returns ErrUndeliverable between the two. What was published to its subscriptions and not received is lost.
@@ -79,7 +79,7 @@ func (e *Engine) retryOnce(ctx context.Context, id string) (retried bool, err er
 }
 
 // errDrained is of a run that has stopped, whose steps would be repeated by an execution that does not find them in its history.
-var errDrained = fmt.Errorf("%w: its history is being deleted, because Config.Retention has passed, so start a new run", ErrNotRetryable)
+var errDrained = fmt.Errorf("%w: its history is being deleted, because Config.Retention has passed or by Erase, so start a new run", ErrNotRetryable)
 
 // discardUnreceived removes, a portion at a time, what a run had not received when it ended and must not receive when it goes on.
 func (e *Engine) discardUnreceived(ctx context.Context, id string) error {
@@ -103,6 +103,8 @@ func planRetry(run store.Run, past *store.Past) (store.Revive, error) {
 	status := Status(run.Status)
 	undone := slices.ContainsFunc(past.Records, func(r journal.Record) bool { return r.Kind == journal.Failing })
 	switch {
+	case run.Erased:
+		return ask, fmt.Errorf("%w: %w", ErrNotRetryable, ErrErased)
 	case status == StatusStuck:
 		var last int32
 		for _, record := range past.Records {

@@ -1,7 +1,6 @@
 package workflow
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"unicode/utf8"
@@ -102,7 +101,7 @@ func (w *Workflow[In, Out]) execute(ctx *Context, input []byte) ([]byte, error) 
 	if err != nil {
 		return nil, err
 	}
-	return encodeJSON("the output of workflow", w.name, out)
+	return encodeValue("the output of workflow", w.name, out)
 }
 
 // checkInput reports why input, which comes from outside, is not one of this workflow.
@@ -112,19 +111,6 @@ func (w *Workflow[In, Out]) checkInput(input []byte) error {
 		return fmt.Errorf("decode the input into %T: %w", in, err)
 	}
 	return nil
-}
-
-// decodeValue decodes what is recorded into a value of the user's. A panic of its methods is an error.
-func decodeValue(text []byte, into any) (err error) {
-	if len(text) == 0 {
-		return nil
-	}
-	defer func() {
-		if value := recover(); value != nil {
-			err = newPanicError(" while decoding", value)
-		}
-	}()
-	return json.Unmarshal(text, into)
 }
 
 // checkName reports why value cannot be stored as an id or a name; field says what it is.

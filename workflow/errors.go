@@ -39,6 +39,10 @@ var (
 	ErrNotChosen = errors.New("another case of the Select was chosen")
 	// ErrEnded is returned by Cancel for a run that has ended in another way, or is undoing its steps already.
 	ErrEnded = errors.New("the run has ended, or is ending")
+	// ErrNotEnded says that a run cannot be erased, because it may still go on.
+	ErrNotEnded = errors.New("the run has not ended")
+	// ErrErased says that what is asked of a run was erased, see [Engine.Erase].
+	ErrErased = errors.New("the run was erased")
 	// ErrTooLarge says that a value is larger than MaxPayload. An activity whose result is has failed, for good.
 	ErrTooLarge = errors.New("too large to be stored")
 	// ErrOutcomeUnknown says that the connection was lost before the database confirmed: it may have been carried out or not.
@@ -59,7 +63,7 @@ func NewError(errorType, message string) *Error { return &Error{Type: errorType,
 // WithDetails returns a copy of the error with details, encoded as JSON. What cannot be encoded is left out, and said in the message.
 func (e *Error) WithDetails(details any) *Error {
 	detailed := *e
-	text, err := json.Marshal(details)
+	text, err := marshalValue(details)
 	if err != nil {
 		detailed.Message = fmt.Sprintf("%s (its details could not be encoded: %v)", e.Message, err)
 		return &detailed

@@ -122,7 +122,7 @@ func (e *Engine) newEvent(event OutgoingEvent) (store.SendEvent, error) {
 		event.ID = id.String()
 	}
 	attributes, attributesErr := encodeAttributes(event.Attributes)
-	data, dataErr := encodeJSON("the data of event", event.Type, event.Data)
+	data, dataErr := encodeValue("the data of event", event.Type, event.Data)
 	if dataErr == nil && !utf8.Valid(data) {
 		dataErr = errors.New("the data is not valid UTF-8")
 	}

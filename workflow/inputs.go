@@ -51,7 +51,7 @@ func (e *digestEncoder) putBack() {
 
 var digestEncoders = sync.Pool{New: func() any {
 	e := new(digestEncoder)
-	e.encoder = json.NewEncoder(&e.text)
+	e.encoder = newValueEncoder(&e.text)
 	return e
 }}
 

@@ -33,12 +33,13 @@ type RunInfo struct {
 	Status        Status
 	Input         json.RawMessage
 	Output        json.RawMessage // of a completed run
-	Err           *RunError       // of a failed, cancelled or stuck run; else nil
+	Err           *RunError       // of a failed, cancelled or stuck run; else nil, and of one that was erased
 	Worker        string          // the label of the worker that executes it, or keeps it in memory; empty: none
 	ContinuedFrom string          // the run that it continues; empty: none
 	ContinuedAs   string          // the run that it goes on as, if it has continued as new
 	CreatedAt     time.Time
 	EndedAt       time.Time // zero: it has not ended
+	ErasedAt      time.Time // see [Engine.Erase]; zero: it was not
 	WakeAt        time.Time // of a waiting run: its earliest deadline; zero: it has none
 	WaitingOn     []string  // of a waiting run: the channels whose messages wake it; "event:" and the type of an event
 	Priority      int       // see WithPriority
@@ -187,7 +188,7 @@ func newRunInfo(found *store.Instance) *RunInfo {
 	info := &RunInfo{
 		ID: found.ID, Workflow: found.Workflow, Status: Status(found.Status), Input: found.Input, Output: found.Output,
 		Worker: found.WorkerLabel, ContinuedFrom: found.ContinuedFrom,
-		CreatedAt: found.CreatedAt, EndedAt: orZero(found.EndedAt), Priority: int(found.Priority), Deaths: found.Deaths, Interruptions: found.Interruptions,
+		CreatedAt: found.CreatedAt, EndedAt: orZero(found.EndedAt), ErasedAt: orZero(found.ErasedAt), Priority: int(found.Priority), Deaths: found.Deaths, Interruptions: found.Interruptions,
 	}
 	if info.Status == StatusWaiting {
 		info.WakeAt, info.WaitingOn = orZero(found.WakeAt), found.WakeChannels
@@ -231,6 +232,7 @@ type ListedRun struct {
 	Status        Status
 	CreatedAt     time.Time
 	EndedAt       time.Time // zero: it has not ended
+	ErasedAt      time.Time // see [Engine.Erase]; zero: it was not
 	WakeAt        time.Time // of a waiting run: its earliest deadline; zero: it has none
 	ContinuedFrom string
 }
@@ -291,7 +293,7 @@ func (e *Engine) list(ctx context.Context, filter Filter) (Page, error) {
 func newListedRun(run store.Listed) ListedRun {
 	listed := ListedRun{
 		ID: run.ID, Workflow: run.Workflow, Status: Status(run.Status), CreatedAt: run.CreatedAt, EndedAt: orZero(run.EndedAt),
-		ContinuedFrom: run.ContinuedFrom,
+		ErasedAt: orZero(run.ErasedAt), ContinuedFrom: run.ContinuedFrom,
 	}
 	if listed.Status == StatusWaiting {
 		listed.WakeAt = orZero(run.WakeAt)

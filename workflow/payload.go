@@ -3,6 +3,7 @@ package workflow
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 )
 
 // MaxPayload is the most bytes that one value may have as JSON: the input and the result of a run, the result of an activity
@@ -19,9 +20,19 @@ const (
 	maxErrorDetails = 1 << 20
 )
 
-// encodeJSON encodes a value that is to be stored. what and name say which it is.
-func encodeJSON(what, name string, value any) ([]byte, error) {
-	text, err := json.Marshal(value)
+// Every value of the application's (inputs, outputs, results of steps, bodies of messages, data of events, details of errors) is encoded
+// by marshalValue, or, for its digest, by newValueEncoder, and decoded by decodeValue. What else is encoded in this package
+// are the engine's own records, metadata and attributes, which it reads itself. A test holds the package to that.
+
+// marshalValue encodes a value of the application's.
+func marshalValue(value any) ([]byte, error) { return json.Marshal(value) }
+
+// newValueEncoder returns what encodes values as marshalValue does, each followed by a line's end.
+func newValueEncoder(w io.Writer) *json.Encoder { return json.NewEncoder(w) }
+
+// encodeValue encodes a value that is to be stored. what and name say which it is.
+func encodeValue(what, name string, value any) ([]byte, error) {
+	text, err := marshalValue(value)
 	if err != nil {
 		return nil, fmt.Errorf("encode %s %q (%T): %w", what, name, value, err)
 	}
@@ -29,6 +40,19 @@ func encodeJSON(what, name string, value any) ([]byte, error) {
 		return nil, err
 	}
 	return text, nil
+}
+
+// decodeValue decodes what is recorded into a value of the user's. A panic of its methods is an error.
+func decodeValue(text []byte, into any) (err error) {
+	if len(text) == 0 {
+		return nil
+	}
+	defer func() {
+		if value := recover(); value != nil {
+			err = newPanicError(" while decoding", value)
+		}
+	}()
+	return json.Unmarshal(text, into)
 }
 
 // checkSize returns ErrTooLarge if what has more bytes than are stored.

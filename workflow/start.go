@@ -146,7 +146,7 @@ func (e *Engine) newStart(workflow string, in any, options []StartOption) (newSt
 	if err := errors.Join(checkName("id", chosen.id), chosen.mistake); err != nil {
 		return ask, err
 	}
-	input, err := encodeJSON("the input of workflow", workflow, in)
+	input, err := encodeValue("the input of workflow", workflow, in)
 	if err != nil {
 		return ask, err
 	}
@@ -354,6 +354,9 @@ func (e *Engine) startTx(ctx context.Context, tx pgx.Tx, ask newStart) (existing
 func sameStart(ask store.Start, found store.Run) error {
 	if found.Workflow != ask.Workflow {
 		return fmt.Errorf("id %q: %w: of workflow %q", ask.ID, ErrIDConflict, found.Workflow)
+	}
+	if found.Erased {
+		return fmt.Errorf("id %q: %w: %w, so whether the input is the same is unknown", ask.ID, ErrIDConflict, ErrErased)
 	}
 	if !sameJSON(ask.Input, found.Input) {
 		return fmt.Errorf("id %q: %w: with another input", ask.ID, ErrIDConflict)

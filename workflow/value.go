@@ -54,7 +54,7 @@ func makeValue[T any](ctx *Context, name string, harmless bool, fn func() (T, er
 		if err != nil {
 			return nil, err
 		}
-		return encodeJSON("the value of side effect", name, made)
+		return encodeValue("the value of side effect", name, made)
 	})
 	if err != nil {
 		return value, err

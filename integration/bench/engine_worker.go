@@ -41,6 +41,7 @@ type system interface {
 var systems = map[string]func(ctx context.Context, as assignment) (system, error){
 	systemRomancy: newRomancy,
 	systemDBOS:    newDBOS,
+	systemStorm:   newStorm,
 }
 
 const (
@@ -153,8 +154,11 @@ func (w *worker) table() map[string]func(context.Context, json.RawMessage) (any,
 		"sleepers": taking(w.sleepers),
 		"timers":   taking(w.timers),
 	}
-	if ours, ok := w.system.(*romancySystem); ok {
+	switch ours := w.system.(type) {
+	case *romancySystem:
 		ours.addOrders(table)
+	case *stormSystem:
+		ours.addStormOrders(table)
 	}
 	return table
 }

@@ -25,7 +25,7 @@ type suite struct {
 	run  func(ctx context.Context, b *bench) error
 }
 
-var suites = []suite{{"engine", runEngine}, {"bus", runBus}}
+var suites = []suite{{"engine", runEngine}, {"bus", runBus}, {"storm", runStorm}}
 
 func main() {
 	if description := os.Getenv(workerVariable); description != "" {

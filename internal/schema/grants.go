@@ -32,6 +32,8 @@ const (
 	Subscribe
 	// River runs the sweeps in a River client of our own, whose tables are in our schema.
 	River
+	// Read reads what runs did and what is in the outbox, and changes nothing: dashboards.
+	Read
 )
 
 // Privilege is one that a role needs on an object of the schema.
@@ -53,10 +55,11 @@ const (
 	everything = "select insert update delete"
 )
 
-// needs is the one place that says what a role must be allowed to do. A test explains every statement as a role that has
-// exactly this. Identity columns draw from their sequences by themselves; River's sequence is a serial's, which does not.
+// needs is the one place that says what a role must be allowed to do: docs/grants.sql is made from it. A test explains every statement
+// as a role that has exactly this. Identity columns draw from their sequences by themselves; River's sequence is a serial's, which does not.
 var needs = map[Need][]object{
 	Client: {
+		{table, "schema_version", selects},
 		{table, "instances", "select insert update"},
 		{table, "history", noUpdates},
 		{table, "attempts", noUpdates},
@@ -70,6 +73,7 @@ var needs = map[Need][]object{
 		{function, "heir", "execute"},
 	},
 	Execute: {
+		{table, "schema_version", selects},
 		{table, "instances", everything},
 		{table, "history", noUpdates},
 		{table, "attempts", noUpdates},
@@ -86,6 +90,7 @@ var needs = map[Need][]object{
 		{table, "outbox", "insert"},
 	},
 	Relay: {
+		{table, "schema_version", selects},
 		{table, "outbox", "select update delete"},
 		{table, "outbox_slots", "select update"},
 	},
@@ -103,11 +108,19 @@ var needs = map[Need][]object{
 		{"sequence", "river_job_id_seq", "usage"},
 		{function, "river_job_state_in_bitmask", "execute"},
 	},
+	Read: {
+		{table, "instances", selects},
+		{table, "history", selects},
+		{table, "attempts", selects},
+		{table, "interruptions", selects},
+		{table, "workers", selects},
+		{table, "outbox", selects},
+	},
 }
 
 // Privileges returns what a role needs for all of what, without repetition, in an order that does not change.
 func Privileges(what ...Need) []Privilege {
-	list := []Privilege{{"schema", "", "usage"}, {table, "schema_version", selects}}
+	list := []Privilege{{"schema", "", "usage"}}
 	for _, need := range what {
 		for _, o := range needs[need] {
 			for name := range strings.FieldsSeq(o.privileges) {

@@ -29,16 +29,31 @@ type statements struct {
 
 const storeQueries = "../../workflow/internal/store/queries"
 
-var statementsOf = map[schema.Need]statements{
-	schema.Client: {dir: storeQueries, only: []string{
+var statementsOf = map[schema.Need][]statements{
+	schema.Client: {{dir: storeQueries, only: []string{
 		"StartRun", "StartRuns", "StartLater", "FindRuns", "DeliverMessages", "DeliverDirect", "SendEvents", "CancelRun",
-		"RetryRun", "DiscardUnreceived", "GetInterruptions", "RetrySteps", "LoadHistory", "LoadAttempts", "GetRun", "GetHistory", "GetAttempts", "ListRuns", "CheckPath",
+		"RetryRun", "DiscardUnreceived", "FindErasable", "EraseRecords", "EraseMail", "EraseRuns", "GetInterruptions", "RetrySteps", "LoadHistory", "LoadAttempts", "GetRun", "GetHistory", "GetAttempts", "ListRuns", "CheckPath",
 		"Guard", "GuardSession",
-	}},
-	schema.Execute:   {dir: storeQueries},
-	schema.Write:     {dir: "../../outbox/queries", only: []string{"AddEvents", "AddEventsAndNotify"}},
-	schema.Relay:     {dir: "../../outbox/queries", except: []string{"AddEvents", "AddEventsAndNotify"}},
-	schema.Subscribe: {dir: "../../bus/queries"},
+	}}},
+	schema.Execute:   {{dir: storeQueries}},
+	schema.Write:     {{dir: "../../outbox/queries", only: []string{"AddEvents", "AddEventsAndNotify"}}},
+	schema.Relay:     {{dir: "../../outbox/queries", except: []string{"AddEvents", "AddEventsAndNotify"}}},
+	schema.Subscribe: {{dir: "../../bus/queries"}},
+	schema.Read: {
+		{dir: storeQueries, only: []string{
+			"GetRun", "GetHistory", "GetAttempts", "GetInterruptions", "ListRuns", "CheckPath", "FindRuns", "FindUnexecuted", "CountReady", "Guard", "GuardSession",
+		}},
+		{dir: "../../outbox/queries", only: []string{"Stats", "DeadLetters", "Guard"}},
+	},
+}
+
+func loadAll(t *testing.T, sets []statements) sqlfile.Queries {
+	t.Helper()
+	all := sqlfile.Queries{}
+	for _, set := range sets {
+		maps.Copy(all, set.load(t))
+	}
+	return all
 }
 
 func (s statements) load(t *testing.T) sqlfile.Queries {
@@ -109,7 +124,7 @@ func TestWhatIsListedIsExactlyWhatTheStatementsNeed(t *testing.T) {
 			t.Parallel()
 			pool := pgtest.Pool(t)
 			exec(t, pool, "revoke execute on all functions in schema romancy from public")
-			queries := of.load(t)
+			queries := loadAll(t, of)
 			privileges := schema.Privileges(need)
 			role := roleName(pool)
 			conn := newRole(t, pool, role, privileges)

@@ -14,6 +14,7 @@ type Instance struct {
 	ContinuedFrom string
 	CreatedAt     time.Time
 	EndedAt       *time.Time
+	ErasedAt      *time.Time
 	WakeAt        *time.Time
 	WakeChannels  []string
 	Priority      int16
@@ -71,7 +72,7 @@ func (s *Store) GetRun(b *pgx.Batch, id string, into **Instance) {
 			var label, input, output, failure, continued *string
 			if err := rows.Scan(&found.ID, &found.Workflow, &found.Status, &worker, &label, &input, &output, &failure,
 				&continued, &found.CreatedAt, &found.EndedAt, &found.WakeAt, &found.WakeChannels,
-				&found.Priority, &found.Deaths, &found.Interruptions); err != nil {
+				&found.Priority, &found.Deaths, &found.Interruptions, &found.ErasedAt); err != nil {
 				return err
 			}
 			found.Input, found.Output, found.Error = bytes(input), bytes(output), bytes(failure)
@@ -146,6 +147,7 @@ type Listed struct {
 	Status        string
 	CreatedAt     time.Time
 	EndedAt       *time.Time
+	ErasedAt      *time.Time
 	WakeAt        *time.Time
 	ContinuedFrom string
 }
@@ -167,7 +169,7 @@ func (s *Store) ListRuns(b *pgx.Batch, below string, depth, limit int, filter Fi
 			var run Listed
 			var workflow, status, continued *string
 			var created *time.Time
-			if err := rows.Scan(&run.ID, &workflow, &status, &created, &run.EndedAt, &run.WakeAt, &continued); err != nil {
+			if err := rows.Scan(&run.ID, &workflow, &status, &created, &run.EndedAt, &run.WakeAt, &continued, &run.ErasedAt); err != nil {
 				return err
 			}
 			if workflow == nil {

@@ -126,6 +126,10 @@ func statements() map[string]statement {
 		"DeleteEnded":         {arguments: "0, 100, now() - interval '1 day', array['run-5']"},
 		"DeleteFormer":        {arguments: "array['run-100000'], 100"},
 		"DrainEnded":          {arguments: list(func(n int) string { return fmt.Sprintf("'run-%d'", n+90000) }) + ", 0, 1000, 1000000"},
+		"FindErasable":        {arguments: "'run-100000', 500"},
+		"EraseRecords":        {arguments: list(func(n int) string { return fmt.Sprintf("'run-%d'", n+90000) }) + ", 1000, 1000000"},
+		"EraseMail":           {arguments: ids + ", " + ids + ", 50000, 5000, 1000000"},
+		"EraseRuns":           {arguments: list(func(n int) string { return fmt.Sprintf("'run-%d'", n+90000) })},
 		"DiscardUnreceived":   {arguments: "'run-20001', '', 0, 1000, 1000000"},
 	}
 }

@@ -77,6 +77,7 @@ type Run struct {
 	Output   []byte
 	Error    []byte
 	Drained  bool // retention has begun to delete its history
+	Erased   bool // it has neither input nor output nor history any more
 }
 
 // Querier is a pool, a connection or a transaction.
@@ -106,7 +107,7 @@ func scanRun(row pgx.CollectableRow) (Run, error) {
 	var run Run
 	var worker *int64
 	var input, output, failure *string
-	err := row.Scan(&run.ID, &run.Workflow, &run.Status, &worker, &run.Token, &input, &output, &failure, &run.Drained)
+	err := row.Scan(&run.ID, &run.Workflow, &run.Status, &worker, &run.Token, &input, &output, &failure, &run.Drained, &run.Erased)
 	if worker != nil {
 		run.Worker = *worker
 	}

@@ -2,7 +2,7 @@
 select i.id, i.workflow, case when i.compensating and i.status in ('ready', 'running', 'waiting') then 'compensating' else i.status end,
        i.worker, w.label, i.input::text, i.output::text, i.error::text,
        i.continued_from, i.created_at, i.ended_at, i.wake_at, i.wake_channels,
-       i.priority, i.deaths, (select count(*) from romancy.interruptions n where n.instance_id = i.id)
+       i.priority, i.deaths, (select count(*) from romancy.interruptions n where n.instance_id = i.id), i.erased_at
 from romancy.instances i left join romancy.workers w on w.id = i.worker
 where i.id = $1::text;
 
@@ -42,7 +42,7 @@ order by n.position, n.number;
 -- as a row without a workflow, unless the end was reached. An input with \u0000 in it is beyond jsonb and matches no path.
 with page as materialized (
     select i.id, i.workflow, case when i.compensating and i.status in ('ready', 'running', 'waiting') then 'compensating' else i.status end as status,
-           i.created_at, i.ended_at, i.wake_at, i.continued_from,
+           i.created_at, i.ended_at, i.wake_at, i.continued_from, i.erased_at,
            case when $9::text is not null then i.input::text end as input
     from romancy.instances i
     where i.id < coalesce($1::text, chr(1114111))
@@ -61,9 +61,9 @@ with page as materialized (
     order by p.id desc
     limit $3::bigint
 )
-select m.id, m.workflow, m.status, m.created_at, m.ended_at, m.wake_at, m.continued_from from matching m
+select m.id, m.workflow, m.status, m.created_at, m.ended_at, m.wake_at, m.continued_from, m.erased_at from matching m
 union all
-select min(p.id), null, null, null, null, null, null from page p having count(*) = $2::bigint
+select min(p.id), null, null, null, null, null, null, null from page p having count(*) = $2::bigint
 order by 1 desc, 2 nulls last;
 
 -- name: CheckPath

@@ -55,7 +55,7 @@ on conflict (id) do nothing
 returning id;
 
 -- name: FindRuns
-select i.id, i.workflow, i.status, i.worker, i.token, i.input::text, i.output::text, i.error::text, i.drained_at is not null
+select i.id, i.workflow, i.status, i.worker, i.token, i.input::text, i.output::text, i.error::text, i.drained_at is not null, i.erased_at is not null
 from unnest($1::text[]) as a(id) cross join lateral (
     select * from romancy.instances i where i.id = a.id offset 0
 ) i;

@@ -1,0 +1,3 @@
+-- The place of another migration, which replaces this file.
+-- compatible since: 12
+select 1;
