@@ -196,7 +196,7 @@ func (a *App) riverConfig() riverjobs.Config {
 		PollOnly: !o.listens(), Logger: o.logger,
 		Healthy: func() bool { return a.Listener().Healthy() },
 		Clock: func(ctx context.Context) (now time.Time, err error) {
-			err = a.running.Load().pool.QueryRow(ctx, "-- name: DatabaseClock\nselect clock_timestamp()").Scan(&now)
+			err = a.running.Load().pool.QueryRow(ctx, "-- name: DatabaseClock\nselect pg_catalog.clock_timestamp()").Scan(&now)
 			return now, err
 		},
 	}

@@ -81,7 +81,7 @@ func (s notifyingSchema) InsertQuery(params watermillsql.InsertQueryParams) (wat
 		return watermillsql.Query{}, err
 	}
 	insert := strings.TrimRight(query.Query, "; \t\r\n")
-	query.Query = "WITH published AS (" + insert + "\n) SELECT pg_notify(" + quoteLiteral(channel) + ", '')"
+	query.Query = "WITH published AS (" + insert + "\n) SELECT pg_catalog.pg_notify(" + quoteLiteral(channel) + ", '')"
 	return query, nil
 }
 

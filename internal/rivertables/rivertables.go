@@ -108,7 +108,16 @@ func Check(ctx context.Context, pool *pgxpool.Pool, schema string) error {
 	if err != nil {
 		return err
 	}
-	result, err := river.Validate(ctx, nil)
+	session, err := migrator.Open(ctx, pool, schema, nil)
+	if err != nil {
+		return fmt.Errorf("check River's tables in schema %q: %w", schema, err)
+	}
+	defer session.Close()
+	var result *rivermigrate.ValidateResult
+	err = session.Read(ctx, func(ctx context.Context, tx pgx.Tx) (err error) {
+		result, err = river.ValidateTx(ctx, tx, nil)
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("check River's tables in schema %q: %w", schema, err)
 	}

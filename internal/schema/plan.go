@@ -83,7 +83,7 @@ end $romancy$;`, schema, m.version-1, m.name)
 	}
 	var text strings.Builder
 	text.WriteString("-- Outside of a transaction. After an interruption drop the index that it has left invalid, and begin again here.\n")
-	for _, statement := range split(m.sql(schema)) {
+	for _, statement := range m.statements(schema) {
 		text.WriteString(statement + ";\n")
 	}
 	return text.String() + migrator.Script(schema, expect, written)

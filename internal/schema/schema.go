@@ -136,7 +136,7 @@ func (m *mover) apply(ctx context.Context, next *migration) error {
 	var err error
 	if next.outside {
 		err = m.session.Outside(ctx, func(ctx context.Context, tx pgx.Tx, free *migrator.Free) error {
-			return step(ctx, tx, func() error { return oneByOne(ctx, tx, free, m.schema, split(next.sql(m.schema))) })
+			return step(ctx, tx, func() error { return oneByOne(ctx, tx, free, m.schema, next.statements(m.schema)) })
 		})
 	} else {
 		err = m.session.Step(ctx, func(ctx context.Context, tx pgx.Tx) error {
