@@ -277,18 +277,25 @@ func pinned(operator string) bool { return strings.HasSuffix(operator, ")") }
 
 // in writes IN as what PostgreSQL makes of it.
 func (p *pinner) in(left term, negated bool) term {
-	sign, quantifier := "=", "any"
 	if negated {
 		p.next++
-		sign, quantifier = "<>", "all"
 	}
 	space := p.take().space
 	list := !p.peek(1).is("select", "with", "values")
 	among := p.group()
-	if list && p.err == nil {
+	switch {
+	case !list && negated:
+		within := join(left, space, schemaOperator("=")+" any", among)
+		return term{space: within.space, text: "(not " + within.text + ")"}
+	case !list:
+		return join(left, space, schemaOperator("=")+" any", among)
+	case p.err == nil:
 		among.text = "(array[" + among.text[1:len(among.text)-1] + "])"
 	}
-	return join(left, space, schemaOperator(sign)+" "+quantifier, among)
+	if negated {
+		return join(left, space, schemaOperator("<>")+" all", among)
+	}
+	return join(left, space, schemaOperator("=")+" any", among)
 }
 
 func (p *pinner) like(left term, negated bool) term {

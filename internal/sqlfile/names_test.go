@@ -40,7 +40,7 @@ func TestPin(t *testing.T) {
 		"select case when a = 1 then b else c + 1 end as d": "select case when a " + eq + " 1 then b else c operator(pg_catalog.+) 1 end as d",
 		// What has an operator in it.
 		"select a in ('b', 'c'), d not in ($1)":  "select a " + eq + " any (array['b', 'c']), d operator(pg_catalog.<>) all (array[$1])",
-		"select a not in (select b from s.t)":    "select a operator(pg_catalog.<>) all (select b from s.t)",
+		"select a not in (select b from s.t)":    "select (not a " + eq + " any (select b from s.t))",
 		"select a || b in (c) from s.t":          "select (a operator(pg_catalog.||) b) " + eq + " any (array[c]) from s.t",
 		"select a like 'b%' and c not like d||e": "select a operator(pg_catalog.~~) 'b%' and c operator(pg_catalog.!~~) (d operator(pg_catalog.||)e)",
 		// The sign of SET is none.
