@@ -95,4 +95,3 @@ func TestPinnedStatementsMeanWhatIsWritten(t *testing.T) {
 		}
 	}
 }
-
