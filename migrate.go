@@ -22,7 +22,9 @@ type migration struct {
 	nonEmpty bool
 }
 
-func (m migration) options() schema.Options { return schema.Options{Logger: m.logger, NonEmpty: m.nonEmpty} }
+func (m migration) options() schema.Options {
+	return schema.Options{Logger: m.logger, NonEmpty: m.nonEmpty}
+}
 
 func newMigration(opts []MigrateOption) migration {
 	m := migration{schema: DefaultSchema, logger: slog.Default()}

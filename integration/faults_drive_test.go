@@ -24,6 +24,9 @@ func (w *faultsWorld) drive() error {
 		"starts": w.driveStarts, "outbox": w.driveOutbox, "retention": w.driveRetention, "bus": w.driveBus,
 		"letters": w.driveLetters, "many": w.driveMany, "watermill-sql": w.driveWoken, "scrape": w.driveScrape,
 	}
+	if w.trapped {
+		delete(scenarios, "watermill-sql")
+	}
 	if w.sweeps() { // the others sweep when a worker goes
 		maps.Copy(scenarios, map[string]func() error{"rescue": w.driveRescue, "move": w.driveMove, "lapse": w.driveLapse})
 	}
