@@ -17,8 +17,13 @@ type SchemaVersionError = schema.VersionError
 type MigrateOption interface{ applyMigrate(m *migration) }
 
 type migration struct {
-	schema string
-	logger *slog.Logger
+	schema   string
+	logger   *slog.Logger
+	nonEmpty bool
+}
+
+func (m migration) options() schema.Options {
+	return schema.Options{Logger: m.logger, NonEmpty: m.nonEmpty}
 }
 
 func newMigration(opts []MigrateOption) migration {
@@ -40,6 +45,10 @@ func newMigration(opts []MigrateOption) migration {
 // WithLogger says, with who is waited for. A table that others keep locked is waited for in short attempts, so that the
 // application's statements do not queue up behind the migration. Timeouts that are set for the role or the database do not apply.
 //
+// A schema that belongs to a role of which the migrating one is no member is an error, whether there is something to do or not:
+// who owns it may replace what is in it. So is one that exists and is not empty before the first migration, see
+// WithNonEmptySchema.
+//
 // A schema that is newer than this build is left alone. It is an error, a *SchemaVersionError, unless the schema says that
 // this build can live with it.
 //
@@ -49,7 +58,7 @@ func Migrate(ctx context.Context, pool *pgxpool.Pool, opts ...MigrateOption) err
 }
 
 func (m migration) run(ctx context.Context, pool *pgxpool.Pool, river bool) error {
-	if err := schema.MigrateLogging(ctx, pool, m.schema, m.logger); err != nil {
+	if err := schema.MigrateWith(ctx, pool, m.schema, m.options()); err != nil {
 		return err
 	}
 	if !river {

@@ -46,10 +46,11 @@ func (p *MigrationPlan) SQL() string {
 }
 
 // PlanMigration is the dry run of Migrate: it returns what Migrate would do now. It changes nothing, takes no lock, and a role
-// that may only read is enough for it. It returns a *SchemaVersionError for a newer schema that this build cannot work with.
+// that may only read is enough for it, so it does not ask who owns the schema. It returns an error for one that is not empty before
+// the first migration (see WithNonEmptySchema), and a *SchemaVersionError for a newer schema that this build cannot work with.
 func PlanMigration(ctx context.Context, pool *pgxpool.Pool, opts ...MigrateOption) (*MigrationPlan, error) {
 	m := newMigration(opts)
-	version, own, err := schema.Plan(ctx, pool, m.schema)
+	version, own, err := schema.Plan(ctx, pool, m.schema, m.options())
 	if err != nil {
 		return nil, err
 	}
@@ -65,7 +66,7 @@ func PlanMigration(ctx context.Context, pool *pgxpool.Pool, opts ...MigrateOptio
 // newer than this build.
 func MigrationSQL(from MigrationState, opts ...MigrateOption) (string, error) {
 	m := newMigration(opts)
-	own, err := schema.Scripts(m.schema, from.Version)
+	own, err := schema.Scripts(m.schema, from.Version, m.options())
 	if err != nil {
 		return "", err
 	}

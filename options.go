@@ -48,6 +48,7 @@ type options struct {
 	client    bool // ClientOnly
 	lease     time.Duration
 	migrate   bool
+	nonEmpty  bool
 
 	listenNotify     *bool
 	fallbackInterval time.Duration
@@ -260,6 +261,16 @@ func WithTracerProvider(provider trace.TracerProvider) Option {
 func WithAutoMigrate() Option {
 	return optionFunc(func(o *options) { o.migrate = true })
 }
+
+type nonEmptyOption struct{}
+
+func (nonEmptyOption) apply(o *options)          { o.nonEmpty = true }
+func (nonEmptyOption) applyMigrate(m *migration) { m.nonEmpty = true }
+
+// WithNonEmptySchema lets the first migration make its tables in a schema that holds other objects already, of the application or
+// of River. Default: that is an error, because somebody who could make that schema, or something in it, may have put it there for
+// this library to find and use. It concerns Migrate, PlanMigration and MigrationSQL, and an App with WithAutoMigrate.
+func WithNonEmptySchema() SharedOption { return nonEmptyOption{} }
 
 // BoolPtr returns a pointer to value, for WithListenNotify.
 func BoolPtr(value bool) *bool {

@@ -178,7 +178,7 @@ func (a *App) checkSchema(ctx context.Context, pool *pgxpool.Pool) error {
 	if a.options.migrate {
 		// As guests in the application's River we need no tables of River's own.
 		ownRiver := a.options.sweeps() && !a.options.riverGiven
-		return migration{schema: a.options.schema, logger: a.options.logger}.run(ctx, pool, ownRiver)
+		return migration{schema: a.options.schema, logger: a.options.logger, nonEmpty: a.options.nonEmpty}.run(ctx, pool, ownRiver)
 	}
 	err := schema.Check(ctx, pool, a.options.schema)
 	if version := (*SchemaVersionError)(nil); errors.As(err, &version) && version.Found < version.Want {
@@ -196,7 +196,7 @@ func (a *App) riverConfig() riverjobs.Config {
 		PollOnly: !o.listens(), Logger: o.logger,
 		Healthy: func() bool { return a.Listener().Healthy() },
 		Clock: func(ctx context.Context) (now time.Time, err error) {
-			err = a.running.Load().pool.QueryRow(ctx, "-- name: DatabaseClock\nselect clock_timestamp()").Scan(&now)
+			err = a.running.Load().pool.QueryRow(ctx, "-- name: DatabaseClock\nselect pg_catalog.clock_timestamp()").Scan(&now)
 			return now, err
 		},
 	}

@@ -138,7 +138,7 @@ func (s *session) serve(ctx context.Context) error {
 	defer s.senders.Wait()
 	defer cancel()
 	var err error
-	if s.backend, err = command(ctx, s.conn, listenSQL([]string{s.private}, nil)+"SELECT pg_backend_pid()"); err != nil {
+	if s.backend, err = command(ctx, s.conn, listenSQL([]string{s.private}, nil)+"SELECT pg_catalog.pg_backend_pid()"); err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
 	s.l.setState(StateProbing)
@@ -354,7 +354,7 @@ func (s *session) unlisten() {
 	ctx, cancel := context.WithTimeout(context.Background(), partTimeout)
 	defer cancel()
 	for range 10 {
-		backend, err := command(ctx, s.conn, "UNLISTEN *; SELECT pg_backend_pid()")
+		backend, err := command(ctx, s.conn, "UNLISTEN *; SELECT pg_catalog.pg_backend_pid()")
 		if err != nil || backend == s.backend {
 			return
 		}

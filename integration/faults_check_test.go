@@ -2,6 +2,7 @@ package integration_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -9,6 +10,8 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/romancy-go/romancy/workflow"
 )
 
 func newFaultsMessage(ctx context.Context) *message.Message {
@@ -227,4 +230,20 @@ func (w *faultsWorld) rowOf(id string) string {
 		return err.Error()
 	}
 	return row
+}
+
+// persistUnlessEnded is persist, but a run's failure is its result.
+func (w *faultsWorld) persistUnlessEnded(what string, call func() error) error {
+	var ended *workflow.RunError
+	err := w.persist(what, func() error {
+		err := call()
+		if errors.As(err, &ended) {
+			return nil
+		}
+		return err
+	})
+	if ended != nil {
+		return ended
+	}
+	return err
 }

@@ -59,6 +59,7 @@ type faultsWorld struct {
 	outages sync.WaitGroup // faults that last
 
 	flows    faultsFlows
+	trapped  bool          // sessions find names of others first: what is not ours has sessions that do not, or is left out
 	fallback time.Duration // how often what a notification would have said is swept for
 	shop     *romancy.App
 	annex    *faultsAnnex
@@ -99,14 +100,19 @@ func newFaultsWorld(t *testing.T) *faultsWorld {
 
 func newFaultsWorldFor(t *testing.T, patience time.Duration) *faultsWorld {
 	t.Helper()
+	return newFaultsWorldOn(t, patience, pgtest.URL(t))
+}
+
+func newFaultsWorldOn(t *testing.T, patience time.Duration, url string) *faultsWorld {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	w := &faultsWorld{
-		t: t, ctx: ctx, made: time.Now(), fallback: time.Second, giveUp: cancel, url: pgtest.URL(t), log: &faultsLog{},
+		t: t, ctx: ctx, made: time.Now(), fallback: time.Second, giveUp: cancel, url: url, log: &faultsLog{},
 		begun: map[faultsExecution]int{}, returned: map[faultsExecution]int{}, noted: map[string]int{}, published: map[string]int{},
 		refusals: map[string]int{}, workers: map[string]int64{}, returning: make(chan struct{}, 1), leave: make(chan struct{}),
 	}
 	t.Cleanup(func() { cancel(); w.outages.Wait() })
-	w.direct = pgtest.Connect(t, w.url)
+	w.direct = pgtest.Connect(t, w.url, func(c *pgxpool.Config) { c.ConnConfig.RuntimeParams["search_path"] = "pg_catalog" })
 	_, err := w.direct.Exec(ctx, faultsTables)
 	w.must(err)
 	for range 2 {
@@ -161,10 +167,16 @@ func (w *faultsWorld) open() {
 	w.t.Cleanup(func() { _ = errors.Join(tracer.Shutdown(context.Background()), meter.Shutdown(context.Background())) })
 
 	shopPool := w.pool(0, "shop")
-	w.shop = w.startApp("the shop",
+	options := []romancy.Option{
 		romancy.WithPool(shopPool), romancy.WithAutoMigrate(), romancy.WithWorkflows(w.flows.shop()...), romancy.WithLogger(w.logger("shop")),
 		romancy.WithNotifyFallbackInterval(w.fallback), romancy.WithRetention(time.Hour), romancy.WithMeterProvider(meter), romancy.WithTracerProvider(tracer),
-	)
+	}
+	if w.trapped {
+		option, start, stop := w.pinnedRiver()
+		options = append(options, option)
+		defer func() { w.start("the shop's River", start, stop) }()
+	}
+	w.shop = w.startApp("the shop", options...)
 
 	w.annex = newFaultsAnnex(w, w.logger("annex"))
 	w.start("the annex", w.annex.start, w.annex.shutdown)

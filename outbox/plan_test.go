@@ -16,7 +16,7 @@ import (
 	"github.com/romancy-go/romancy/internal/pgtest"
 )
 
-var parameter = regexp.MustCompile(`\$(\d+)::(\w+(?:\[\])?)`)
+var parameter = regexp.MustCompile(`\$(\d+)::(?:pg_catalog\.)?(\w+(?:\[\])?)`)
 
 // fill writes n events of 5,000 keys.
 func fill(t *testing.T, pool *pgxpool.Pool, n int) {

@@ -135,7 +135,7 @@ func (c Config) validate() error {
 
 func poolClock(pool *pgxpool.Pool) func(ctx context.Context) (time.Time, error) {
 	return func(ctx context.Context) (now time.Time, err error) {
-		err = pool.QueryRow(ctx, "-- name: DatabaseClock\nselect clock_timestamp()").Scan(&now)
+		err = pool.QueryRow(ctx, "-- name: DatabaseClock\nselect pg_catalog.clock_timestamp()").Scan(&now)
 		return now, err
 	}
 }

@@ -243,7 +243,7 @@ func (j *Jobs) deleteFinished(ctx context.Context) error {
 		Kinds(kindNames()...).
 		Queues(Queue).
 		States(rivertype.JobStateCancelled, rivertype.JobStateCompleted, rivertype.JobStateDiscarded).
-		Where("finalized_at < now() - make_interval(secs => @kept::float8)", river.NamedArgs{"kept": finishedKept.Seconds()})
+		Where("finalized_at operator(pg_catalog.<) (pg_catalog.now() operator(pg_catalog.-) pg_catalog.make_interval(secs => @kept::pg_catalog.float8))", river.NamedArgs{"kept": finishedKept.Seconds()})
 	for range deleteMaxBatch {
 		deleted, err := j.client.JobDeleteMany(ctx, params)
 		if err != nil {

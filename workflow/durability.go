@@ -6,6 +6,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/romancy-go/romancy/internal/sqlfile"
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
 
@@ -18,6 +19,8 @@ type durability struct {
 	epoch   int64 // how often it has become another one, or was started again
 }
 
+var readServer = sqlfile.MustPin("select current_setting('synchronous_commit'), (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint")
+
 // noteServer notes which server the engine writes to, before it does. One that has been started since the last time may have lost its last
 // commits. Either way it warns, once, when the server answers commits that a crash may undo. (local and remote_write are fine: what is
 // lost with them is lost in a failover alone, which only a standby that is always waited for rules out.)
@@ -25,8 +28,7 @@ func (e *Engine) noteServer(ctx context.Context, conn *pgx.Conn) error {
 	var setting string
 	var started int64
 	// By the simple protocol, so that nothing is prepared for it.
-	if err := conn.QueryRow(ctx, "select current_setting('synchronous_commit'), (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint",
-		pgx.QueryExecModeSimpleProtocol).Scan(&setting, &started); err != nil {
+	if err := conn.QueryRow(ctx, readServer, pgx.QueryExecModeSimpleProtocol).Scan(&setting, &started); err != nil {
 		return err
 	}
 	d := &e.durability

@@ -17,7 +17,7 @@ cross join lateral (
                 else coalesce(pg_xact_status(m.xid), 'committed') end as status
     offset 0 -- asked once: the second answer could be another
 ) as asked
-where case asked.status when 'committed' then pg_notify(m.channel, m.payload) is null -- never, what it returns is void
+where case when asked.status = 'committed' then pg_notify(m.channel, m.payload) is null -- never, what it returns is void
                         else true end;
 
 -- name: NotifyInTransaction

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/romancy-go/romancy/internal/outage"
+	"github.com/romancy-go/romancy/internal/sqlfile"
 )
 
 // silence is how long a wait is nothing to speak of: processes that are deployed together wait for one another.
@@ -100,14 +101,17 @@ func (w *wait) unblocked(ctx context.Context, err error) {
 	}
 }
 
+// oldestTransaction is asked for outside of the transactions that pin what names mean.
+var oldestTransaction = sqlfile.MustPin(`select pid, application_name, xact_start from pg_stat_activity
+	where datname = current_database() and pid <> pg_backend_pid() and xact_start is not null
+	order by xact_start limit 1`)
+
 // explain says that tables are locked, and which transaction has been open for longest: it is likely to be the one.
 func (s *Session) explain(ctx context.Context, w *wait, refused error) {
 	var pid int32
 	var application string
 	var since time.Time
-	err := s.conn.QueryRow(ctx, `select pid, application_name, xact_start from pg_catalog.pg_stat_activity
-		where datname = pg_catalog.current_database() and pid <> pg_catalog.pg_backend_pid() and xact_start is not null
-		order by xact_start limit 1`).Scan(&pid, &application, &since)
+	err := s.conn.QueryRow(ctx, oldestTransaction).Scan(&pid, &application, &since)
 	attrs := []any{"schema", w.schema}
 	if err == nil {
 		attrs = append(attrs, "oldest_transaction_pid", pid, "application_name", application, "since", since.UTC().Format(time.RFC3339))

@@ -60,10 +60,12 @@ func nameOf(version int, name string) string {
 // advance applies the next migration, unless another process has, and returns nil if there is none: it finds that out without
 // the lock.
 func advance(ctx context.Context, session *migrator.Session, river *rivermigrate.Migrator[pgx.Tx], schema string) (applied *rivermigrate.MigrateResult, err error) {
-	var schemaThere, readOnly, done bool
+	var readOnly, done bool
 	err = session.Read(ctx, func(ctx context.Context, tx pgx.Tx) error {
-		if err := tx.QueryRow(ctx, "select exists (select from pg_namespace where nspname = $1::text), current_setting('transaction_read_only') = 'on'", schema).
-			Scan(&schemaThere, &readOnly); err != nil {
+		if _, err := migrator.CheckOwner(ctx, tx, schema); err != nil {
+			return err
+		}
+		if err := tx.QueryRow(ctx, "select current_setting('transaction_read_only') = 'on'").Scan(&readOnly); err != nil {
 			return err
 		}
 		result, err := river.ValidateTx(ctx, tx, nil)
@@ -77,8 +79,12 @@ func advance(ctx context.Context, session *migrator.Session, river *rivermigrate
 		return nil, errors.New("transactions are read-only here: migrate on the primary, as a role without default_transaction_read_only")
 	}
 	err = session.Step(ctx, func(ctx context.Context, tx pgx.Tx) error {
-		if !schemaThere {
-			if _, err := tx.Exec(ctx, "create schema if not exists "+schema); err != nil {
+		there, err := migrator.CheckOwner(ctx, tx, schema)
+		if err != nil {
+			return err
+		}
+		if !there {
+			if _, err := tx.Exec(ctx, migrator.CreateSchema(schema)); err != nil {
 				return fmt.Errorf("create it: %w", err)
 			}
 		}
@@ -108,7 +114,16 @@ func Check(ctx context.Context, pool *pgxpool.Pool, schema string) error {
 	if err != nil {
 		return err
 	}
-	result, err := river.Validate(ctx, nil)
+	session, err := migrator.Open(ctx, pool, schema, nil)
+	if err != nil {
+		return fmt.Errorf("check River's tables in schema %q: %w", schema, err)
+	}
+	defer session.Close()
+	var result *rivermigrate.ValidateResult
+	err = session.Read(ctx, func(ctx context.Context, tx pgx.Tx) (err error) {
+		result, err = river.ValidateTx(ctx, tx, nil)
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("check River's tables in schema %q: %w", schema, err)
 	}

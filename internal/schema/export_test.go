@@ -21,7 +21,7 @@ func NewBuild(directory fs.FS) (Build, error) {
 func (b Build) Version() int32 { return int32(len(b.migrations)) }
 
 func (b Build) Migrate(ctx context.Context, pool *pgxpool.Pool, logger *slog.Logger) error {
-	return migrate(ctx, pool, Default, logger, b.migrations)
+	return migrate(ctx, pool, Default, Options{Logger: logger}, b.migrations)
 }
 
 func (b Build) Check(ctx context.Context, pool *pgxpool.Pool) error {
@@ -29,7 +29,7 @@ func (b Build) Check(ctx context.Context, pool *pgxpool.Pool) error {
 }
 
 func (b Build) Plan(ctx context.Context, pool *pgxpool.Pool) (int32, []migrator.Planned, error) {
-	return plan(ctx, pool, Default, b.migrations)
+	return plan(ctx, pool, Default, Options{}, b.migrations)
 }
 
 // Texts are the migrations of this build, as they are sent.

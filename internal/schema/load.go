@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+
+	"github.com/romancy-go/romancy/internal/sqlfile"
 )
 
 //go:embed migrations/*.sql
@@ -119,8 +121,23 @@ func (m *migration) readMarkers() error {
 		if i := slices.IndexFunc(statements, func(s string) bool { return !repeatable.MatchString(s) }); i >= 0 {
 			return fmt.Errorf("statement %q cannot be executed again after an interruption: outside of a transaction use CREATE INDEX CONCURRENTLY IF NOT EXISTS and DROP INDEX CONCURRENTLY IF EXISTS, and a migration of its own for the rest", firstLine(statements[i]))
 		}
+		for _, statement := range split(strings.ReplaceAll(m.text, placeholder, Default)) {
+			if _, err := sqlfile.Pin(statement); err != nil {
+				return fmt.Errorf("statement %q: %w", firstLine(statement), err)
+			}
+		}
 	}
 	return nil
+}
+
+// statements are those of a migration outside of a transaction, for a schema. Nothing sets the search_path for them: behind a
+// pooler it would be set for others.
+func (m *migration) statements(schema string) []string {
+	statements := split(m.sql(schema))
+	for i := range statements {
+		statements[i] = sqlfile.MustPin(statements[i])
+	}
+	return statements
 }
 
 // sql is the migration's text for a schema.

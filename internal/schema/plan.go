@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -15,11 +16,11 @@ import (
 
 // Plan returns what Migrate would do now, and the version it has found. It changes nothing and takes no lock. It returns a
 // *VersionError for a newer schema that this build cannot work with.
-func Plan(ctx context.Context, pool *pgxpool.Pool, schema string) (found int32, planned []migrator.Planned, err error) {
-	return plan(ctx, pool, schema, embedded())
+func Plan(ctx context.Context, pool *pgxpool.Pool, schema string, options Options) (found int32, planned []migrator.Planned, err error) {
+	return plan(ctx, pool, schema, options, embedded())
 }
 
-func plan(ctx context.Context, pool *pgxpool.Pool, schema string, migrations []migration) (int32, []migrator.Planned, error) {
+func plan(ctx context.Context, pool *pgxpool.Pool, schema string, options Options, migrations []migration) (int32, []migrator.Planned, error) {
 	if err := sqlfile.CheckSchema(schema); err != nil {
 		return 0, nil, err
 	}
@@ -30,8 +31,10 @@ func plan(ctx context.Context, pool *pgxpool.Pool, schema string, migrations []m
 	defer session.Close()
 	var found state
 	err = session.Read(ctx, func(ctx context.Context, tx pgx.Tx) (err error) {
-		found, err = readState(ctx, tx, schema)
-		return err
+		if found, err = readState(ctx, tx, schema); err != nil || found.rows > 0 || !found.schemaThere || options.NonEmpty {
+			return err
+		}
+		return checkVacant(ctx, tx, schema)
 	})
 	if err != nil {
 		return 0, nil, fmt.Errorf("plan the migration of schema %q: %w", schema, err)
@@ -40,29 +43,32 @@ func plan(ctx context.Context, pool *pgxpool.Pool, schema string, migrations []m
 	if found.version > want {
 		return found.version, nil, found.accept(schema, want)
 	}
-	return found.version, scripts(schema, found.version, !found.ready, migrations), nil
+	return found.version, scripts(schema, found.version, !found.ready, options, migrations), nil
 }
 
 // Scripts returns the migrations from a version on. It expects the version table to be there, as any build has made it, unless
 // from is 0.
-func Scripts(schema string, from int32) ([]migrator.Planned, error) {
+func Scripts(schema string, from int32, options Options) ([]migrator.Planned, error) {
 	if err := sqlfile.CheckSchema(schema); err != nil {
 		return nil, err
 	}
 	if from < 0 || from > Version() {
 		return nil, fmt.Errorf("there is no migration from version %d: give 0, for a database without the schema, to %d", from, Version())
 	}
-	return scripts(schema, from, from < Version(), embedded()), nil
+	return scripts(schema, from, from < Version(), options, embedded()), nil
 }
 
-func scripts(schema string, from int32, makeTable bool, migrations []migration) []migrator.Planned {
+func scripts(schema string, from int32, makeTable bool, options Options, migrations []migration) []migrator.Planned {
 	var planned []migrator.Planned
 	if makeTable {
-		create := ""
+		parts := []string{migrator.Expectation(schema), versionTable(schema)}
 		if from == 0 {
-			create = createSchema(schema)
+			parts = slices.Insert(parts, 0, "create schema if not exists "+schema+";")
+			if !options.NonEmpty {
+				parts = slices.Insert(parts, 1, expectVacant(schema))
+			}
 		}
-		planned = append(planned, migrator.Planned{Name: "schema_version", Version: from, SQL: migrator.Script(schema, create, versionTable(schema))})
+		planned = append(planned, migrator.Planned{Name: "schema_version", Version: from, SQL: migrator.Script(schema, parts...)})
 	}
 	for _, m := range migrations[from:] {
 		planned = append(planned, migrator.Planned{Name: m.name, Version: m.version, Compatible: m.compatible, SQL: m.script(schema)})
@@ -83,7 +89,7 @@ end $romancy$;`, schema, m.version-1, m.name)
 	}
 	var text strings.Builder
 	text.WriteString("-- Outside of a transaction. After an interruption drop the index that it has left invalid, and begin again here.\n")
-	for _, statement := range split(m.sql(schema)) {
+	for _, statement := range m.statements(schema) {
 		text.WriteString(statement + ";\n")
 	}
 	return text.String() + migrator.Script(schema, expect, written)

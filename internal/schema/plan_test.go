@@ -43,7 +43,7 @@ func TestScriptsDoWhatMigrateDoes(t *testing.T) {
 				ternDatabase(t, pool, from)
 			}
 			exec(t, pool, publish)
-			planned, err := schema.Scripts(schema.Default, int32(from))
+			planned, err := schema.Scripts(schema.Default, int32(from), schema.Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -54,7 +54,7 @@ func TestScriptsDoWhatMigrateDoes(t *testing.T) {
 			if got, want := relations(t, pool, schema.Default), relations(t, migrated, schema.Default); !slices.Equal(got, want) {
 				t.Errorf("the scripts made %v, want %v", got, want)
 			}
-			if found, planned, err := schema.Plan(t.Context(), pool, schema.Default); err != nil || found != schema.Version() || len(planned) > 0 {
+			if found, planned, err := schema.Plan(t.Context(), pool, schema.Default, schema.Options{}); err != nil || found != schema.Version() || len(planned) > 0 {
 				t.Errorf("afterwards there is %v to do (%v)", planned, err)
 			}
 		})
@@ -64,14 +64,14 @@ func TestScriptsDoWhatMigrateDoes(t *testing.T) {
 func TestScriptRefusesAnotherVersion(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Pool(t)
-	planned, err := schema.Scripts(schema.Default, 2)
+	planned, err := schema.Scripts(schema.Default, 2, schema.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, err = pool.Exec(t.Context(), planned[len(planned)-1].SQL)
 	wantError(t, err, "which is at another")
 	for _, from := range []int32{-1, schema.Version() + 1} {
-		_, err := schema.Scripts(schema.Default, from)
+		_, err := schema.Scripts(schema.Default, from, schema.Options{})
 		wantError(t, err, "there is no migration from version")
 	}
 }
@@ -96,7 +96,7 @@ func TestPlanChangesNothing(t *testing.T) {
 	t.Parallel()
 	pool := emptyPool(t)
 	alterDatabase(t, pool, "default_transaction_read_only = on")
-	found, planned, err := schema.Plan(t.Context(), pool, schema.Default)
+	found, planned, err := schema.Plan(t.Context(), pool, schema.Default, schema.Options{})
 	if err != nil || found != 0 {
 		t.Fatalf("found version %d (%v)", found, err)
 	}

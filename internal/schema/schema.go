@@ -22,27 +22,34 @@ const Default = "romancy"
 func Version() int32 { return int32(len(embedded())) }
 
 // Migrate brings schema to the version of this build, creating it if it does not exist. Concurrent calls wait for one another.
-// A newer schema is left alone; it is a *VersionError unless the schema says that this build can live with it.
+// It returns an error for a schema that belongs to a role of which the current one is no member, and for one that is not empty before
+// the first migration. A newer schema is left alone; it is a *VersionError unless the schema says that this build can live with it.
 func Migrate(ctx context.Context, pool *pgxpool.Pool, schema string) error {
-	return MigrateLogging(ctx, pool, schema, slog.New(slog.DiscardHandler))
+	return MigrateWith(ctx, pool, schema, Options{Logger: slog.New(slog.DiscardHandler)})
 }
 
-// MigrateLogging is Migrate that logs what was done and what is waited for.
-func MigrateLogging(ctx context.Context, pool *pgxpool.Pool, schema string, logger *slog.Logger) error {
-	return migrate(ctx, pool, schema, logger, embedded())
+// Options say how to migrate.
+type Options struct {
+	Logger   *slog.Logger // of what was done and what is waited for
+	NonEmpty bool         // the first migration may find other objects in the schema
 }
 
-func migrate(ctx context.Context, pool *pgxpool.Pool, schema string, logger *slog.Logger, migrations []migration) error {
+// MigrateWith is Migrate with options.
+func MigrateWith(ctx context.Context, pool *pgxpool.Pool, schema string, options Options) error {
+	return migrate(ctx, pool, schema, options, embedded())
+}
+
+func migrate(ctx context.Context, pool *pgxpool.Pool, schema string, options Options, migrations []migration) error {
 	if err := sqlfile.CheckSchema(schema); err != nil {
 		return err
 	}
-	session, err := migrator.Open(ctx, pool, schema, logger)
+	session, err := migrator.Open(ctx, pool, schema, options.Logger)
 	if err != nil {
 		return fmt.Errorf("migrate schema %q: %w", schema, err)
 	}
 	defer session.Close()
-	m := mover{session: session, schema: schema, migrations: migrations}
-	defer m.tell(ctx, logger, time.Now())
+	m := mover{session: session, schema: schema, nonEmpty: options.NonEmpty, migrations: migrations}
+	defer m.tell(ctx, options.Logger, time.Now())
 	for {
 		done, err := m.advance(ctx)
 		if _, wrong := err.(*VersionError); wrong { //nolint:errorlint // advance returns it as it is
@@ -61,6 +68,7 @@ func migrate(ctx context.Context, pool *pgxpool.Pool, schema string, logger *slo
 type mover struct {
 	session    *migrator.Session
 	schema     string
+	nonEmpty   bool // the schema may hold what is not ours
 	migrations []migration
 	collisions int
 	applied    []string // the names of the migrations
@@ -81,6 +89,9 @@ const maxCollisions = 10
 func (m *mover) advance(ctx context.Context) (done bool, err error) {
 	var found state
 	read := func(ctx context.Context, tx pgx.Tx) (err error) {
+		if _, err := migrator.CheckOwner(ctx, tx, m.schema); err != nil {
+			return err
+		}
 		found, err = readState(ctx, tx, m.schema)
 		return err
 	}
@@ -95,19 +106,32 @@ func (m *mover) advance(ctx context.Context) (done bool, err error) {
 		return false, err
 	}
 	if !found.ready || found.rows == 0 {
-		return false, m.makeVersionTable(ctx, found.schemaThere)
+		return false, m.makeVersionTable(ctx)
 	}
 	return false, m.apply(ctx, &m.migrations[found.version])
 }
 
-// makeVersionTable also tries again what another process has done meanwhile without our lock, as builds did before.
-func (m *mover) makeVersionTable(ctx context.Context, schemaThere bool) error {
+// makeVersionTable also tries again what another process has done meanwhile without our lock, as builds did before, or to make a
+// schema that we would take for our own.
+func (m *mover) makeVersionTable(ctx context.Context) error {
 	err := m.session.Step(ctx, func(ctx context.Context, tx pgx.Tx) error {
-		sql := versionTable(m.schema)
-		if !schemaThere {
-			sql = createSchema(m.schema) + sql
+		there, err := migrator.CheckOwner(ctx, tx, m.schema)
+		if err != nil {
+			return err
 		}
-		return script(ctx, tx.Conn(), sql)
+		if !there {
+			return script(ctx, tx.Conn(), migrator.CreateSchema(m.schema)+versionTable(m.schema))
+		}
+		found, err := readState(ctx, tx, m.schema)
+		if err != nil {
+			return err
+		}
+		if found.rows == 0 && !m.nonEmpty {
+			if err := checkVacant(ctx, tx, m.schema); err != nil {
+				return err
+			}
+		}
+		return script(ctx, tx.Conn(), versionTable(m.schema))
 	})
 	if code := refusal.Code(err); m.collisions < maxCollisions && (code == "23505" || code == "42P06" || code == "42P07") {
 		m.collisions++
@@ -136,7 +160,7 @@ func (m *mover) apply(ctx context.Context, next *migration) error {
 	var err error
 	if next.outside {
 		err = m.session.Outside(ctx, func(ctx context.Context, tx pgx.Tx, free *migrator.Free) error {
-			return step(ctx, tx, func() error { return oneByOne(ctx, tx, free, m.schema, split(next.sql(m.schema))) })
+			return step(ctx, tx, func() error { return oneByOne(ctx, tx, free, m.schema, next.statements(m.schema)) })
 		})
 	} else {
 		err = m.session.Step(ctx, func(ctx context.Context, tx pgx.Tx) error {

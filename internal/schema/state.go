@@ -41,11 +41,11 @@ type recorded struct {
 
 // readVersion works on the table as it was made before it had a column for compatibility, too: those schemas are for builds of
 // exactly their version.
-const readVersion = `select coalesce(max(version), 0), coalesce(max((to_jsonb(v) ->> 'compatible_since')::int4), max(version), 0), count(*)
-	from %s.schema_version v`
+var readVersion = sqlfile.MustPin(`select coalesce(max(version), 0), coalesce(max((to_jsonb(v) ->> 'compatible_since')::int4), max(version), 0), count(*)
+	from romancy.schema_version v`)
 
 func (r *recorded) read(ctx context.Context, schema string, query func(ctx context.Context, sql string, args ...any) pgx.Row) error {
-	if err := query(ctx, fmt.Sprintf(readVersion, schema)).Scan(&r.version, &r.compatible, &r.rows); err != nil {
+	if err := query(ctx, sqlfile.Qualify(readVersion, schema)).Scan(&r.version, &r.compatible, &r.rows); err != nil {
 		return err
 	}
 	if r.rows > 1 {

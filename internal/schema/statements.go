@@ -2,8 +2,6 @@ package schema
 
 import "fmt"
 
-func createSchema(schema string) string { return "create schema if not exists " + schema + ";\n" }
-
 // versionTable makes the table of one row that holds the version, or adds to one that was made with a column of that name alone
 // and no key, whose row cannot be updated while a publication of all tables exists. Older builds read the column.
 func versionTable(schema string) string {

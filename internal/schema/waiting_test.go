@@ -25,7 +25,9 @@ func TestWaitForAnotherMigrationIsSaidOnce(t *testing.T) {
 	}
 	var log journal
 	result := make(chan error, 1)
-	go func() { result <- schema.MigrateLogging(t.Context(), pool, schema.Default, log.logger()) }()
+	go func() {
+		result <- schema.MigrateWith(t.Context(), pool, schema.Default, schema.Options{Logger: log.logger()})
+	}()
 	const waiting = "waiting for another migration"
 	eventually(t, "the wait is said", func() bool { return strings.Contains(log.String(), waiting) })
 	if err := tx.Rollback(t.Context()); err != nil {
@@ -59,7 +61,7 @@ func TestWaitThatIsGivenUpSaysForWhom(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	result := make(chan error, 1)
-	go func() { result <- schema.MigrateLogging(ctx, pool, schema.Default, log.logger()) }()
+	go func() { result <- schema.MigrateWith(ctx, pool, schema.Default, schema.Options{Logger: log.logger()}) }()
 	eventually(t, "the wait is said", func() bool { return strings.Contains(log.String(), "waiting for another migration") })
 	cancel()
 	wantError(t, <-result, "context canceled")

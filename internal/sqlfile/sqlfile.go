@@ -1,4 +1,5 @@
-// Package sqlfile loads named SQL queries from embedded files and qualifies their tables with the schema in use.
+// Package sqlfile loads named SQL queries from embedded files, qualifies their tables with the schema in use, and pins all other
+// names, so that they mean the same under any search_path (see Pin).
 //
 // A file holds any number of queries, each headed by a line `-- name: ClaimReady`. The heading stays in the text that is
 // sent, so that pg_stat_statements, traces and auto_explain show which query of ours they saw. Tables are written
@@ -12,7 +13,7 @@ import (
 	"strings"
 )
 
-// Queries maps a query's name to its text, schema-qualified and ready to send.
+// Queries maps a query's name to its text, ready to send.
 type Queries map[string]string
 
 var (
@@ -42,7 +43,7 @@ func Qualify(query, schema string) string {
 }
 
 // Load reads every .sql file of fsys's directory dir. It returns an error for an invalid schema name, an unreadable
-// file, text before the first heading, or a name used twice.
+// file, text before the first heading, a name used twice, or a query that Pin does not know.
 func Load(fsys fs.FS, dir, schema string) (Queries, error) {
 	if err := CheckSchema(schema); err != nil {
 		return nil, err
@@ -84,7 +85,11 @@ func (q Queries) add(path, text, schema string) error {
 		if _, taken := q[name]; taken {
 			return fmt.Errorf("%s: query %s is defined twice", path, name)
 		}
-		q[name] = Qualify(strings.TrimSuffix(strings.TrimSpace(text[head[0]:end]), ";"), schema)
+		pinned, err := Pin(strings.TrimSuffix(strings.TrimSpace(text[head[0]:end]), ";"))
+		if err != nil {
+			return fmt.Errorf("%s: query %s: %w", path, name, err)
+		}
+		q[name] = Qualify(pinned, schema)
 	}
 	return nil
 }

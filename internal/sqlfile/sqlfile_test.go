@@ -111,19 +111,21 @@ func TestCheckSchema(t *testing.T) {
 	}
 }
 
-// Whatever is in a file, loading it never panics, and what it returns is what was written.
+// Whatever is in a file, loading it never panics, and what it returns begins with its heading.
 func FuzzLoad(f *testing.F) {
 	f.Add("-- name: A\nselect 1;\n-- name: B\nselect romancy.x")
 	f.Add("-- name: A")
 	f.Add("select 1")
+	f.Add("-- name: A\nwith a (b) as (select 'x'::text in ('y', $1) or -c = any (d[1]) from unnest($2, $3) as e (f)) update g.h set i = case when j then k end where not l")
 	f.Fuzz(func(t *testing.T, text string) {
 		queries, err := sqlfile.Load(files(map[string]string{"q/a.sql": text}), "q", "romancy")
 		if err != nil {
 			return
 		}
 		for _, name := range slices.Sorted(maps.Keys(queries)) {
-			if query := queries.Get(name); !strings.Contains(text, query) || !strings.HasPrefix(query, "-- name: "+name) {
-				t.Errorf("query %q is not a part of %q", query, text)
+			query := queries.Get(name)
+			if !strings.HasPrefix(query, "-- name: "+name) {
+				t.Errorf("query %q does not begin with its heading", query)
 			}
 		}
 	})

@@ -29,7 +29,7 @@ with current as materialized (
     from candidate c cross join romancy.outbox_slots s
     where s.slot = any (array[c.slot]) and s.token = any (array[c.token])
       and (s.owner is null or s.owner = $1::text or s.lease_until < clock_timestamp())
-    order by (s.owner is not distinct from $1::text) desc, s.served_at
+    order by coalesce(s.owner = $1::text, false) desc, s.served_at
     limit 1
     for update of s skip locked
 )
@@ -45,7 +45,7 @@ returning set_config('romancy.outbox_slot', s.slot || ' ' || s.token, true);
 -- and counts the attempt. Without a slot it returns nothing; with a slot at least one row, whose event is null if all
 -- candidates turned out to be blocked.
 with taken_slot as materialized (
-    select string_to_array(nullif(current_setting('romancy.outbox_slot', true), ''), ' ') as part
+    select string_to_array(current_setting('romancy.outbox_slot', true), ' ') as part
 ), mine as materialized (
     select s.slot, s.token, s.low
     from taken_slot t cross join romancy.outbox_slots s

@@ -2,7 +2,7 @@
 -- Row order is id order: identity values are drawn after the sort. That is what keeps the events of one call in order.
 with added as (
     insert into romancy.outbox (event_id, topic, key, slot, payload, headers)
-    select e.event_id, e.topic, e.key, e.slot, e.payload, nullif(e.headers, '')::json
+    select e.event_id, e.topic, e.key, e.slot, e.payload, case when e.headers <> '' then e.headers::json end
     from unnest($1::text[], $2::text[], $3::text[], $4::integer[], $5::bytea[], $6::text[])
          with ordinality as e (event_id, topic, key, slot, payload, headers, position)
     order by e.position
@@ -14,7 +14,7 @@ select pg_current_xact_id()::text;
 -- use: at its end the transaction could not commit. Relays find the events by polling.
 with added as (
     insert into romancy.outbox (event_id, topic, key, slot, payload, headers)
-    select e.event_id, e.topic, e.key, e.slot, e.payload, nullif(e.headers, '')::json
+    select e.event_id, e.topic, e.key, e.slot, e.payload, case when e.headers <> '' then e.headers::json end
     from unnest($1::text[], $2::text[], $3::text[], $4::integer[], $5::bytea[], $6::text[])
          with ordinality as e (event_id, topic, key, slot, payload, headers, position)
     order by e.position

@@ -8,10 +8,10 @@ cross join pg_catalog.pg_namespace n
 left join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = m.object and m.kind in ('table', 'sequence')
 left join pg_catalog.pg_proc p on p.pronamespace = n.oid and p.proname = m.object and m.kind = 'function'
 where n.nspname = $1::text
-  and not case m.kind
-          when 'schema' then has_schema_privilege(n.oid, m.privilege)
-          when 'table' then has_table_privilege(c.oid, m.privilege)
-          when 'sequence' then has_sequence_privilege(c.oid, m.privilege)
-          when 'function' then has_function_privilege(p.oid, m.privilege)
+  and not case
+          when m.kind = 'schema' then has_schema_privilege(n.oid, m.privilege)
+          when m.kind = 'table' then has_table_privilege(c.oid, m.privilege)
+          when m.kind = 'sequence' then has_sequence_privilege(c.oid, m.privilege)
+          when m.kind = 'function' then has_function_privilege(p.oid, m.privilege)
           end
 order by m.place;
