@@ -10,6 +10,7 @@ import (
 // reporter of its own.
 type reports struct {
 	failures *outage.Flood // of runs
+	foreign  *outage.Flood // payloads
 
 	claims, coldClaims       *outage.Reporter
 	loads, releases, orphans *outage.Reporter
@@ -25,6 +26,7 @@ func newReports(logger *slog.Logger) *reports {
 	of := func(fails, over string) *outage.Reporter { return outage.New(logger, fails, over) }
 	return &reports{
 		failures:   outage.NewFlood(logger, "more runs failed in the last minute than are logged", failureLines),
+		foreign:    outage.NewFlood(logger, "more foreign payloads came in the last minute than are logged", 1),
 		claims:     of("claiming runs failed, will be tried again", "runs are claimed again"),
 		coldClaims: of("claiming runs that are due failed, will be tried again", "runs that are due are claimed again"),
 		loads:      of("loading the history of claimed runs failed, they are given back", "the history of claimed runs is loaded again"),

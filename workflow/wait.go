@@ -140,6 +140,7 @@ func (r *run) decodeMessage(payload []byte) storedMessage {
 	if err := json.Unmarshal(payload, &message); err != nil {
 		r.stuck(fmt.Errorf("history is damaged: position %d: %w", r.journal.Issued(), err))
 	}
+	r.engine.mail.seen(message.ID)
 	return message
 }
 
@@ -211,7 +212,7 @@ func (r *run) await(ask *store.Wait, channels []listening, landed func() bool) (
 		}
 	}()
 	var next <-chan time.Time // when a run that is not parked looks again
-	for look, full := true, false; ; {
+	for look, full, hinted := true, false, false; ; {
 		r.checkpoint()
 		if outcome := r.decideStay(ask, landed); outcome != "" {
 			return outcome, nil
@@ -219,11 +220,15 @@ func (r *run) await(ask *store.Wait, channels []listening, landed func() bool) (
 		if ask.Stay && len(channels) > 0 {
 			unparked = true
 			r.engine.listenUnparked(r, channels) // before it looks: what comes later is told
-			look = r.mailed.Swap(false) || look
+			hinted = r.mailed.Swap(false)
+			look = hinted || look
 		}
 		waited := store.Waited{Outcome: store.Nothing}
 		if look || !ask.Stay {
 			if waited = r.tryWait(ask, channels, full); waited.Outcome == store.Nothing {
+				if hinted {
+					r.engine.trust.misled()
+				}
 				next = r.untilNextLook(waited, channels)
 			}
 		}
