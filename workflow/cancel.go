@@ -164,9 +164,10 @@ func (e *Engine) tellCancelled(id string, why *CancelledError, did *store.Cancel
 	e.config.Notifier.Notify(e.cancelledOn, cancelledAnnouncement(id, did))
 }
 
-// cancelledAnnouncement is what workers are notified of a cancelled run. It never has the reason, which is for those to read who may read the
-// table. Builds before this one take the run at its word: of one that has ended they need no reason, and for one that
-// is asked to undo its steps they would put an empty one into its history, unless they are told nothing but to look for themselves.
+// cancelledAnnouncement is what workers are notified of a cancelled run. It never has the reason, which is
+// for those to read who may read the table. Builds before this one take the run at its word: of one that has
+// ended they need no reason, and for one that is asked to undo its steps they would put an empty one into its
+// history, unless they are told nothing but to look for themselves.
 func cancelledAnnouncement(id string, did *store.CancelledRun) string {
 	if !did.Ended {
 		return ""
@@ -244,8 +245,8 @@ func (r *run) learnCancelled() {
 // heldPage is how many runs one look asks about.
 const heldPage = 5000
 
-// heldLoop looks, when it is asked to, which of the runs in memory here are cancelled or somebody else's by now: those that are named,
-// or all.
+// heldLoop looks, when it is asked to, which of the runs in memory here are cancelled or somebody else's by
+// now: those that are named, or all.
 func (e *Engine) heldLoop(ctx context.Context) {
 	rounds := spacing{gap: 5 * time.Millisecond, share: 4, credit: 200 * time.Millisecond}
 	again := retrying{}

@@ -40,7 +40,8 @@ func (e *Engine) sentEvents(events []store.SentEvent) {
 	}
 }
 
-// heardEvent has the runs woken that wait for an event: those parked in memory here at once if they are few, the others by a sweep.
+// heardEvent has the runs woken that wait for an event: those parked in memory here at once if they are few,
+// the others by a sweep.
 func (e *Engine) heardEvent(event store.SentEvent) {
 	id := strconv.FormatInt(event.ID, 10)
 	channel := eventChannel(event.Type)

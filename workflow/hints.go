@@ -11,14 +11,15 @@ import (
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
 
-// A notification is a hint and never a command: whoever may connect to the database can send it, on any channel and with any
-// payload, and may repeat, forge and flood. So what is heard here only names a row, and the statement that follows decides.
+// A notification is a hint and never a command: whoever may connect to the database can send it, on any
+// channel and with any payload, and may repeat, forge and flood. So what is heard here only names a row, and
+// the statement that follows decides.
 //
-//   - Nothing is believed: an id is looked up, a number or an instant moves no mark up, and there is no text in a payload
-//     that anybody is shown.
-//   - Of one run and channel one poll is under way and one more is remembered, however many notifications name it. The loops
-//     that hints drive are spaced by what their statements cost.
-//   - What does not fit into an id's or a channel's length names nothing, and is not kept.
+//  - Nothing is believed: an id is looked up, a number or an instant moves no mark up, and there is no text
+//    in a payload that anybody is shown.
+//  - Of one run and channel one poll is under way and one more is remembered, however many notifications name
+//    it. The loops that hints drive are spaced by what their statements cost.
+//  - What does not fit into an id's or a channel's length names nothing, and is not kept.
 //
 // What this process has committed itself goes the direct way, without a notification.
 
@@ -73,8 +74,8 @@ func (e *Engine) runOf(notification bus.Notification) (id string, ok bool) {
 	return named.InstanceID, true
 }
 
-// heardResumable has ready runs looked for, unless the notification is of one that executes here: most of those that this
-// process starts.
+// heardResumable has ready runs looked for, unless the notification is of one that executes here: most of
+// those that this process starts.
 func (e *Engine) heardResumable(notification bus.Notification) {
 	if !notification.CatchUp {
 		id, ok := e.runOf(notification)
@@ -103,8 +104,8 @@ func (e *Engine) heardEnded(notification bus.Notification) {
 	}
 }
 
-// heardCancelled has a run looked at that is in memory here. The row says whether it is to be cancelled, or has been, and why: what
-// builds before this one add to the id is not read.
+// heardCancelled has a run looked at that is in memory here. The row says whether it is to be cancelled, or
+// has been, and why: what builds before this one add to the id is not read.
 func (e *Engine) heardCancelled(notification bus.Notification) {
 	if notification.CatchUp {
 		e.held.tooMany()
@@ -182,10 +183,13 @@ func (e *Engine) heardSent(channel, receiver string) {
 	}
 }
 
-// hintLocked has a run polled for that waits here: at once for as long as hints prove true, else in its turn, after a look that
-// locks and writes nothing and takes no slot.
+// hintLocked has a run polled for that waits here: at once for as long as hints prove true, else in its turn,
+// after a look that locks and writes nothing and takes no slot.
 func (e *Engine) hintLocked(r *run, on listening) {
 	if e.trust.any(time.Now()) {
+		if r.phase != parked {
+			e.trust.misled() // until it finds something: it polls by itself
+		}
 		e.wakeLocked(r, on)
 		return
 	}
@@ -199,8 +203,8 @@ const (
 	trustPerSecond = 500
 )
 
-// trust is how far hints are followed without a look. A poll that finds something earns as much as one that finds nothing costs. Its
-// zero value trusts fully. It is safe for concurrent use.
+// trust is how far hints are followed without a look. A poll that finds something earns as much as one that
+// finds nothing costs. Its zero value trusts fully. It is safe for concurrent use.
 type trust struct {
 	mu   sync.Mutex
 	lost float64
@@ -228,10 +232,19 @@ func (t *trust) earned() {
 	t.lost = max(0, t.lost-1)
 }
 
+// answered takes note of what a poll of a channel has found.
+func (e *Engine) answered(channel string, waited store.Waited) {
+	e.mail.took(channel, waited.Shared)
+	if waited.Outcome == store.GotMessage {
+		e.trust.earned()
+	}
+}
+
 // lookPage is how many looks are under way at a time because of hints.
 const lookPage = 1000
 
-// looking holds the runs that are to be looked at for mail or events, each channel of each once: no more than wait here.
+// looking holds the runs that are to be looked at for mail or events, each channel of each once: no more than
+// wait here.
 type looking struct {
 	some signal
 
@@ -284,7 +297,8 @@ func (l *looking) take() (page []lookedAt) {
 	return page
 }
 
-// lookLoop looks at those that hints name, a page at a time: what comes meanwhile for one that is being looked at is one more look.
+// lookLoop looks at those that hints name, a page at a time: what comes meanwhile for one that is being
+// looked at is one more look.
 func (e *Engine) lookLoop(ctx context.Context) {
 	rounds := spacing{gap: 2 * time.Millisecond, share: 2, credit: 200 * time.Millisecond}
 	for {
@@ -332,9 +346,9 @@ func (e *Engine) lookAt(ctx context.Context, page []lookedAt) {
 // longestRest is how long a round is put off at most.
 const longestRest = time.Second
 
-// spacing keeps a loop that hints drive from being driven faster than it does good: a round costs share times as long as it took,
-// gap at least, and rounds are put off, by longestRest at most, when they cost more than the time that has passed and credit. It
-// belongs to one loop.
+// spacing keeps a loop that hints drive from being driven faster than it does good: a round costs share times
+// as long as it took, gap at least, and rounds are put off, by longestRest at most, when they cost more than
+// the time that has passed and credit. It belongs to one loop.
 type spacing struct {
 	gap    time.Duration
 	share  int

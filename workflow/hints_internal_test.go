@@ -3,7 +3,6 @@ package workflow
 import (
 	"encoding/json"
 	"fmt"
-	"io"
 	"log/slog"
 	"math"
 	"strings"
@@ -36,7 +35,7 @@ func newHearer(t testing.TB) *hearer {
 	definition := Define("flow", func(*Context, int) (int, error) { return 0, nil })
 	engine, err := NewEngine(Config{
 		Pool: pool, Workflows: []Definition{definition}, MeterProvider: noop.NewMeterProvider(),
-		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -74,11 +73,14 @@ func (h *hearer) channels() []string {
 	return []string{h.config.Channels.WorkflowResumable, h.config.Channels.ChannelMessage, h.endedOn, h.cancelledOn, h.leftOn}
 }
 
-// check reports what has changed that only the database may change.
-func (h *hearer) check(t interface {
+// failer is a test, of whatever kind.
+type failer interface {
 	Helper()
 	Fatalf(format string, arguments ...any)
-}, what string) {
+}
+
+// check reports what has changed that only the database may change.
+func (h *hearer) check(t failer, what string) {
 	t.Helper()
 	e := h.Engine
 	for _, r := range []*run{h.executing, h.parked} {
@@ -266,8 +268,8 @@ func TestMarksOfMessagesBelieveTheDatabaseOnly(t *testing.T) {
 	}
 }
 
-// What is notified of a cancelled run has no reason in it, and is understood by builds before this one, which read these keys and take
-// an empty payload as a request to look.
+// What is notified of a cancelled run has no reason in it, and is understood by builds before this one, which
+// read these keys and take an empty payload as a request to look.
 func TestReasonsAreNotNotified(t *testing.T) {
 	t.Parallel()
 	if asked := cancelledAnnouncement("run-1", &store.CancelledRun{Asked: true}); asked != "" {

@@ -38,7 +38,7 @@ func connectAsStranger(t *testing.T, pool *pgxpool.Pool) *pgx.Conn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close(context.WithoutCancel(ctx)) }) // it may be gone with its server
-	if _, err := conn.Exec(ctx, "select * from romancy.instances"); err == nil {
+	if _, err := conn.Exec(ctx, "select id from romancy.instances"); err == nil {
 		t.Fatal("the stranger may read the runs: this test shows nothing")
 	}
 	return conn
@@ -47,7 +47,8 @@ func connectAsStranger(t *testing.T, pool *pgxpool.Pool) *pgx.Conn {
 // forgery is a notification.
 type forgery struct{ channel, payload string }
 
-// forgeries are lies about a run, on every channel, as builds of several versions would tell them, with what garbles them.
+// forgeries are lies about a run, on every channel, as builds of several versions would tell them, with what
+// garbles them.
 func forgeries(id string) (told []forgery) {
 	add := func(channel string, payloads ...string) {
 		for _, payload := range payloads {
@@ -92,8 +93,8 @@ func tell(t *testing.T, stranger *pgx.Conn, told []forgery) int {
 	return len(told)
 }
 
-// heardOut waits until workers have heard, and are done with, all that was told before: on each private channel and on that for
-// messages something true about a decoy follows it.
+// heardOut waits until workers have heard, and are done with, all that was told before: on each private
+// channel and on that for messages something true about a decoy follows it.
 func heardOut(t *testing.T, decoy *workflow.Workflow[int, int], client, w *worker) {
 	t.Helper()
 	ctx := testContext(t)
@@ -187,8 +188,9 @@ func newHinted(pool *pgxpool.Pool) *hinted {
 	return h
 }
 
-// A role that may connect and nothing else lies on every channel about a run, before it is there, while it executes and in each of
-// its waits: it goes on as if nothing had been said, is executed once, and those who wait for its result have the right one.
+// A role that may connect and nothing else lies on every channel about a run, before it is there, while it
+// executes and in each of its waits: it goes on as if nothing had been said, is executed once, and those who
+// wait for its result have the right one.
 func TestForgedNotificationsChangeNothing(t *testing.T) {
 	t.Parallel()
 	for name, options := range map[string][]workerOption{"in memory": nil, "evicted": {evicting}} {
@@ -292,7 +294,8 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// A worker that is said to have left is not taken anything from, and what is said of the reason of a true cancellation is not read.
+// A worker that is said to have left is not taken anything from, and what is said of the reason of a true
+// cancellation is not read.
 func TestWorkerOfWhichALieSaysThatItLeftKeepsItsRuns(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Pool(t)

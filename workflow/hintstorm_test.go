@@ -85,8 +85,8 @@ func storm(ctx context.Context, stranger *pgx.Conn, runs []string, notifications
 	return nil
 }
 
-// A storm of forged notifications about all of many parked runs costs statements, memory and lines within bounds and no lease, and
-// ordinary runs go on meanwhile.
+// A storm of forged notifications about all of many parked runs costs statements, memory and lines within
+// bounds and no lease, and ordinary runs go on meanwhile.
 func TestStormOfHintsIsBounded(t *testing.T) { //nolint:paralleltest // the heap is everybody's
 	notifications := pgtest.Soak(1_000_000, 20_000)
 	const parked = 2000

@@ -191,8 +191,8 @@ func (m *mailMarks) seen(id int64) {
 	m.highest = max(m.highest, id)
 }
 
-// heard takes note of a message that a notification names, which may come to light late. It lowers marks and raises none: if
-// there is no such message the next sweep has more to look at, and nothing is passed over.
+// heard takes note of a message that a notification names, which may come to light late. It lowers marks and
+// raises none: if there is no such message the next sweep has more to look at, and nothing is passed over.
 func (m *mailMarks) heard(channel string, id int64) {
 	id = max(id, 1)
 	m.mu.Lock()

@@ -212,7 +212,7 @@ func (r *run) await(ask *store.Wait, channels []listening, landed func() bool) (
 		}
 	}()
 	var next <-chan time.Time // when a run that is not parked looks again
-	for look, full, hinted := true, false, false; ; {
+	for look, full := true, false; ; {
 		r.checkpoint()
 		if outcome := r.decideStay(ask, landed); outcome != "" {
 			return outcome, nil
@@ -220,15 +220,11 @@ func (r *run) await(ask *store.Wait, channels []listening, landed func() bool) (
 		if ask.Stay && len(channels) > 0 {
 			unparked = true
 			r.engine.listenUnparked(r, channels) // before it looks: what comes later is told
-			hinted = r.mailed.Swap(false)
-			look = hinted || look
+			look = r.mailed.Swap(false) || look
 		}
 		waited := store.Waited{Outcome: store.Nothing}
 		if look || !ask.Stay {
 			if waited = r.tryWait(ask, channels, full); waited.Outcome == store.Nothing {
-				if hinted {
-					r.engine.trust.misled()
-				}
 				next = r.untilNextLook(waited, channels)
 			}
 		}
@@ -318,7 +314,7 @@ func (r *run) tryWait(ask *store.Wait, channels []listening, full bool) store.Wa
 			r.giveUp(err)
 		}
 		r.pending = nil // carried out before the wait, in the same stream
-		r.engine.mail.took(try.Channel, waited.Shared)
+		r.engine.answered(try.Channel, waited)
 		if try.TimerPosition > 0 && waited.Outcome != store.Cancelled {
 			if waited.Outcome == store.Parked || waited.Outcome == store.Nothing {
 				r.engine.tellTimer(r.id, ask.TimerPosition, *waited.FiresAtMicros)

@@ -113,8 +113,8 @@ func (e *Engine) lookFor(runs []string) {
 	}
 }
 
-// lookLocked looks whether r has mail on a channel, and wakes it if so. One that waits without being parked looks itself. answered is
-// called when that is done, and must not block.
+// lookLocked looks whether r has mail on a channel, and wakes it if so. One that waits without being parked
+// looks itself. answered is called when that is done, and must not block.
 func (e *Engine) lookLocked(r *run, on listening, answered func()) {
 	if r.phase != parked {
 		r.tellMail()
@@ -221,7 +221,7 @@ func (e *Engine) wokenDurably(r *run, ask store.Wake, outcome string, err error)
 
 // woken continues a run with the outcome of a wake operation.
 func (e *Engine) woken(r *run, ask store.Wake, waited store.Waited, durable chan error, err error) {
-	e.mail.took(ask.Channel, waited.Shared)
+	e.answered(ask.Channel, waited)
 	e.observeClock(waited)
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -247,8 +247,6 @@ func (e *Engine) woken(r *run, ask store.Wake, waited store.Waited, durable chan
 	case waited.Outcome != store.Parked:
 		if waited.Outcome == store.Due || waited.Outcome == store.Nudged {
 			e.metrics.late(-micros(*waited.RemainingMicros))
-		} else {
-			e.trust.earned()
 		}
 		e.resumeLocked(r, ask.Token+1, resumption{outcome: waited.Outcome, message: waited.Message, durable: durable})
 	default:

@@ -199,9 +199,9 @@ func (s *Store) SweepEvents(b *pgx.Batch, page *EventPage, limit, runs int, grac
 	})
 }
 
-// SweepEventsFor does the same for these events and those runs that are in no listening worker's memory. first: the lowest of the events
-// that are there; 0: none is. again: there may be
-// more of them. held: some stay as they are, because their rows are held at the moment.
+// SweepEventsFor does the same for these events and those runs that are in no listening worker's memory.
+// first: the lowest of the events that are there; 0: none is. again: there may be more of them. held: some
+// stay as they are, because their rows are held at the moment.
 func (s *Store) SweepEventsFor(b *pgx.Batch, events []int64, runs int, into *[]Named, first *int64, again, held *bool) {
 	b.Queue(s.queries.Get("SweepEventsFor"), events, runs).Query(func(rows pgx.Rows) error {
 		*into = (*into)[:0]
