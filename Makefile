@@ -23,7 +23,7 @@ race: ## Run all tests three times over with the race detector, on one and on fo
 	$(GO) test -race -shuffle=on -count=3 -cpu=1,4 -timeout=60m ./...
 
 # What is reduced in make test, and what hunts for rare interleavings at full size anyway.
-SOAK := Swallowed|Chaos|OpenTransaction|Mode|Generated|Linearizable|ThousandsOfStarts|FrozenWorker|Killed|RacingPublishers|ExecutedOnce|WhateverOrder|FloodOfStarts|FloodAtASubscription|OutageOfMinutes|IsKept|IsTriedAgain|KillsUnderLoad|Fault
+SOAK := Swallowed|Chaos|OpenTransaction|Mode|Generated|Linearizable|ThousandsOfStarts|FrozenWorker|Killed|RacingPublishers|ExecutedOnce|WhateverOrder|FloodOfStarts|FloodAtASubscription|OutageOfMinutes|IsKept|IsTriedAgain|KillsUnderLoad|StormOfHints|Fault
 
 soak: ## Run the tests that make test reduces at their full size: 100,000 commits, chaos, 2,400 generated workflows, the fault matrix (up to two hours)
 	ROMANCY_SOAK=1 $(GO) test $(RACE) -count=1 -v -timeout=90m -run '$(SOAK)' -skip '^TestFaultMatrix$$' ./bus ./outbox ./workflow ./integration

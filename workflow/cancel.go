@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
@@ -138,13 +139,6 @@ func (e *Engine) cancelRun(ctx context.Context, id string, why *CancelledError, 
 	return found, err
 }
 
-// cancelledPayload is what is notified of a cancelled run to the worker that has it.
-type cancelledPayload struct {
-	InstanceID string `json:"instance_id"`
-	Reason     string `json:"reason,omitempty"`
-	Ended      bool   `json:"ended,omitempty"`
-}
-
 // tellCancelled has whoever executes the run, or waits for its end, learn of it.
 func (e *Engine) tellCancelled(id string, why *CancelledError, did *store.CancelledRun) {
 	if did.Ended {
@@ -152,26 +146,39 @@ func (e *Engine) tellCancelled(id string, why *CancelledError, did *store.Cancel
 	} else if did.Status != string(StatusRunning) {
 		e.madeReady([]store.Named{{ID: id, Workflow: did.Workflow}})
 	}
-	told := cancelledPayload{InstanceID: id, Reason: why.Reason, Ended: did.Ended}
-	e.takeCancelled(told)
-	text, err := json.Marshal(told)
-	if err != nil || len(text) > bus.MaxPayload {
-		text = nil // look for yourselves
-	}
-	e.config.Notifier.Notify(e.cancelledOn, string(text))
+	e.stopCancelled(id, why, did)
+	e.config.Notifier.Notify(e.cancelledOn, cancelledAnnouncement(id, did))
 }
 
-// takeCancelled ends a run that is here, or lets it know.
-func (e *Engine) takeCancelled(told cancelledPayload) {
+// cancelledAnnouncement is what workers are notified of a cancelled run. It never has the reason, which is
+// for those to read who may read the table. Builds before this one take the run at its word: of one that has
+// ended they need no reason, and for one that is asked to undo its steps they would put an empty one into its
+// history, unless they are told nothing but to look for themselves.
+func cancelledAnnouncement(id string, did *store.CancelledRun) string {
+	if !did.Ended {
+		return ""
+	}
+	text, err := json.Marshal(struct {
+		namedRun
+		Ended bool `json:"ended"`
+	}{namedRun{id}, true})
+	if err != nil || len(text) > bus.MaxPayload {
+		return ""
+	}
+	return string(text)
+}
+
+// stopCancelled ends a run that is here, or lets it know, after the commit that cancelled it.
+func (e *Engine) stopCancelled(id string, why *CancelledError, did *store.CancelledRun) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	r := e.cache.runs[told.InstanceID]
+	r := e.cache.runs[id]
 	switch {
 	case r == nil:
-	case told.Ended:
+	case did.Ended:
 		e.dropLocked(r)
 	default:
-		r.askToCancel(&CancelledError{Reason: told.Reason})
+		r.askToCancel(why)
 	}
 }
 
@@ -221,43 +228,49 @@ func (r *run) learnCancelled() {
 	r.askToCancel(decodeCancelled(*why))
 }
 
-func (e *Engine) heardCancelled(notification bus.Notification) {
-	var told cancelledPayload
-	switch {
-	case notification.CatchUp:
-		e.held.give()
-	case json.Unmarshal([]byte(notification.Payload), &told) != nil || told.InstanceID == "":
-		e.logger.Warn("foreign payload ignored", "channel", notification.Channel)
-	default:
-		e.takeCancelled(told)
-	}
-}
-
 // heldPage is how many runs one look asks about.
 const heldPage = 5000
 
-// heldLoop looks, when it is asked to, which of the runs in memory here are cancelled or somebody else's by now.
+// heldLoop looks, when it is asked to, which of the runs in memory here are cancelled or somebody else's by
+// now: those that are named, or all.
 func (e *Engine) heldLoop(ctx context.Context) {
+	rounds := spacing{gap: 5 * time.Millisecond, share: 4, credit: 200 * time.Millisecond}
 	again := retrying{}
-	for again.wait(ctx, e.held, nil) {
-		err := e.checkHeld(ctx)
+	for again.wait(ctx, e.held.some, nil) {
+		rounds.begin(time.Now())
+		named, all := e.held.take()
+		err := e.checkHeld(ctx, e.heldFences(keys(named), all))
 		noteOutcome(ctx, e.reports.cancelled, err)
 		if err != nil {
-			e.held.give()
+			e.held.putBack(named, all)
 		}
 		again.after(err != nil)
+		rounds.rest(ctx)
 	}
 }
 
-func (e *Engine) checkHeld(ctx context.Context) error {
+// heldFences returns those of the runs that are in memory here, or all that are.
+func (e *Engine) heldFences(named []string, all bool) (fences []store.Fence) {
 	e.mu.Lock()
-	fences := make([]store.Fence, 0, len(e.cache.runs))
-	for _, r := range e.cache.runs {
-		if !r.unproven { // whoever looks before the commit would take it for one that is forgotten
-			fences = append(fences, r.fence())
-		}
+	defer e.mu.Unlock()
+	if all {
+		named = keys(e.cache.runs)
 	}
-	e.mu.Unlock()
+	for _, id := range named {
+		r := e.cache.runs[id]
+		if r == nil {
+			continue
+		}
+		fence := r.fence()
+		if r.unproven {
+			fence.Token-- // whoever looks before the commit would take the run for one that is forgotten
+		}
+		fences = append(fences, fence)
+	}
+	return fences
+}
+
+func (e *Engine) checkHeld(ctx context.Context, fences []store.Fence) error {
 	for len(fences) > 0 {
 		page := fences[:min(len(fences), heldPage)]
 		fences = fences[len(page):]

@@ -41,7 +41,7 @@ func (e *Engine) noteServer(ctx context.Context, conn *pgx.Conn) error {
 	d.mu.Unlock()
 	if another {
 		e.logger.InfoContext(ctx, "the database server was started again, or another has taken its place: the runs in memory here are compared with what it knows")
-		e.held.give()
+		e.held.tooMany()
 		e.orphans.give()
 	}
 	if setting == "off" {

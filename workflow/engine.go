@@ -229,13 +229,16 @@ type Engine struct {
 	timers       signal // the earliest deadline has changed
 	takeovers    signal // a worker may have died
 	orphans      signal // the database may say that we own runs which are not here
-	held         signal // runs that are here may be cancelled, or somebody else's
+	held         *tally // runs in memory here that may be cancelled, or somebody else's
 	published    *tally // channels on which something was published
 	mailRuns     *tally // runs not in memory here that have mail
 	mailChannels *tally // channels whose subscribers may have mail
 	cold         *tally // runs not in memory here that are due
 	matching     *tally // events that runs in memory here may wait for, by their row's id
+	matchingOn   *tally // and the channels of their types
 	coldEvents   *tally // events that other runs may wait for
+	looking      *looking
+	trust        trust // in hints
 	rousing      *rousing
 	letting      letting
 	wakes        *outage.Reporter
@@ -270,11 +273,11 @@ func NewEngine(config Config) (*Engine, error) {
 		config: config, store: statements, metrics: metrics, tracer: config.TracerProvider.Tracer(scope), unobserve: func() {}, unheed: func() {},
 		definitions: map[string]Definition{},
 		endedOn:     config.Schema + "_workflow_ended", cancelledOn: config.Schema + "_workflow_cancelled", leftOn: config.Schema + "_worker_left",
-		claims: newSignal(), timers: newSignal(), takeovers: newSignal(), orphans: newSignal(), held: newSignal(),
+		claims: newSignal(), timers: newSignal(), takeovers: newSignal(), orphans: newSignal(), held: newTally(),
 		published: newTally(), mailRuns: newTally(), mailChannels: newTally(), cold: newTally(),
 		admission: newAdmission(config), intake: make(intake, maxIntake),
 		lingering: newLingering(),
-		matching:  newTally(), coldEvents: newTally(), clock: newDueClock(time.Now()),
+		matching:  newTally(), matchingOn: newTally(), looking: newLooking(), coldEvents: newTally(), clock: newDueClock(time.Now()),
 	}
 	e.rousing = newRousing()
 	e.logger = slog.New(workerHandler{config.Logger.Handler(), func() int64 { return e.lease.ID() }})
@@ -404,6 +407,7 @@ func (e *Engine) startLoops(ctx context.Context) error {
 	e.loops.Go(func() { e.timerLoop(loopCtx) })
 	e.loops.Go(func() { e.takeoverLoop(loopCtx) })
 	e.loops.Go(func() { e.publishedLoop(loopCtx) })
+	e.loops.Go(func() { e.lookLoop(loopCtx) })
 	e.loops.Go(func() { e.mailSweepLoop(loopCtx) })
 	e.loops.Go(func() { e.coldLoop(loopCtx) })
 	e.loops.Go(func() { e.matchLoop(loopCtx) })

@@ -33,31 +33,47 @@ func (e *Engine) asWakeEvent(r *run, on listening) store.WakeEvent {
 func (e *Engine) sentEvents(events []store.SentEvent) {
 	for _, event := range events {
 		e.config.Notifier.Notify(e.config.Channels.ChannelMessage, eventAnnouncement(event))
+		e.events.note(event.ID)
 		if e.executes() {
 			e.heardEvent(event)
 		}
 	}
 }
 
-// heardEvent has the runs woken that wait for an event: those parked in memory here at once, the others by a sweep.
+// heardEvent has the runs woken that wait for an event: those parked in memory here at once if they are few,
+// the others by a sweep.
 func (e *Engine) heardEvent(event store.SentEvent) {
-	e.events.note(event.ID)
 	id := strconv.FormatInt(event.ID, 10)
 	channel := eventChannel(event.Type)
 	e.mu.Lock()
 	waiting := e.cache.receiving[channel]
 	few := len(waiting) <= fewWaiting
-	for r := range waiting {
-		if few || r.phase != parked {
-			on, _ := r.on(channel)
-			e.wakeLocked(r, on)
-		}
+	if few {
+		e.hintAllLocked(channel)
 	}
 	e.mu.Unlock()
 	if !few {
 		e.matching.add(id)
+		e.matchingOn.add(channel)
 	}
 	e.coldEvents.add(id)
+}
+
+// hintAllLocked has all polled for who wait for a type of event here.
+func (e *Engine) hintAllLocked(channel string) {
+	for r := range e.cache.receiving[channel] {
+		on, _ := r.on(channel)
+		e.hintLocked(r, on)
+	}
+}
+
+// hintUnparkedLocked has those polled for that wait for it beside steps: MatchEvents knows the others only.
+func (e *Engine) hintUnparkedLocked(channel string) {
+	for r := range e.cache.receiving[channel] {
+		if on, _ := r.on(channel); r.phase != parked {
+			e.hintLocked(r, on)
+		}
+	}
 }
 
 // eventIDs returns the ids of events that were counted.
@@ -72,11 +88,19 @@ func eventIDs(counts map[string]int) (ids []int64) {
 
 // matchLoop polls which of the many runs parked here events are for, and wakes them.
 func (e *Engine) matchLoop(ctx context.Context) {
+	rounds := spacing{gap: 2 * time.Millisecond, share: 1, credit: 200 * time.Millisecond}
 	again := retrying{}
-	for again.wait(ctx, e.matching.some, nil) {
+	for ; again.wait(ctx, e.matching.some, nil); rounds.rest(ctx) {
+		rounds.begin(time.Now())
 		counts, more := e.matching.take()
-		if more {
-			e.lookForAll()
+		if types, moreTypes := e.matchingOn.take(); more || moreTypes {
+			e.looking.everybody()
+		} else {
+			e.mu.Lock()
+			for channel := range types {
+				e.hintUnparkedLocked(channel)
+			}
+			e.mu.Unlock()
 		}
 		ids, worker, found := eventIDs(counts), e.lease.ID(), new([]string)
 		if len(ids) == 0 || worker == 0 { // without a lease nothing is parked here
@@ -100,6 +124,7 @@ func (e *Engine) matchLoop(ctx context.Context) {
 
 // eventSweepLoop polls, a little later, for those who wait for an event and are not in memory here.
 func (e *Engine) eventSweepLoop(ctx context.Context) {
+	rounds := sweepSpacing
 	again := retrying{}
 	for again.wait(ctx, e.coldEvents.some, nil) {
 		select {
@@ -107,6 +132,7 @@ func (e *Engine) eventSweepLoop(ctx context.Context) {
 			return
 		case <-time.After(mailSweepDelay):
 		}
+		rounds.begin(time.Now())
 		counts, more := e.coldEvents.take()
 		held, err := e.sweepEventsFor(ctx, eventIDs(counts), more)
 		noteOutcome(ctx, e.reports.events, err)
@@ -114,6 +140,7 @@ func (e *Engine) eventSweepLoop(ctx context.Context) {
 			e.coldEvents.putBack(counts, more && err != nil)
 		}
 		again.after(err != nil || held)
+		rounds.rest(ctx)
 	}
 }
 
@@ -129,9 +156,12 @@ func (e *Engine) sweepEventsFor(ctx context.Context, ids []int64, more bool) (he
 		}
 	}
 	for again := len(ids) > 0; again; {
-		woken, full, skipped := new([]store.Named), new(bool), new(bool)
-		if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.SweepEventsFor(b, ids, eventRuns, woken, full, skipped) }); err != nil {
+		woken, first, full, skipped := new([]store.Named), new(int64), new(bool), new(bool)
+		if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.SweepEventsFor(b, ids, eventRuns, woken, first, full, skipped) }); err != nil {
 			return held, err
+		}
+		if *first != 0 {
+			e.events.note(*first) // it is there, and may have come to light late
 		}
 		e.madeReady(*woken)
 		again, held = *full, *skipped
@@ -149,7 +179,7 @@ type eventMarks struct {
 	noted int64 // what a look that is under way may have passed before it came to light
 }
 
-// note takes note of an event that was sent, which may come to light late.
+// note takes note of an event that was sent, as the database has said, which may come to light late.
 func (m *eventMarks) note(id int64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -174,15 +174,29 @@ type mailMarks struct {
 
 	mu      sync.Mutex
 	low     int64            // the sweep begins after it
-	highest int64            // message heard of
+	highest int64            // message that the database has spoken of
 	shared  map[string]int64 // of channels: the messages for whoever competes begin here
 }
 
-// note takes note of a message that was sent, which may come to light late.
-func (m *mailMarks) note(channel string, id int64) {
+// sent takes note of a message that was sent from here, which may come to light late.
+func (m *mailMarks) sent(channel string, id int64) {
+	m.seen(id)
+	m.heard(channel, id)
+}
+
+// seen takes note of the number of a message that the database has returned.
+func (m *mailMarks) seen(id int64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.highest = max(m.highest, id)
+}
+
+// heard takes note of a message that a notification names, which may come to light late. It lowers marks and
+// raises none: if there is no such message the next sweep has more to look at, and nothing is passed over.
+func (m *mailMarks) heard(channel string, id int64) {
+	id = max(id, 1)
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	m.low = min(m.low, id-1)
 	if mark, known := m.shared[channel]; known && id < mark {
 		m.shared[channel] = id
@@ -200,6 +214,7 @@ func (m *mailMarks) took(channel string, id int64) {
 		m.shared = map[string]int64{}
 	}
 	m.shared[channel] = max(m.shared[channel], id-mailMargin)
+	m.highest = max(m.highest, id)
 }
 
 // since returns where the messages for whoever competes on the channel begin.
@@ -236,6 +251,7 @@ func (m *mailMarks) end(page *store.Page, full bool, took time.Duration, err err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.highest = max(m.highest, page.Last)
 	switch {
 	case page.First > 0:
 		m.low = page.First - 1

@@ -39,6 +39,7 @@ type engineMetrics struct {
 	leaseLosses  metric.Int64Counter
 	interrupted  metric.Int64Counter
 	unrecorded   metric.Int64Counter
+	foreign      metric.Int64Counter
 	commitSize   metric.Int64Histogram
 	commitWait   metric.Float64Histogram
 	commitFlush  metric.Float64Histogram
@@ -76,7 +77,7 @@ func newEngineMetrics(provider metric.MeterProvider) (*engineMetrics, error) {
 		runs:   []metric.RecordOption{with(attribute.String("committer", "runs"))},
 		starts: []metric.RecordOption{with(attribute.String("committer", "starts"))},
 	}
-	var errs [10]error
+	var errs [11]error
 	m.wake, errs[0] = meter.Float64Histogram("romancy.workflow.wake.latency", metric.WithUnit("s"), fastSeconds,
 		metric.WithDescription("From the sending of a message, by the database's clock, to its parked receiver's next line."))
 	m.lateness, errs[1] = meter.Float64Histogram("romancy.workflow.timer.lateness", metric.WithUnit("s"), fastSeconds,
@@ -97,6 +98,8 @@ func newEngineMetrics(provider metric.MeterProvider) (*engineMetrics, error) {
 		metric.WithDescription("How long the first operation of a batch was queued."))
 	m.commitFlush, errs[7] = meter.Float64Histogram("romancy.workflow.commit.duration", metric.WithUnit("s"), fastSeconds,
 		metric.WithDescription("How long the committer took to write a batch."))
+	m.foreign, errs[10] = meter.Int64Counter("romancy.workflow.notifications.foreign", metric.WithUnit("{notification}"),
+		metric.WithDescription("Notifications on the engine's channels whose payloads are not the engine's."))
 	return m, errors.Join(errs[:]...)
 }
 
@@ -123,6 +126,11 @@ func (m *engineMetrics) resumed(with resumption) {
 		return // the run will say that its history is damaged
 	}
 	m.wake.Record(context.Background(), max(now.Sub(message.SentAt), 0).Seconds())
+}
+
+// foreignPayload counts a notification that names nothing, by one of the engine's own channels.
+func (m *engineMetrics) foreignPayload(channel string) {
+	m.foreign.Add(context.Background(), 1, with(attribute.String("channel", channel)))
 }
 
 // abandoned notes what runs had done and was not recorded before this worker lost its lease.

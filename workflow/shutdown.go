@@ -45,6 +45,7 @@ func (e *Engine) Shutdown(ctx context.Context) error {
 	e.loops.Wait()
 	e.reports.failures.Close()
 	e.reports.forgotten.Close()
+	e.reports.foreign.Close()
 
 	// What is left must be written even if ctx is over, but not for ever.
 	writeCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeLimit)

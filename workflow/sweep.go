@@ -26,6 +26,9 @@ const (
 	unwellInterval = time.Second
 )
 
+// sweepSpacing is that of the loops which poll for whoever is not in memory here.
+var sweepSpacing = spacing{gap: mailSweepDelay, share: 4, credit: time.Second}
+
 // SweepResume makes runs ready that are not but should be: those of workers whose lease has run out, and parked ones that
 // have mail, or wait for an event, which nobody was told of. It returns how many. It looks at the whole cluster, whatever workflows this process
 // knows, and tells the other workers.
@@ -152,20 +155,24 @@ func (e *Engine) sweepDeadlines(ctx context.Context, receiving bool) (total int,
 
 // takeoverLoop takes over the runs of dead workers as soon as a lease has ended.
 func (e *Engine) takeoverLoop(ctx context.Context) {
+	rounds := spacing{gap: time.Second, share: 10, credit: 10 * time.Second} // anybody can say that a worker has left
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-e.takeovers:
 		}
+		rounds.begin(time.Now())
 		// Not only what the dead worker executed: also what it held parked, with mail and deadlines that the others have left
 		// to it for as long as it seemed alive.
 		e.sweepAll(ctx, e.reports.deaths, e.glance(ctx))
+		rounds.rest(ctx)
 	}
 }
 
 // mailSweepLoop polls, a little later, for the receivers of messages that are not in memory here.
 func (e *Engine) mailSweepLoop(ctx context.Context) {
+	rounds := sweepSpacing
 	again := retrying{}
 	for again.wait(ctx, e.mailRuns.some, e.mailChannels.some) {
 		select {
@@ -173,6 +180,7 @@ func (e *Engine) mailSweepLoop(ctx context.Context) {
 			return
 		case <-time.After(mailSweepDelay):
 		}
+		rounds.begin(time.Now())
 		runs, more := e.mailRuns.take()
 		channels, moreChannels := e.mailChannels.take()
 		held, err := e.sweepMailFor(ctx, keys(runs), keys(channels), more || moreChannels)
@@ -185,6 +193,7 @@ func (e *Engine) mailSweepLoop(ctx context.Context) {
 			e.mailChannels.putBack(channels, false) // messages for whoever competes are found by their channels alone
 		}
 		again.after(err != nil || len(held) > 0)
+		rounds.rest(ctx)
 	}
 }
 
@@ -239,10 +248,10 @@ func (e *Engine) safetyNet(ctx context.Context) {
 			return
 		case <-time.After(e.fallback()):
 		}
-		e.held.give()
+		e.held.tooMany()
 		if !e.config.Listener.Healthy() {
 			e.claims.give()
-			e.lookForAll()
+			e.looking.everybody()
 		}
 		if time.Since(swept) < e.config.FallbackInterval {
 			continue

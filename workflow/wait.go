@@ -140,6 +140,7 @@ func (r *run) decodeMessage(payload []byte) storedMessage {
 	if err := json.Unmarshal(payload, &message); err != nil {
 		r.stuck(fmt.Errorf("history is damaged: position %d: %w", r.journal.Issued(), err))
 	}
+	r.engine.mail.seen(message.ID)
 	return message
 }
 
@@ -313,7 +314,7 @@ func (r *run) tryWait(ask *store.Wait, channels []listening, full bool) store.Wa
 			r.giveUp(err)
 		}
 		r.pending = nil // carried out before the wait, in the same stream
-		r.engine.mail.took(try.Channel, waited.Shared)
+		r.engine.answered(try.Channel, waited)
 		if try.TimerPosition > 0 && waited.Outcome != store.Cancelled {
 			if waited.Outcome == store.Parked || waited.Outcome == store.Nothing {
 				r.engine.tellTimer(r.id, ask.TimerPosition, *waited.FiresAtMicros)

@@ -2,10 +2,8 @@ package workflow
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -15,72 +13,6 @@ import (
 	"github.com/romancy-go/romancy/workflow/internal/commit"
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
-
-// listen takes what the listener brings to the runs, one notification after the other, without blocking on any.
-func (e *Engine) listen(ctx context.Context, subscription *bus.Subscription) {
-	defer subscription.Close()
-	for {
-		notification, err := subscription.Next(ctx)
-		if err != nil {
-			return // closed, or ctx ended
-		}
-		switch notification.Channel {
-		case e.config.Channels.WorkflowResumable:
-			e.heardResumable(notification)
-		case e.config.Channels.ChannelMessage:
-			e.heard(ctx, notification)
-		case e.endedOn:
-			e.heardEnded(notification)
-		case e.cancelledOn:
-			e.heardCancelled(notification)
-		case e.leftOn:
-			e.takeovers.give()
-		}
-	}
-}
-
-// heardResumable has ready runs looked for, unless the notification is of one that executes here: most of those that this
-// process starts.
-func (e *Engine) heardResumable(notification bus.Notification) {
-	var named bus.WorkflowResumable
-	if !notification.CatchUp && json.Unmarshal([]byte(notification.Payload), &named) == nil {
-		e.mu.Lock()
-		r := e.cache.runs[named.InstanceID]
-		here := r != nil && r.phase == executing
-		e.mu.Unlock()
-		if here {
-			return
-		}
-	}
-	e.claims.give()
-}
-
-// heard takes a channel_message notification to the run it is for.
-func (e *Engine) heard(ctx context.Context, notification bus.Notification) {
-	if notification.CatchUp {
-		e.mail.reset()
-		e.lookForAll()
-		e.mailRuns.tooMany()
-		e.coldEvents.tooMany()
-		return
-	}
-	var message bus.ChannelMessage
-	if err := json.Unmarshal([]byte(notification.Payload), &message); err != nil || message.ChannelName == "" {
-		e.logger.WarnContext(ctx, "foreign payload on the channel for messages ignored",
-			"channel", notification.Channel, "payload", fmt.Sprintf("%.100q", notification.Payload))
-		return
-	}
-	if eventType, ok := strings.CutPrefix(message.ChannelName, eventPrefix); ok {
-		e.heardEvent(store.SentEvent{ID: message.MessageID, Type: eventType})
-		return
-	}
-	e.mail.note(message.ChannelName, message.MessageID)
-	if message.TargetInstanceID == "" {
-		e.published.add(message.ChannelName)
-		return
-	}
-	e.arrived(message.ChannelName, message.TargetInstanceID)
-}
 
 // arrived has the receiver of a message woken: at once if it is parked in memory here, else by a sweep.
 func (e *Engine) arrived(channel, receiver string) {
@@ -100,7 +32,7 @@ func (e *Engine) arrived(channel, receiver string) {
 func (e *Engine) sent(messages []store.Sent) {
 	for _, message := range messages {
 		e.config.Notifier.Notify(e.config.Channels.ChannelMessage, announcement(message))
-		e.mail.note(message.Channel, message.ID)
+		e.mail.sent(message.Channel, message.ID)
 		switch {
 		case !e.executes():
 		case message.Receiver == "":
@@ -114,15 +46,17 @@ func (e *Engine) sent(messages []store.Sent) {
 // publishedLoop wakes the receivers parked here of what was published: those that have a copy of their own, and as many of
 // the competing ones as there are messages.
 func (e *Engine) publishedLoop(ctx context.Context) {
+	rounds := spacing{gap: 2 * time.Millisecond, share: 1, credit: 100 * time.Millisecond}
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-e.published.some:
 		}
+		rounds.begin(time.Now())
 		channels, more := e.published.take()
 		if more {
-			e.lookForAll()
+			e.looking.everybody()
 			e.mailRuns.tooMany()
 		}
 		for channel, messages := range channels {
@@ -131,6 +65,7 @@ func (e *Engine) publishedLoop(ctx context.Context) {
 			e.mu.Unlock()
 			e.mailChannels.add(channel)
 		}
+		rounds.rest(ctx)
 	}
 }
 
@@ -141,17 +76,17 @@ func (e *Engine) publishedLocked(channel string, messages int) {
 		on, _ := r.on(channel)
 		switch {
 		case !on.competing:
-			e.lookLocked(r, on)
+			e.looking.add(r, channel)
 		case r.reasons.polling:
 			polling = append(polling, r)
 		case messages > 0:
-			e.wakeLocked(r, on)
+			e.hintLocked(r, on)
 			messages--
 		}
 	}
 	for _, r := range polling[:min(messages, len(polling))] {
 		on, _ := r.on(channel)
-		e.wakeLocked(r, on)
+		e.hintLocked(r, on)
 	}
 }
 
@@ -160,7 +95,7 @@ func (e *Engine) look(r *run) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, on := range r.listening {
-		e.lookLocked(r, on)
+		e.lookLocked(r, on, func() {})
 	}
 }
 
@@ -172,20 +107,23 @@ func (e *Engine) lookFor(runs []string) {
 	for _, id := range runs {
 		if r := e.cache.runs[id]; r != nil {
 			for _, on := range r.listening {
-				e.lookLocked(r, on)
+				e.looking.add(r, on.channel)
 			}
 		}
 	}
 }
 
-// lookLocked looks whether r has mail on a channel, and wakes it if so. One that waits without being parked looks itself.
-func (e *Engine) lookLocked(r *run, on listening) {
+// lookLocked looks whether r has mail on a channel, and wakes it if so. One that waits without being parked
+// looks itself. answered is called when that is done, and must not block.
+func (e *Engine) lookLocked(r *run, on listening, answered func()) {
 	if r.phase != parked {
 		r.tellMail()
+		answered()
 		return
 	}
 	fence := r.fence()
 	then := func(found bool, err error) {
+		defer answered()
 		if errors.Is(err, commit.ErrClosed) || err == nil && !found {
 			return
 		}
@@ -216,18 +154,6 @@ func (r *run) passOn(channels []listening) {
 		r.engine.mu.Lock()
 		defer r.engine.mu.Unlock()
 		r.engine.passOnLocked(channels)
-	}
-}
-
-// lookForAll looks for the mail of every run that waits here, after notifications may have been lost.
-func (e *Engine) lookForAll() {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	for channel, runs := range e.cache.receiving {
-		for r := range runs {
-			on, _ := r.on(channel)
-			e.lookLocked(r, on)
-		}
 	}
 }
 
@@ -296,7 +222,7 @@ func (e *Engine) wokenDurably(r *run, ask store.Wake, outcome string, err error)
 
 // woken continues a run with the outcome of a wake operation.
 func (e *Engine) woken(r *run, ask store.Wake, waited store.Waited, durable chan error, err error) {
-	e.mail.took(ask.Channel, waited.Shared)
+	e.answered(ask.Channel, waited)
 	e.observeClock(waited)
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -325,6 +251,9 @@ func (e *Engine) woken(r *run, ask store.Wake, waited store.Waited, durable chan
 		}
 		e.resumeLocked(r, ask.Token+1, resumption{outcome: waited.Outcome, message: waited.Message, durable: durable})
 	default:
+		if ask.Channel != "" {
+			e.trust.misled()
+		}
 		r.reasons.nothing()
 		e.foundNothingLocked(r, waited)
 	}
@@ -354,7 +283,7 @@ func (e *Engine) nextCompetitorLocked(channel string) (found bool) {
 		case r.reasons.polling:
 			polling = r
 		default:
-			e.lookLocked(r, on)
+			e.lookLocked(r, on, func() {})
 			return true
 		}
 	}

@@ -8,7 +8,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/romancy-go/romancy/bus"
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
 
@@ -105,6 +104,7 @@ func (w *watch) close() {
 
 // loop looks at runs that somebody waits for: those it is asked about, and from time to time all of them.
 func (w *watch) loop(ctx context.Context) {
+	rounds := spacing{gap: time.Millisecond, share: 1, credit: 200 * time.Millisecond}
 	for {
 		var ids []string
 		select {
@@ -118,11 +118,13 @@ func (w *watch) loop(ctx context.Context) {
 				ids = w.all()
 			}
 		}
+		rounds.begin(time.Now())
 		for len(ids) > 0 {
 			page := ids[:min(len(ids), maxTally)]
 			ids = ids[len(page):]
 			w.lookAt(ctx, page)
 		}
+		rounds.rest(ctx)
 	}
 }
 
@@ -146,32 +148,13 @@ func (w *watch) lookAt(ctx context.Context, ids []string) {
 	}
 }
 
-type endedPayload struct {
-	InstanceID string `json:"instance_id"`
-}
-
 // tellEnded tells those who wait for a run, in this process and in others.
 func (e *Engine) tellEnded(run store.Run) {
 	e.metrics.end(run)
 	e.watch.tell(run.ID, watched{run: run})
-	text, err := json.Marshal(endedPayload{InstanceID: run.ID})
+	text, err := json.Marshal(namedRun{InstanceID: run.ID})
 	if err != nil {
 		return // a string always encodes
 	}
 	e.config.Notifier.Notify(e.endedOn, string(text))
-}
-
-func (e *Engine) heardEnded(notification bus.Notification) {
-	if notification.CatchUp {
-		e.watch.asked.tooMany()
-		return
-	}
-	var payload endedPayload
-	if err := json.Unmarshal([]byte(notification.Payload), &payload); err != nil {
-		e.logger.Warn("foreign payload ignored", "channel", notification.Channel, "error", err)
-		return
-	}
-	if e.watch.awaited(payload.InstanceID) {
-		e.watch.asked.add(payload.InstanceID)
-	}
 }

@@ -199,14 +199,17 @@ func (s *Store) SweepEvents(b *pgx.Batch, page *EventPage, limit, runs int, grac
 	})
 }
 
-// SweepEventsFor does the same for these events and those runs that are in no listening worker's memory. again: there may be
-// more of them. held: some stay as they are, because their rows are held at the moment.
-func (s *Store) SweepEventsFor(b *pgx.Batch, events []int64, runs int, into *[]Named, again, held *bool) {
+// SweepEventsFor does the same for these events and those runs that are in no listening worker's memory.
+// first: the lowest of the events that are there; 0: none is. again: there may be more of them. held: some
+// stay as they are, because their rows are held at the moment.
+func (s *Store) SweepEventsFor(b *pgx.Batch, events []int64, runs int, into *[]Named, first *int64, again, held *bool) {
 	b.Queue(s.queries.Get("SweepEventsFor"), events, runs).Query(func(rows pgx.Rows) error {
 		*into = (*into)[:0]
 		var found, skipped int
 		var id, workflow *string
-		_, err := pgx.ForEachRow(rows, []any{&found, &skipped, &id, &workflow}, func() error {
+		var lowest *int64
+		_, err := pgx.ForEachRow(rows, []any{&lowest, &found, &skipped, &id, &workflow}, func() error {
+			*first = orZero(lowest)
 			if id != nil {
 				*into = append(*into, Named{ID: *id, Workflow: *workflow})
 			}

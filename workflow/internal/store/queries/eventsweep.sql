@@ -30,7 +30,7 @@ cross join lateral (
 
 -- name: SweepEventsFor
 -- Up to $2 parked runs that wait for one of the events $1 become ready, unless a live, listening worker holds them in memory.
--- Also returned: how many were found, and how many of them stay as they are because their rows are held at the moment.
+-- Also returned: the lowest of the events that are there, how many runs were found, and how many of them stay as they are because their rows are held at the moment.
 with recursive page as materialized (
     select e.id, e.type, e.match
     from unnest($1::bigint[]) as a(id) cross join lateral (
@@ -76,7 +76,7 @@ with recursive page as materialized (
 ), gone as (
     delete from romancy.event_waits w using woken o where w.instance_id = any (array[o.id])
 )
-select (select count(*) from told), (select count(*) from told) - (select count(*) from found), o.id, o.workflow
+select (select min(id) from page), (select count(*) from told), (select count(*) from told) - (select count(*) from found), o.id, o.workflow
 from (select 1) as one left join woken o on true;
 
 -- name: SweepEvents
