@@ -174,7 +174,7 @@ func (w *faultsWorld) complain(wrong []string) {
 // Undisturbed worlds do all that they can as the model says, and execute every statement: else the matrix says nothing. Some
 // statements are executed only if two things happen in one order, so there is another world as long as one is missing, and
 // three at most.
-func TestFaultsHaveARowForEveryStatement(t *testing.T) {
+func TestFaultsHaveARowForEveryStatement(t *testing.T) { //nolint:tparallel // one world after the other
 	t.Parallel()
 	rows := faultsStatements(t)
 	times := map[faultsStatement]int{}

@@ -62,7 +62,7 @@ func TestWordsOfAnErrorFitEveryEncoding(t *testing.T) {
 	if _, err := run.Result(ctx); !errors.As(err, &failed) || failed.Status != workflow.StatusFailed || !strings.HasSuffix(failed.Message, words) {
 		t.Errorf("the run ended with %v, want %q", err, words)
 	}
-	history, err := w.Engine.History(ctx, run.ID())
+	history, err := w.History(ctx, run.ID())
 	if err != nil || len(history) != 1 || len(history[0].Attempts) == 0 || history[0].Attempts[0].Message != words {
 		t.Errorf("history: %+v, %v", history, err)
 	}
@@ -70,7 +70,7 @@ func TestWordsOfAnErrorFitEveryEncoding(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := w.Engine.Cancel(ctx, waiting.ID(), words); err != nil {
+	if err := w.Cancel(ctx, waiting.ID(), words); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := waiting.Result(ctx); !errors.As(err, &failed) || failed.Status != workflow.StatusCancelled || failed.Message != words {

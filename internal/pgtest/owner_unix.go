@@ -59,7 +59,7 @@ func (o *owner) apply(command *exec.Cmd) {
 
 // write creates a file that only o may read.
 func (o *owner) write(path, text string) error {
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil { //nolint:gosec // in a directory of our own
 		return err
 	}
 	return o.own(path)

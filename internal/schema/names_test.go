@@ -30,7 +30,7 @@ func asWritten(t *testing.T) map[string]string {
 			if err != nil {
 				t.Fatal(err)
 			}
-			heads := headings.FindAllStringSubmatchIndex(string(text), -1)
+			heads := headings.FindAllSubmatchIndex(text, -1)
 			for i, head := range heads {
 				end := len(text)
 				if i+1 < len(heads) {

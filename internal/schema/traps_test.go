@@ -14,7 +14,7 @@ import (
 
 // elsewhere are the objects of schema romancy that mean something in another schema than their own and pg_catalog.
 const elsewhere = `select pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid) || ' means ' || pg_catalog.pg_describe_object(d.refclassid, d.refobjid, d.refobjsubid)
-	from (select * from pg_depend where classid <> 0 offset 0) d, pg_identify_object(d.classid, d.objid, d.objsubid) o, pg_identify_object(d.refclassid, d.refobjid, d.refobjsubid) r
+	from (select classid, objid, objsubid, refclassid, refobjid, refobjsubid from pg_depend where classid <> 0 offset 0) d, pg_identify_object(d.classid, d.objid, d.objsubid) o, pg_identify_object(d.refclassid, d.refobjid, d.refobjsubid) r
 	where r.schema = 'public' and (o.schema = 'romancy' or o.identity like '%romancy.%')`
 
 // Whoever may create in public has made what looks like the names that migrations use: nothing of it is called, and nothing that

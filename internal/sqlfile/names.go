@@ -80,14 +80,14 @@ func (p *pinner) peek(ahead int) token {
 func (p *pinner) take() token {
 	t := p.peek(0)
 	if t.kind == ending {
-		p.fail("the statement ends too early")
+		p.failf("the statement ends too early")
 		return token{kind: ending}
 	}
 	p.next++
 	return t
 }
 
-func (p *pinner) fail(format string, args ...any) {
+func (p *pinner) failf(format string, args ...any) {
 	if p.err == nil {
 		p.err = fmt.Errorf(format, args...)
 	}
@@ -97,7 +97,7 @@ func (p *pinner) fail(format string, args ...any) {
 func (p *pinner) expect(text string) token {
 	t := p.take()
 	if t.text != text {
-		p.fail("%q where %q is expected", t.text, text)
+		p.failf("%q where %q is expected", t.text, text)
 	}
 	return t
 }
@@ -112,7 +112,7 @@ func (p *pinner) sequence(closer string) string {
 		switch {
 		case t.kind == ending:
 			if closer != "" {
-				p.fail("no %q", closer)
+				p.failf("no %q", closer)
 			}
 			out.WriteString(t.space)
 			return out.String()
@@ -149,9 +149,9 @@ func (p *pinner) clause(out *strings.Builder) {
 	out.WriteString(t.String())
 	switch {
 	case t.is("natural"), t.is("using") && p.peek(0).text == "(":
-		p.fail("%s joins by an operator without a schema: write ON", t.lower)
+		p.failf("%s joins by an operator without a schema: write ON", t.lower)
 	case t.is("is") && (p.peek(0).is("distinct") || p.peek(0).is("not") && p.peek(1).is("distinct")):
-		p.fail("IS DISTINCT FROM uses an operator without a schema: compare, and say what null means")
+		p.failf("IS DISTINCT FROM uses an operator without a schema: compare, and say what null means")
 	}
 }
 
@@ -195,7 +195,7 @@ func (p *pinner) names() string {
 	for {
 		name, after := p.take(), p.take()
 		if name.kind != word && name.kind != quoted || !after.is(",", ")") {
-			p.fail("%q where a list of names is expected", name.text+" "+after.text)
+			p.failf("%q where a list of names is expected", name.text+" "+after.text)
 			return ""
 		}
 		out.WriteString(name.String() + after.String())
@@ -214,7 +214,7 @@ func (p *pinner) relation() string {
 	case strings.HasPrefix(t.lower, "pg_"):
 		return t.space + catalog + t.text
 	default:
-		p.fail("relation %s has no schema", t.text)
+		p.failf("relation %s has no schema", t.text)
 		return ""
 	}
 }
@@ -258,7 +258,7 @@ func (p *pinner) expression(least int) term {
 		case (t.is("like") || negated && p.peek(1).is("like")) && membership >= least:
 			left = p.like(left, negated)
 		case t.is("between", "ilike", "similar", "overlaps", "isnull", "notnull"):
-			p.fail("%s uses an operator without a schema: write it out", t.lower)
+			p.failf("%s uses an operator without a schema: write it out", t.lower)
 			return left
 		default:
 			return left
@@ -370,7 +370,7 @@ func (p *pinner) primary() term {
 	case t.kind == word && (!keywords[t.lower] || builtinFunctions[t.lower]), t.kind == quoted:
 		return p.named(t)
 	default:
-		p.fail("%q where an expression is expected", t.text)
+		p.failf("%q where an expression is expected", t.text)
 		return term{}
 	}
 }
@@ -392,7 +392,7 @@ func (p *pinner) signed(sign token) term {
 
 func (p *pinner) caseOf(t token) term {
 	if !p.peek(0).is("when") {
-		p.fail("CASE with an operand uses an operator without a schema: write the comparisons out")
+		p.failf("CASE with an operand uses an operator without a schema: write the comparisons out")
 	}
 	return term{space: t.space, text: t.text + p.sequence("end") + p.expect("end").String()}
 }
@@ -426,7 +426,7 @@ func (p *pinner) named(t token) term {
 func (p *pinner) function(t token) string {
 	switch {
 	case t.kind != word || !builtinFunctions[t.lower]:
-		p.fail("function %s is not known here", t.text)
+		p.failf("function %s is not known here", t.text)
 		return ""
 	case t.lower == "unnest" && p.arguments() > 1:
 		return "" // the grammar knows it, takes it apart and adds the schema itself; with a schema it would be an error
@@ -476,7 +476,7 @@ func (p *pinner) typed(t token) string {
 	case t.kind == word && builtinTypes[t.lower]:
 		return catalog + t.text
 	default:
-		p.fail("type %s is not known here", t.text)
+		p.failf("type %s is not known here", t.text)
 		return ""
 	}
 }
@@ -487,7 +487,7 @@ func (p *pinner) collation() string {
 		return t.String() + p.take().String() + p.take().String()
 	}
 	if t.kind != quoted || t.text != `"C"` {
-		p.fail("collation %s is not known here", t.text)
+		p.failf("collation %s is not known here", t.text)
 	}
 	return t.space + catalog + t.text
 }

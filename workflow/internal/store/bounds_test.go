@@ -110,7 +110,7 @@ func TestNothingDependsOnWhatIsUnread(t *testing.T) {
 	const wait = "'{%s}', '{1}', '{7}', '{letters}', '{false}', '{null}', '{null}', '{null}', '{null}', '{0}', '{receive}', '{null}', '{null}', '{false}', '{true}', 1"
 	arguments := map[string][]string{
 		"WaitRuns": {fmt.Sprintf(wait, "busy"), fmt.Sprintf(wait, "line-busy")},
-		"WaitRun":  {"'busy', 1, 7, 'letters', null, null, null, null, 'receive', null, null, false, true, 1"},
+		"WaitRun":  {"'busy', 1, 7, 'letters', null, null, null, null, 'receive', null, null, false, true, 1"}, //nolint:dupword // SQL
 		"WakeRun":  {"'parked', 1, 7, 'letters', 1, 'receive', false"},
 		"WakeRuns": {"'{parked,line-parked}', '{1,1}', '{7,7}', '{letters,letters}', '{false,false}', 1, '{0,0}', '{receive,receive}', '{false,false}'"},
 		"LookForMail": {

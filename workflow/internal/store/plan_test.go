@@ -73,7 +73,7 @@ func statements() map[string]statement {
 		"TakeMore":      {arguments: "'run-1', 1, 9, 'approvals', 100, true, 0, 1000000, 1"},
 		"WaitRuns": {arguments: waits + ", " + same("8") + ", " + same("'sleep'") + ", " + same("1000::bigint") + ", " + same("null::bigint") + ", " + same("50000::bigint") + ", " +
 			same("'receive'") + ", " + same("null::text") + ", " + same("null::bigint") + ", " + even + ", " + same("true") + ", 1"},
-		"WaitRun":     {arguments: "'run-1', 1, 9, 'approvals', 8, 'sleep', 1000, null, 'receive', null, null, false, true, 1"},
+		"WaitRun":     {arguments: "'run-1', 1, 9, 'approvals', 8, 'sleep', 1000, null, 'receive', null, null, false, true, 1"}, //nolint:dupword // SQL
 		"WakeRun":     {arguments: "'run-1', 1, 9, 'approvals', 1, 'receive', false", mayScan: "workers"},
 		"WakeRuns":    {arguments: waits + ", 1, " + same("50000::bigint") + ", " + same("'receive'") + ", " + same("false"), mayScan: "workers"},
 		"LookForMail": {arguments: ids + ", " + same("'approvals'") + ", " + same("true") + ", " + same("50000::bigint") + ", " + even},
