@@ -14,6 +14,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/romancy-go/romancy/bus"
+	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/internal/schema"
 	"github.com/romancy-go/romancy/internal/sqlfile"
 	"github.com/romancy-go/romancy/workflow"
@@ -334,6 +335,7 @@ func check(o options) (options, error) {
 	if o.logger == nil {
 		o.logger = slog.Default()
 	}
+	o.logger = refusal.Logger(o.logger)
 	if o.meterGiven && o.meter == nil {
 		mistake("WithMeterProvider(nil): give a meter provider, or leave it out for otel.GetMeterProvider()")
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/romancy-go/romancy/bus"
+	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/internal/schema"
 	"github.com/romancy-go/romancy/outbox"
 	"github.com/romancy-go/romancy/riverjobs"
@@ -197,7 +198,7 @@ func (a *App) riverConfig() riverjobs.Config {
 		Healthy: func() bool { return a.Listener().Healthy() },
 		Clock: func(ctx context.Context) (now time.Time, err error) {
 			err = a.running.Load().pool.QueryRow(ctx, "-- name: DatabaseClock\nselect clock_timestamp()").Scan(&now)
-			return now, err
+			return now, refusal.Public(err)
 		},
 	}
 	if o.executes() {

@@ -15,6 +15,7 @@ import (
 	"go.opentelemetry.io/otel/metric"
 
 	"github.com/romancy-go/romancy/internal/outage"
+	"github.com/romancy-go/romancy/internal/refusal"
 )
 
 // ErrClosed is returned by everything here that was closed.
@@ -69,7 +70,7 @@ func (c ListenerConfig) withDefaults() ListenerConfig {
 	c.ProbeInterval = cmp.Or(c.ProbeInterval, 15*time.Second)
 	c.SilenceLimit = cmp.Or(c.SilenceLimit, 5*time.Second)
 	c.FallbackInterval = cmp.Or(c.FallbackInterval, 30*time.Second)
-	c.Logger = cmp.Or(c.Logger, slog.Default())
+	c.Logger = refusal.Logger(cmp.Or(c.Logger, slog.Default()))
 	return c
 }
 

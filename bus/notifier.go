@@ -14,6 +14,7 @@ import (
 
 	"github.com/romancy-go/romancy/internal/dial"
 	"github.com/romancy-go/romancy/internal/outage"
+	"github.com/romancy-go/romancy/internal/refusal"
 )
 
 const (
@@ -67,7 +68,7 @@ func (c NotifierConfig) withDefaults() NotifierConfig {
 	c.Window = cmp.Or(c.Window, 2*time.Millisecond)
 	c.MaxPending = cmp.Or(c.MaxPending, 1000)
 	c.RateThreshold = cmp.Or(c.RateThreshold, 20)
-	c.Logger = cmp.Or(c.Logger, slog.Default())
+	c.Logger = refusal.Logger(cmp.Or(c.Logger, slog.Default()))
 	return c
 }
 

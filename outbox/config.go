@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/romancy-go/romancy/bus"
+	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/internal/schema"
 	"github.com/romancy-go/romancy/internal/sqlfile"
 )
@@ -89,7 +90,7 @@ func (c RelayConfig) withDefaults() RelayConfig {
 	c.MaxBackoff = cmp.Or(c.MaxBackoff, max(5*time.Minute, c.InitialBackoff))
 	c.PollInterval = cmp.Or(c.PollInterval, time.Second)
 	c.FallbackInterval = cmp.Or(c.FallbackInterval, 30*time.Second)
-	c.Logger = cmp.Or(c.Logger, slog.Default())
+	c.Logger = refusal.Logger(cmp.Or(c.Logger, slog.Default()))
 	return c
 }
 

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/romancy-go/romancy/internal/refusal"
 )
 
 // maxBatchBytes bounds the payloads of a batch in memory. A larger event travels alone.
@@ -78,7 +80,7 @@ func scanBatch(rows pgx.Rows) (*batch, error) {
 		if headers != nil {
 			// Headers that another hand wrote badly must not stop the slot: the event fails alone.
 			if err := json.Unmarshal([]byte(*headers), &event.headers); err != nil {
-				event.err = fmt.Errorf("its headers are not a JSON object of strings: %w", err)
+				event.err = fmt.Errorf("its headers are not a JSON object of strings: %w", refusal.Decoding(err))
 			}
 		}
 		b.events = append(b.events, event)

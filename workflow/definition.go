@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"unicode/utf8"
+
+	"github.com/romancy-go/romancy/internal/refusal"
 )
 
 // MaxIDLength is the longest instance id, workflow, activity or channel name, in bytes. A notification carries two of them
@@ -124,7 +126,7 @@ func decodeValue(text []byte, into any) (err error) {
 			err = newPanicError(" while decoding", value)
 		}
 	}()
-	return json.Unmarshal(text, into)
+	return refusal.Decoding(json.Unmarshal(text, into))
 }
 
 // checkName reports why value cannot be stored as an id or a name; field says what it is.

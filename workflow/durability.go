@@ -6,6 +6,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
 
@@ -27,7 +28,7 @@ func (e *Engine) noteServer(ctx context.Context, conn *pgx.Conn) error {
 	// By the simple protocol, so that nothing is prepared for it.
 	if err := conn.QueryRow(ctx, "select current_setting('synchronous_commit'), (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint",
 		pgx.QueryExecModeSimpleProtocol).Scan(&setting, &started); err != nil {
-		return err
+		return refusal.Public(err)
 	}
 	d := &e.durability
 	d.mu.Lock()

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/workflow/internal/commit"
 	"github.com/romancy-go/romancy/workflow/internal/journal"
 	"github.com/romancy-go/romancy/workflow/internal/store"
@@ -163,7 +164,7 @@ func (r *run) decodeStep(position int32, record journal.Record) stepRecord {
 
 func decodeStepRecord(position int32, payload []byte) (done stepRecord, err error) {
 	if err := json.Unmarshal(payload, &done); err != nil {
-		return done, fmt.Errorf("history is damaged: position %d: %w", position, err)
+		return done, fmt.Errorf("history is damaged: position %d: %w", position, refusal.Decoding(err))
 	}
 	return done, nil
 }

@@ -67,7 +67,7 @@ func (e *Engine) heard(ctx context.Context, notification bus.Notification) {
 	var message bus.ChannelMessage
 	if err := json.Unmarshal([]byte(notification.Payload), &message); err != nil || message.ChannelName == "" {
 		e.logger.WarnContext(ctx, "foreign payload on the channel for messages ignored",
-			"channel", notification.Channel, "payload", fmt.Sprintf("%.100q", notification.Payload))
+			"channel", notification.Channel, "bytes", len(notification.Payload))
 		return
 	}
 	if eventType, ok := strings.CutPrefix(message.ChannelName, eventPrefix); ok {

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/romancy-go/romancy/bus"
+	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
 
@@ -167,7 +168,7 @@ func (e *Engine) heardEnded(notification bus.Notification) {
 		return
 	}
 	var payload endedPayload
-	if err := json.Unmarshal([]byte(notification.Payload), &payload); err != nil {
+	if err := refusal.Decoding(json.Unmarshal([]byte(notification.Payload), &payload)); err != nil {
 		e.logger.Warn("foreign payload ignored", "channel", notification.Channel, "error", err)
 		return
 	}
