@@ -13,6 +13,7 @@ import (
 	"github.com/romancy-go/romancy/bus"
 	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/internal/schema"
+	"github.com/romancy-go/romancy/internal/secret"
 	"github.com/romancy-go/romancy/outbox"
 	"github.com/romancy-go/romancy/riverjobs"
 	"github.com/romancy-go/romancy/workflow"
@@ -89,9 +90,9 @@ func (a *App) makePool() (*pgxpool.Pool, error) {
 	}
 	url := ""
 	if len(a.options.urls) > 0 {
-		url = a.options.urls[0]
+		url = a.options.urls[0].Reveal()
 	}
-	config, err := pgxpool.ParseConfig(url)
+	config, err := secret.Parse(url)
 	if err != nil && a.mistake != nil {
 		config, err = pgxpool.ParseConfig("host=localhost port=5432")
 	}
@@ -179,7 +180,7 @@ func (a *App) checkSchema(ctx context.Context, pool *pgxpool.Pool) error {
 	if a.options.migrate {
 		// As guests in the application's River we need no tables of River's own.
 		ownRiver := a.options.sweeps() && !a.options.riverGiven
-		return migration{schema: a.options.schema, logger: a.options.logger}.run(ctx, pool, ownRiver)
+		return migration{schema: a.options.schema, logger: refusal.Logger(a.options.logger)}.run(ctx, pool, ownRiver)
 	}
 	err := schema.Check(ctx, pool, a.options.schema)
 	if version := (*SchemaVersionError)(nil); errors.As(err, &version) && version.Found < version.Want {

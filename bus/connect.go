@@ -48,7 +48,7 @@ func (l *Listener) dial(ctx context.Context, suffix string) (*pgx.Conn, error) {
 	case l.cfg.Connect != nil:
 		return refusal.Answer(l.cfg.Connect(ctx))
 	case l.url != nil:
-		return dial.With(ctx, l.url, suffix, undisturbed)
+		return dial.With(ctx, l.url(), suffix, undisturbed)
 	}
 	return connect(ctx, l.cfg.Pool, suffix)
 }
