@@ -77,6 +77,7 @@ type options struct {
 	meter       metric.MeterProvider
 	tracerGiven bool
 	tracer      trace.TracerProvider
+	hideErrors  bool
 }
 
 // WithDatabase names the database by its URL or keyword/value string, as pgx takes it (pool_max_conns and the like
@@ -255,6 +256,13 @@ func WithMeterProvider(provider metric.MeterProvider) Option {
 // that of its starter. Default: otel.GetTracerProvider().
 func WithTracerProvider(provider trace.TracerProvider) Option {
 	return optionFunc(func(o *options) { o.tracerGiven, o.tracer = true, provider })
+}
+
+// WithoutErrorTexts leaves the texts of errors that code of the application returns (activities, compensations, workflows, the outbox's
+// publisher), and the stacks of its panics, out of the log and of spans, which then have their types only. History and dead letters keep
+// them. Without it the log and spans have the first 1 KiB of each.
+func WithoutErrorTexts() Option {
+	return optionFunc(func(o *options) { o.hideErrors = true })
 }
 
 // WithAutoMigrate makes Start run Migrate first. Without it, Start returns an error for a schema that is not at the version

@@ -213,6 +213,7 @@ func TestOptionsReachTheEngine(t *testing.T) {
 		"Logger":                  {WithLogger(logger), logger},
 		"MeterProvider":           {WithMeterProvider(meter), meter},
 		"TracerProvider":          {WithTracerProvider(tracer), tracer},
+		"HideErrorTexts":          {WithoutErrorTexts(), true},
 	} {
 		with := config(c.option)
 		for i := range with.NumField() {

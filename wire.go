@@ -51,7 +51,7 @@ func (a *App) build() (*parts, error) {
 	if o.relays() {
 		r.relay, err = outbox.NewRelay(outbox.RelayConfig{
 			Pool: pool, Schema: o.schema, Channels: o.channels, Publisher: o.publisher, Listener: r.listener,
-			FallbackInterval: o.fallbackInterval, Logger: o.logger,
+			FallbackInterval: o.fallbackInterval, Logger: o.logger, HideErrorTexts: o.hideErrors,
 		})
 		errs = append(errs, err)
 	}
@@ -75,7 +75,7 @@ func (o *options) engineConfig(r *parts) workflow.Config {
 	return workflow.Config{
 		Pool: r.pool, Schema: o.schema, Channels: o.channels, Listener: r.listener, Notifier: r.notifier,
 		Workflows: o.workflows, ClientOnly: o.client, Lease: o.lease, FallbackInterval: o.fallbackInterval, Logger: o.logger,
-		MeterProvider: o.meter, TracerProvider: o.tracer,
+		MeterProvider: o.meter, TracerProvider: o.tracer, HideErrorTexts: o.hideErrors,
 		MaxWorkflowsPerBatch: o.maxWorkflows, MaxTimersPerBatch: o.maxTimers, MaxMessagesPerBatch: o.maxMessages,
 		MaxConcurrentRuns: o.maxRuns, MaxConcurrentActivities: o.maxActivities, MaxDeaths: o.maxDeaths, MaxInterruptions: o.maxInterruptions,
 		Retention: o.retention, EventRetention: o.eventRetention, SendKeyRetention: o.sendKeyRetention,

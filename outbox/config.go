@@ -73,6 +73,10 @@ type RelayConfig struct {
 	// DeadLetterRetention is after how long Retain deletes a dead letter. Default 0: never.
 	DeadLetterRetention time.Duration
 
+	// HideErrorTexts leaves the texts of the publisher's errors out of the log, which then has their types only. The first 1000 bytes are
+	// kept with the event either way. Default false: the log has as much.
+	HideErrorTexts bool
+
 	// Logger. Default slog.Default().
 	Logger *slog.Logger
 }

@@ -39,12 +39,15 @@ func checkSize(what, name string, bytes int) error {
 	return fmt.Errorf("%s %q: %w: %d bytes as JSON, where %d is the most: store it elsewhere and pass where", what, name, ErrTooLarge, bytes, MaxPayload)
 }
 
-// clipped returns text, or its beginning with a note of how much is missing.
-func clipped(text string) string {
-	if len(text) <= maxErrorText {
+// clipped returns as much of an error's text as is stored.
+func clipped(text string) string { return clippedTo(text, maxErrorText) }
+
+// clippedTo returns text, or its beginning, of most bytes, with a note of how much is missing.
+func clippedTo(text string, most int) string {
+	if len(text) <= most {
 		return text
 	}
-	end := maxErrorText
+	end := most
 	for end > 0 && text[end]&0xC0 == 0x80 { // within a character
 		end--
 	}

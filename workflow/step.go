@@ -284,7 +284,7 @@ func (r *run) retry(s step, position int32, attempt int, cause error) (cancelled
 
 func (r *run) newRetry(s step, position int32, attempt int, cause error) store.Retry {
 	delay := s.options.retry.delay(attempt, rand.Float64())
-	r.log().Info("attempt failed, will be retried", "step", s.name, "position", position, "attempt", attempt, "delay", delay, "error", cause)
+	r.log().Info("attempt failed, will be retried", "step", s.name, "position", position, "attempt", attempt, "delay", delay, "error", r.engine.told(cause))
 	return store.Retry{
 		Fence: r.fence(), Position: position, Attempt: attempt,
 		Error:       attemptFailure{failure: describe(cause), Kind: s.kind, Step: s.name, InDoubt: s.inDoubt}.encode(),

@@ -1,6 +1,7 @@
 package refusal
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"strings"
@@ -9,7 +10,16 @@ import (
 )
 
 // withheld stands in place of a message that quotes the value which it is about.
-const withheld = "a value is refused; the message, which quotes it, is withheld"
+const withheld = "the message, which quotes the value, is withheld"
+
+// valueNames are what PostgreSQL's appendix A calls the codes of class 22 that values meet most.
+var valueNames = map[string]string{
+	"22000": "data exception", "22001": "string data right truncation", "22003": "numeric value out of range", "22004": "null value not allowed",
+	"22007": "invalid datetime format", "22008": "datetime field overflow", "22012": "division by zero", "22021": "character not in repertoire",
+	"22023": "invalid parameter value", "2201B": "invalid regular expression", "22030": "duplicate JSON object key value",
+	"22032": "invalid JSON text", "22P02": "invalid text representation", "22P03": "invalid binary representation",
+	"22P05": "untranslatable character",
+}
 
 // publicError says of the database's error what anybody may read. The error itself stays in the chain, for errors.As. Whichever way
 // this is printed, nothing else of it is.
@@ -91,7 +101,7 @@ func publicText(text string, refusal *pgconn.PgError) string {
 
 // describeValue says what is public of an error of class 22.
 func describeValue(refusal *pgconn.PgError) string {
-	text := withheld
+	text := cmp.Or(valueNames[refusal.Code], "data exception") + "; " + withheld
 	for _, place := range []struct{ what, name string }{
 		{"table", refusal.TableName}, {"column", refusal.ColumnName}, {"type", refusal.DataTypeName}, {"constraint", refusal.ConstraintName},
 	} {

@@ -78,7 +78,7 @@ func TestWhatIsPublicOfAnErrorQuotesNothing(t *testing.T) {
 		}
 	}
 	got := Public(fmt.Errorf("record: %w", value)).Error()
-	want := `record: ERROR: ` + withheld + `, table "orders", column "card", type "luhn", constraint "card_check" (SQLSTATE 22P02)`
+	want := `record: ERROR: invalid text representation; ` + withheld + `, table "orders", column "card", type "luhn", constraint "card_check" (SQLSTATE 22P02)`
 	if got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
@@ -108,7 +108,7 @@ func TestALoggerQuotesNothing(t *testing.T) {
 	logger.Error("two", "run", 1, "error", err, slog.Group("inner", slog.Any("cause", err), slog.String("kind", "record")))
 	logger.Log(context.Background(), slog.LevelWarn, "three", "error", io.EOF)
 	mustNotQuote(t, "the log", log.String())
-	for _, want := range []string{`"run":1`, `flush: ERROR: ` + withheld, `"kind":"record"`, `"error":"EOF"`} {
+	for _, want := range []string{`"run":1`, `flush: ERROR: invalid text representation; ` + withheld, `"kind":"record"`, `"error":"EOF"`} {
 		if !strings.Contains(log.String(), want) {
 			t.Errorf("the log lacks %s:\n%s", want, log.String())
 		}
