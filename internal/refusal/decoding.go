@@ -31,7 +31,7 @@ func Decoding(err error) error {
 	switch {
 	case errors.As(err, &misfit):
 		kind, _, _ := strings.Cut(misfit.Value, " ") // a number has its digits after it
-		text := fmt.Sprintf("json: a %s at byte %d does not fit the Go type %s", kind, misfit.Offset, misfit.Type)
+		text := fmt.Sprintf("json: what is at byte %[2]d, of the kind %[1]s, does not fit the Go type %[3]s", kind, misfit.Offset, misfit.Type)
 		if misfit.Field != "" {
 			text += fmt.Sprintf(" of field %s.%s", misfit.Struct, misfit.Field)
 		}
