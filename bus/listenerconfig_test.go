@@ -2,6 +2,7 @@ package bus
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -9,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -50,6 +52,40 @@ func TestAListenersConfigurationShowsNoPassword(t *testing.T) {
 	_, err = NewListener(ListenerConfig{ListenURL: "postgres://me:hunter2@hunter2@localhost/shop"})
 	if err == nil || strings.Contains(err.Error(), "hunter2") || !strings.Contains(err.Error(), "%40") {
 		t.Errorf("an unescaped @ is answered with: %v", err)
+	}
+}
+
+func TestTheLastErrorOfAListenerShowsNoPassword(t *testing.T) {
+	t.Parallel()
+	const url = "postgres://me:hunter2@127.0.0.1:1/shop?sslmode=disable"
+	for name, cfg := range map[string]ListenerConfig{
+		"a URL":      {ListenURL: url},
+		"a function": {Connect: func(ctx context.Context) (*pgx.Conn, error) { return pgx.Connect(ctx, url) }},
+		"a bad one of it": {Connect: func(ctx context.Context) (*pgx.Conn, error) {
+			return pgx.Connect(ctx, "postgres://me:hunter2@x:hunter2/shop")
+		}},
+	} {
+		var log logbook
+		cfg.Logger = log.logger()
+		listener, err := NewListener(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := listener.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "it has failed", func() bool { return listener.Status().LastError != nil })
+		status := listener.Status()
+		if err := listener.Close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		text, err := json.Marshal(status)
+		if err != nil || strings.Contains(string(text), `"LastError":{`) {
+			t.Errorf("%s: JSON of the status is %s (%v)", name, text, err)
+		}
+		if shown := fmt.Sprintf("%s %v %+v %#v %s", text, status, status, status, log.String()); strings.Contains(shown, "hunter2") {
+			t.Errorf("%s: %s", name, shown)
+		}
 	}
 }
 

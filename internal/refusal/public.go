@@ -39,19 +39,23 @@ func (e *publicError) MarshalText() ([]byte, error) { return []byte(e.text), nil
 
 // Public returns err with a text that anybody may read. Of what the database has said, that is the severity, the message and the SQLSTATE,
 // never Detail, Hint, Where or InternalQuery, which quote rows and statements. Messages of class 22 quote values: they are replaced, and
-// table, column, type and constraint are added where the server names them. The *pgconn.PgError stays in the chain. An error that the
-// database did not send is returned as it is; so is nil.
+// table, column, type and constraint are added where the server names them. The *pgconn.PgError stays in the chain.
+//
+// Of a connection that could not be made the text stays, and the configuration, which has the password, is out of the reach of encoders;
+// of a connection string that cannot be parsed nothing is told. Any other error is returned as it is; so is nil.
 func Public(err error) error {
 	if already := (*publicError)(nil); err == nil || errorIs(err, &already) {
 		return err
 	}
-	refusals := sent(err, nil)
-	if len(refusals) == 0 {
+	if !known(err) {
 		return err
 	}
 	text := err.Error()
-	for _, refusal := range refusals {
+	for _, refusal := range sent(err, nil) {
 		text = publicText(text, refusal)
+	}
+	if parsing := (*pgconn.ParseConfigError)(nil); errors.As(err, &parsing) {
+		text = strings.ReplaceAll(text, parsing.Error(), "a connection string cannot be parsed; its text is withheld")
 	}
 	return &publicError{text: text, err: err}
 }
@@ -120,8 +124,10 @@ func Text(err error) string {
 	return Public(err).Error()
 }
 
-// known reports whether err has an error of the database in its tree, so that its text is to be Public's.
-func known(err error) bool { return errors.As(err, new(*pgconn.PgError)) }
+// known reports whether there is something in err's tree that not everybody may read.
+func known(err error) bool {
+	return errors.As(err, new(*pgconn.PgError)) || errors.As(err, new(*pgconn.ConnectError)) || errors.As(err, new(*pgconn.ParseConfigError))
+}
 
 // Answer returns what a question to the database has returned, with Public(err).
 func Answer[T any](value T, err error) (T, error) { return value, Public(err) }

@@ -77,6 +77,17 @@ func TestWhatIsPublicOfAnErrorQuotesNothing(t *testing.T) {
 			t.Errorf("%s: %v has lost what the database said", name, public)
 		}
 	}
+	_, parsing := pgconn.ParseConfig("postgres://me:hunter2@hunter2@localhost:hunter2/shop")
+	for how, text := range ways(t, Public(fmt.Errorf("connect: %w", parsing))) {
+		mustNotQuote(t, "a connection string, "+how, text)
+	}
+	_, connecting := pgconn.Connect(t.Context(), "postgres://me:hunter2@127.0.0.1:1/shop?sslmode=disable")
+	for how, text := range ways(t, Public(connecting)) {
+		mustNotQuote(t, "a connection, "+how, text)
+	}
+	if got := Public(connecting); got.Error() != connecting.Error() || !errors.As(got, new(*pgconn.ConnectError)) {
+		t.Errorf("of a connection that cannot be made is told %v", got)
+	}
 	got := Public(fmt.Errorf("record: %w", value)).Error()
 	want := `record: ERROR: invalid text representation; ` + withheld + `, table "orders", column "card", type "luhn", constraint "card_check" (SQLSTATE 22P02)`
 	if got != want {
