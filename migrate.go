@@ -6,6 +6,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/internal/rivertables"
 	"github.com/romancy-go/romancy/internal/schema"
 )
@@ -34,6 +35,7 @@ func newMigration(opts []MigrateOption) migration {
 	if m.logger == nil {
 		m.logger = slog.Default()
 	}
+	m.logger = refusal.Logger(m.logger)
 	return m
 }
 
@@ -54,7 +56,7 @@ func newMigration(opts []MigrateOption) migration {
 //
 // If Migrate fails half-way, run it again: what is done stays done, and Start refuses a half-migrated schema.
 func Migrate(ctx context.Context, pool *pgxpool.Pool, opts ...MigrateOption) error {
-	return newMigration(opts).run(ctx, pool, true)
+	return refusal.Public(newMigration(opts).run(ctx, pool, true))
 }
 
 func (m migration) run(ctx context.Context, pool *pgxpool.Pool, river bool) error {

@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/romancy-go/romancy/internal/migrator"
+	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/internal/rivertables"
 	"github.com/romancy-go/romancy/internal/schema"
 )
@@ -52,11 +53,11 @@ func PlanMigration(ctx context.Context, pool *pgxpool.Pool, opts ...MigrateOptio
 	m := newMigration(opts)
 	version, own, err := schema.Plan(ctx, pool, m.schema, m.options())
 	if err != nil {
-		return nil, err
+		return nil, refusal.Public(err)
 	}
 	river, err := rivertables.Found(ctx, pool, m.schema)
 	if err != nil {
-		return nil, err
+		return nil, refusal.Public(err)
 	}
 	return m.plan(MigrationState{Version: version, River: river}, own)
 }

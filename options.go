@@ -15,6 +15,7 @@ import (
 
 	"github.com/romancy-go/romancy/bus"
 	"github.com/romancy-go/romancy/internal/schema"
+	"github.com/romancy-go/romancy/internal/secret"
 	"github.com/romancy-go/romancy/internal/sqlfile"
 	"github.com/romancy-go/romancy/workflow"
 )
@@ -40,7 +41,7 @@ type optionFunc func(o *options)
 func (f optionFunc) apply(o *options) { f(o) }
 
 type options struct {
-	urls      []string
+	urls      []secret.Text
 	pools     []*pgxpool.Pool
 	schema    string
 	channels  bus.Channels
@@ -63,7 +64,7 @@ type options struct {
 	retention        time.Duration
 	eventRetention   time.Duration
 	sendKeyRetention time.Duration
-	listenURLs       []string
+	listenURLs       []secret.Text
 	listeners        []*bus.Listener
 
 	outboxGiven bool
@@ -77,12 +78,14 @@ type options struct {
 	meter       metric.MeterProvider
 	tracerGiven bool
 	tracer      trace.TracerProvider
+	hideErrors  bool
 }
 
 // WithDatabase names the database by its URL or keyword/value string, as pgx takes it (pool_max_conns and the like
-// included). The App makes a pool for it and closes it at Shutdown. Give this or WithPool, once.
+// included). A special character of its user name or password must be percent-encoded, an @ as %40: a URL with another @ than the one
+// before the host is refused, and no error shows any of it. The App makes a pool for it and closes it at Shutdown. Give this or WithPool, once.
 func WithDatabase(url string) Option {
-	return optionFunc(func(o *options) { o.urls = append(o.urls, url) })
+	return optionFunc(func(o *options) { o.urls = append(o.urls, secret.New(url)) })
 }
 
 // WithPool makes the App work on the application's pool, which it never closes. A few connections are made beside it from
@@ -171,7 +174,7 @@ func WithNotifyReconnectDelay(delay time.Duration) Option {
 // WithListenURL names the database to listen to, as a URL or keyword/value string, where the pool cannot do it because it
 // goes through a pooler such as PgBouncer in transaction mode. It must be the same database, reached around the pooler.
 func WithListenURL(url string) Option {
-	return optionFunc(func(o *options) { o.listenURLs = append(o.listenURLs, url) })
+	return optionFunc(func(o *options) { o.listenURLs = append(o.listenURLs, secret.New(url)) })
 }
 
 // WithListener makes the App listen with the application's listener, which the application starts and closes, instead of
@@ -254,6 +257,13 @@ func WithMeterProvider(provider metric.MeterProvider) Option {
 // that of its starter. Default: otel.GetTracerProvider().
 func WithTracerProvider(provider trace.TracerProvider) Option {
 	return optionFunc(func(o *options) { o.tracerGiven, o.tracer = true, provider })
+}
+
+// WithoutErrorTexts leaves the texts of errors that code of the application returns (activities, compensations, workflows, the outbox's
+// publisher), and the stacks of its panics, out of the log and of spans, which then have their types only. History and dead letters keep
+// them. Without it the log and spans have the first 1 KiB of each.
+func WithoutErrorTexts() Option {
+	return optionFunc(func(o *options) { o.hideErrors = true })
 }
 
 // WithAutoMigrate makes Start run Migrate first. Without it, Start returns an error for a schema that is not at the version
@@ -369,9 +379,9 @@ func (o *options) checkDatabase() (errs []error) {
 		errs = append(errs, fmt.Errorf("%d databases (WithDatabase %d times, WithPool %d times): give exactly one", given, len(o.urls), len(o.pools)))
 	}
 	for _, url := range o.urls {
-		if url == "" {
+		if url.Reveal() == "" {
 			errs = append(errs, errors.New(`WithDatabase(""): give a URL like postgres://user:password@localhost:5432/dbname`))
-		} else if _, err := pgxpool.ParseConfig(url); err != nil { // pgx keeps the password out of it
+		} else if _, err := secret.Parse(url.Reveal()); err != nil {
 			errs = append(errs, fmt.Errorf("WithDatabase: %w: give a URL like postgres://user:password@localhost:5432/dbname", err))
 		}
 	}
@@ -387,9 +397,9 @@ func (o *options) checkDatabase() (errs []error) {
 func (o *options) checkListening() (errs []error) {
 	mistake := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	for _, url := range o.listenURLs {
-		if url == "" {
+		if url.Reveal() == "" {
 			mistake(`WithListenURL(""): give a URL like postgres://user:password@localhost:5432/dbname, or leave it out to listen to the pool's database`)
-		} else if _, err := pgxpool.ParseConfig(url); err != nil { // pgx keeps the password out of it
+		} else if _, err := secret.Parse(url.Reveal()); err != nil {
 			mistake("WithListenURL: %w: give a URL like postgres://user:password@localhost:5432/dbname", err)
 		}
 	}
@@ -417,7 +427,7 @@ func (o *options) listenURL() string {
 	if len(o.listenURLs) == 0 {
 		return ""
 	}
-	return o.listenURLs[0]
+	return o.listenURLs[0].Reveal()
 }
 
 // ownsListener reports whether the App makes its listener.

@@ -13,6 +13,7 @@ import (
 	tracenoop "go.opentelemetry.io/otel/trace/noop"
 
 	"github.com/romancy-go/romancy/bus"
+	"github.com/romancy-go/romancy/internal/secret"
 	"github.com/romancy-go/romancy/workflow"
 )
 
@@ -141,7 +142,7 @@ func TestOptionsThatContradictEachOtherAreReported(t *testing.T) {
 
 func TestTheDefaultsAreTheDocumentedOnes(t *testing.T) {
 	t.Parallel()
-	o, err := check(options{urls: []string{"postgres://localhost/a"}})
+	o, err := check(options{urls: []secret.Text{secret.New("postgres://localhost/a")}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -167,7 +168,7 @@ func TestTheDefaultsAreTheDocumentedOnes(t *testing.T) {
 
 func TestAChannelLeftEmptyKeepsTheNameOfTheSchema(t *testing.T) {
 	t.Parallel()
-	o, err := check(options{urls: []string{"postgres://localhost/a"}, schema: "shop", channels: bus.Channels{TimerExpired: "workflow_timer_expired"}})
+	o, err := check(options{urls: []secret.Text{secret.New("postgres://localhost/a")}, schema: "shop", channels: bus.Channels{TimerExpired: "workflow_timer_expired"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -212,6 +213,7 @@ func TestOptionsReachTheEngine(t *testing.T) {
 		"Logger":                  {WithLogger(logger), logger},
 		"MeterProvider":           {WithMeterProvider(meter), meter},
 		"TracerProvider":          {WithTracerProvider(tracer), tracer},
+		"HideErrorTexts":          {WithoutErrorTexts(), true},
 	} {
 		with := config(c.option)
 		for i := range with.NumField() {

@@ -108,7 +108,7 @@ func (a *App) Start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := refusal.WithRemedy(a.startParts(ctx, r)); err != nil {
+	if err := refusal.WithRemedy(refusal.Public(a.startParts(ctx, r))); err != nil {
 		stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), graceTimeout)
 		defer cancel()
 		if stopErr := a.stopStarted(stopCtx); stopErr != nil {

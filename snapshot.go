@@ -31,7 +31,7 @@ type SnapshotHolder struct {
 	Name         string        // application_name, or the name of the slot or of the prepared transaction
 	Role         string        // whose it is; empty for a slot
 	State        string        // a session's as in pg_stat_activity, such as "idle in transaction"; a slot's "active" or "inactive"
-	Query        string        // the beginning of a session's last statement
+	Statement    string        // the name of the statement of this library that a session executed last; empty if it was another's, of which nothing is shown
 	Age          time.Duration // when looked at; of slots and standbys, since this process first saw them hold this snapshot
 	Transactions int64         // how many have begun since
 }
@@ -40,7 +40,7 @@ func snapshotStatus(reading horizon.Reading) SnapshotStatus {
 	status := SnapshotStatus{Hidden: reading.Hidden, LookedAt: reading.At}
 	if oldest := reading.Oldest; oldest != nil {
 		status.Oldest = &SnapshotHolder{
-			Kind: string(oldest.Kind), PID: oldest.PID, Name: oldest.Name, Role: oldest.Role, State: oldest.State, Query: oldest.Query,
+			Kind: string(oldest.Kind), PID: oldest.PID, Name: oldest.Name, Role: oldest.Role, State: oldest.State, Statement: oldest.Statement,
 			Age: oldest.Age, Transactions: oldest.Transactions,
 		}
 	}

@@ -11,7 +11,9 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/romancy-go/romancy/bus"
+	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/internal/schema"
+	"github.com/romancy-go/romancy/internal/secret"
 	"github.com/romancy-go/romancy/outbox"
 	"github.com/romancy-go/romancy/riverjobs"
 	"github.com/romancy-go/romancy/workflow"
@@ -49,7 +51,7 @@ func (a *App) build() (*parts, error) {
 	if o.relays() {
 		r.relay, err = outbox.NewRelay(outbox.RelayConfig{
 			Pool: pool, Schema: o.schema, Channels: o.channels, Publisher: o.publisher, Listener: r.listener,
-			FallbackInterval: o.fallbackInterval, Logger: o.logger,
+			FallbackInterval: o.fallbackInterval, Logger: o.logger, HideErrorTexts: o.hideErrors,
 		})
 		errs = append(errs, err)
 	}
@@ -73,7 +75,7 @@ func (o *options) engineConfig(r *parts) workflow.Config {
 	return workflow.Config{
 		Pool: r.pool, Schema: o.schema, Channels: o.channels, Listener: r.listener, Notifier: r.notifier,
 		Workflows: o.workflows, ClientOnly: o.client, Lease: o.lease, FallbackInterval: o.fallbackInterval, Logger: o.logger,
-		MeterProvider: o.meter, TracerProvider: o.tracer,
+		MeterProvider: o.meter, TracerProvider: o.tracer, HideErrorTexts: o.hideErrors,
 		MaxWorkflowsPerBatch: o.maxWorkflows, MaxTimersPerBatch: o.maxTimers, MaxMessagesPerBatch: o.maxMessages,
 		MaxConcurrentRuns: o.maxRuns, MaxConcurrentActivities: o.maxActivities, MaxDeaths: o.maxDeaths, MaxInterruptions: o.maxInterruptions,
 		Retention: o.retention, EventRetention: o.eventRetention, SendKeyRetention: o.sendKeyRetention,
@@ -88,9 +90,9 @@ func (a *App) makePool() (*pgxpool.Pool, error) {
 	}
 	url := ""
 	if len(a.options.urls) > 0 {
-		url = a.options.urls[0]
+		url = a.options.urls[0].Reveal()
 	}
-	config, err := pgxpool.ParseConfig(url)
+	config, err := secret.Parse(url)
 	if err != nil && a.mistake != nil {
 		config, err = pgxpool.ParseConfig("host=localhost port=5432")
 	}
@@ -178,7 +180,7 @@ func (a *App) checkSchema(ctx context.Context, pool *pgxpool.Pool) error {
 	if a.options.migrate {
 		// As guests in the application's River we need no tables of River's own.
 		ownRiver := a.options.sweeps() && !a.options.riverGiven
-		return migration{schema: a.options.schema, logger: a.options.logger, nonEmpty: a.options.nonEmpty}.run(ctx, pool, ownRiver)
+		return migration{schema: a.options.schema, logger: refusal.Logger(a.options.logger), nonEmpty: a.options.nonEmpty}.run(ctx, pool, ownRiver)
 	}
 	err := schema.Check(ctx, pool, a.options.schema)
 	if version := (*SchemaVersionError)(nil); errors.As(err, &version) && version.Found < version.Want {
@@ -197,7 +199,7 @@ func (a *App) riverConfig() riverjobs.Config {
 		Healthy: func() bool { return a.Listener().Healthy() },
 		Clock: func(ctx context.Context) (now time.Time, err error) {
 			err = a.running.Load().pool.QueryRow(ctx, "-- name: DatabaseClock\nselect pg_catalog.clock_timestamp()").Scan(&now)
-			return now, err
+			return now, refusal.Public(err)
 		},
 	}
 	if o.executes() {

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/internal/sqlfile"
 )
 
@@ -124,7 +125,7 @@ func (c *catchUp) page(ctx context.Context, last pendingItem, limit int) ([]pend
 	defer cancel()
 	rows, err := c.pool.Query(ctx, c.query, last.at, last.item, limit)
 	if err != nil {
-		return nil, fmt.Errorf("catch up: %w", err)
+		return nil, fmt.Errorf("catch up: %w", refusal.Public(err))
 	}
 	page, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (pendingItem, error) {
 		var item pendingItem
@@ -132,7 +133,7 @@ func (c *catchUp) page(ctx context.Context, last pendingItem, limit int) ([]pend
 		return item, err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("catch up: %w", err)
+		return nil, fmt.Errorf("catch up: %w", refusal.Public(err))
 	}
 	return page, nil
 }

@@ -2,7 +2,6 @@ package bus
 
 import (
 	"context"
-	"errors"
 	"strings"
 	"time"
 
@@ -12,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/romancy-go/romancy/internal/dial"
+	"github.com/romancy-go/romancy/internal/refusal"
 )
 
 // commandTimeout bounds SET, LISTEN and UNLISTEN, none of which waits for anybody.
@@ -46,9 +46,9 @@ func undisturbed(cfg *pgx.ConnConfig) {
 func (l *Listener) dial(ctx context.Context, suffix string) (*pgx.Conn, error) {
 	switch {
 	case l.cfg.Connect != nil:
-		return l.cfg.Connect(ctx)
+		return refusal.Answer(l.cfg.Connect(ctx))
 	case l.url != nil:
-		return dial.With(ctx, l.url, suffix, undisturbed)
+		return dial.With(ctx, l.url(), suffix, undisturbed)
 	}
 	return connect(ctx, l.cfg.Pool, suffix)
 }
@@ -57,12 +57,11 @@ func (l *Listener) dial(ctx context.Context, suffix string) (*pgx.Conn, error) {
 // without notifications.
 func setSession(ctx context.Context, conn *pgx.Conn, settings []string) error {
 	_, err := command(ctx, conn, strings.Join(settings, "; "))
-	var refusal *pgconn.PgError
-	if !errors.As(err, &refusal) {
+	if !refusal.Said(err) {
 		return err
 	}
 	for _, setting := range settings {
-		if _, err := command(ctx, conn, setting); err != nil && !errors.As(err, &refusal) {
+		if _, err := command(ctx, conn, setting); err != nil && !refusal.Said(err) {
 			return err
 		}
 	}
@@ -76,7 +75,7 @@ func command(ctx context.Context, conn *pgx.Conn, sql string) (value string, err
 	defer cancel()
 	results, err := conn.PgConn().Exec(ctx, sql).ReadAll()
 	if err != nil {
-		return "", err
+		return "", refusal.Public(err)
 	}
 	for _, result := range results {
 		if len(result.Rows) > 0 {

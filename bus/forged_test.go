@@ -20,14 +20,14 @@ import (
 func stranger(t testing.TB, pool *pgxpool.Pool) *pgxpool.Pool {
 	t.Helper()
 	role := pool.Config().ConnConfig.Database + "_stranger"
-	execute(t, pool, "create role "+role+" login password 'secret'")
+	execute(t, pool, "create role "+role+" login password 'hidden'")
 	t.Cleanup(func() {
 		if _, err := pool.Exec(context.Background(), "drop role "+role); err != nil {
 			t.Error(err)
 		}
 	})
 	other := pgtest.Connect(t, pool.Config().ConnString(), func(c *pgxpool.Config) {
-		c.ConnConfig.User, c.ConnConfig.Password, c.MaxConns = role, "secret", 2
+		c.ConnConfig.User, c.ConnConfig.Password, c.MaxConns = role, "hidden", 2
 	})
 	if _, err := other.Exec(within(t), "select from romancy.outbox"); err == nil {
 		t.Fatal("the stranger may read the tables")
@@ -43,12 +43,12 @@ func flood(t testing.TB, pool *pgxpool.Pool, channel string, payloads ...string)
 	}
 }
 
-// secret is a row of which a stranger knows the id before it is committed, and what its notification says.
-type secret struct{ channel, payload, insert string }
+// hidden is a row of which a stranger knows the id before it is committed, and what its notification says.
+type hidden struct{ channel, payload, insert string }
 
-func secrets() []secret {
+func secrets() []hidden {
 	names := ChannelsFor("romancy")
-	return []secret{
+	return []hidden{
 		{
 			names.WorkflowResumable, Encode(WorkflowResumable{"run", "orders"}),
 			`insert into romancy.instances (id, workflow, status, token, ready_at) values ('run', 'orders', 'ready', 1, now())`,

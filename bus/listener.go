@@ -15,6 +15,8 @@ import (
 	"go.opentelemetry.io/otel/metric"
 
 	"github.com/romancy-go/romancy/internal/outage"
+	"github.com/romancy-go/romancy/internal/refusal"
+	"github.com/romancy-go/romancy/internal/secret"
 )
 
 // ErrClosed is returned by everything here that was closed.
@@ -29,7 +31,9 @@ type ListenerConfig struct {
 
 	// ListenURL names the database to listen to instead of Pool, as a URL or keyword/value string: for a pool that
 	// goes through a pooler which cannot LISTEN, such as PgBouncer in transaction mode, the server behind it. Where
-	// credentials change, set Connect instead.
+	// credentials change, set Connect instead. Special characters of its user name and password must be percent-encoded (@ as
+	// %40). Nothing prints it: printing and encoding a ListenerConfig shows where it leads. If it asks for weaker TLS than Pool
+	// has, Start warns.
 	ListenURL string
 
 	// Connect makes the connection instead of Pool and ListenURL. It must return promptly when ctx ends, and set no
@@ -70,7 +74,7 @@ func (c ListenerConfig) withDefaults() ListenerConfig {
 	c.ProbeInterval = cmp.Or(c.ProbeInterval, 15*time.Second)
 	c.SilenceLimit = cmp.Or(c.SilenceLimit, 5*time.Second)
 	c.FallbackInterval = cmp.Or(c.FallbackInterval, 30*time.Second)
-	c.Logger = cmp.Or(c.Logger, slog.Default())
+	c.Logger = refusal.Logger(cmp.Or(c.Logger, slog.Default()))
 	return c
 }
 
@@ -99,7 +103,7 @@ func (c ListenerConfig) listenConfig() (*pgx.ConnConfig, error) {
 	if c.ListenURL == "" {
 		return nil, nil //nolint:nilnil // nil is the configuration of no URL
 	}
-	config, err := pgxpool.ParseConfig(c.ListenURL) // pgx keeps the password out of the error
+	config, err := secret.Parse(c.ListenURL)
 	if err != nil {
 		return nil, fmt.Errorf("bus.ListenerConfig.ListenURL: %w: give a URL like postgres://user:password@localhost:5432/dbname", err)
 	}
@@ -130,7 +134,7 @@ type Notification struct {
 // the connection ends, and tells every [Subscription] then that something may have been missed.
 type Listener struct {
 	cfg     ListenerConfig
-	url     *pgx.ConnConfig // what ListenURL says; nil without
+	url     func() *pgx.ConnConfig // what ListenURL says, behind a function because it has the password; nil without
 	log     *slog.Logger
 	metrics *listenerMetrics
 	// Why notifications do not arrive, or cannot be known to.
@@ -164,10 +168,15 @@ func NewListener(cfg ListenerConfig) (*Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("bus.ListenerConfig.MeterProvider: %w", err)
 	}
-	url, err := cfg.listenConfig()
+	said, err := cfg.listenConfig()
 	if err != nil {
 		return nil, err
 	}
+	var url func() *pgx.ConnConfig
+	if said != nil {
+		url = func() *pgx.ConnConfig { return said }
+	}
+	cfg.ListenURL = "" // it is in url, where nothing prints it
 	l := &Listener{
 		cfg:     cfg,
 		url:     url,
@@ -215,6 +224,7 @@ func (l *Listener) Start(ctx context.Context) error {
 		l.log.Info("PostgreSQL LISTEN/NOTIFY configured",
 			"fallback_interval", seconds(l.cfg.FallbackInterval), "reconnect_delay", seconds(l.cfg.ReconnectDelay))
 	}
+	l.warnOfTLS(ctx)
 	go l.run(ctx)
 	return nil
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/romancy-go/romancy/internal/dial"
 	"github.com/romancy-go/romancy/internal/outage"
+	"github.com/romancy-go/romancy/internal/refusal"
 )
 
 const (
@@ -78,7 +79,7 @@ func (c NotifierConfig) withDefaults() NotifierConfig {
 	c.RateThreshold = cmp.Or(c.RateThreshold, 20)
 	c.QueueLimit = cmp.Or(c.QueueLimit, defaultQueueLimit)
 	c.QueueInterval = cmp.Or(c.QueueInterval, 30*time.Second)
-	c.Logger = cmp.Or(c.Logger, slog.Default())
+	c.Logger = refusal.Logger(cmp.Or(c.Logger, slog.Default()))
 	return c
 }
 

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/romancy-go/romancy/internal/refusal"
 )
 
 // NotifyMode says how a notification leaves that belongs to a caller's transaction.
@@ -82,7 +84,7 @@ func (n *Notifier) NotifyTx(ctx context.Context, tx pgx.Tx, channel, payload str
 func (n *Notifier) NotifyTxMany(ctx context.Context, tx pgx.Tx, messages []Message) error {
 	return n.notifyTx(ctx, tx, messages, func() (xid string, err error) {
 		err = tx.QueryRow(ctx, queries.Get("CurrentTransaction")).Scan(&xid)
-		return xid, err
+		return xid, refusal.Public(err)
 	})
 }
 
@@ -129,7 +131,7 @@ func (n *Notifier) notifyTx(ctx context.Context, tx pgx.Tx, messages []Message, 
 func notifyIn(ctx context.Context, tx pgx.Tx, messages []Message) error {
 	channels, payloads := columns(messages)
 	if _, err := tx.Exec(ctx, queries.Get("NotifyInTransaction"), channels, payloads); err != nil {
-		return fmt.Errorf("notify: %w", err)
+		return fmt.Errorf("notify: %w", refusal.Public(err))
 	}
 	return nil
 }

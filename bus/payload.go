@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/romancy-go/romancy/internal/refusal"
 )
 
 // MaxPayload is the longest payload in bytes that PostgreSQL takes: it must be shorter than 8000.
@@ -40,6 +42,8 @@ type ChannelMessage struct {
 	TargetInstanceID string `json:"target_instance_id,omitempty"`
 }
 
+var errMessageID = errors.New("message_id is no whole number of 64 bits")
+
 // UnmarshalJSON implements json.Unmarshaler. It also reads what Romancy 0.6 sends, where the key of the channel is
 // "channel", and takes a message_id that is written as a string of digits.
 func (m *ChannelMessage) UnmarshalJSON(text []byte) error {
@@ -56,7 +60,7 @@ func (m *ChannelMessage) UnmarshalJSON(text []byte) error {
 	if wire.MessageID != "" {
 		var err error
 		if id, err = wire.MessageID.Int64(); err != nil {
-			return fmt.Errorf("message_id is %s: %w", wire.MessageID, err)
+			return errMessageID
 		}
 	}
 	*m = ChannelMessage{ChannelName: cmp.Or(wire.ChannelName, wire.Channel), MessageID: id, TargetInstanceID: wire.TargetInstanceID}
@@ -78,9 +82,9 @@ type PayloadError struct {
 	Err error
 }
 
-// Error implements error.
+// Error implements error. The payload is not in it: whoever may connect to the database can have sent it.
 func (e *PayloadError) Error() string {
-	return fmt.Sprintf("payload %q on channel %q is not one of ours: %v", e.Payload, e.Channel, e.Err)
+	return fmt.Sprintf("payload on channel %q is not one of ours: %v", e.Channel, e.Err)
 }
 
 // Unwrap returns the cause.
@@ -114,7 +118,7 @@ func decode[T Payload](channel string, payload []byte) (T, error) {
 		err = checkDepth(payload)
 	}
 	if !ok && err == nil {
-		err = json.Unmarshal(payload, &v)
+		err = refusal.Decoding(json.Unmarshal(payload, &v))
 	}
 	if err == nil {
 		err = checkIDs(v)

@@ -2,6 +2,7 @@ package bus
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -72,3 +73,25 @@ func TestForeignPayloadIsATypedError(t *testing.T) {
 		t.Errorf("brackets in texts: %+v, %v", got, err)
 	}
 }
+
+// Whoever may connect to the database can notify: nothing of what came stands in the error that goes to logs.
+func TestAForeignPayloadIsNotQuoted(t *testing.T) {
+	t.Parallel()
+	for _, text := range []string{
+		"hunter2", `{"instance_id":"hunter2"`, `{"instance_id":4111111,"event_id":4111111,"channel_name":4111111}`, `["card-4111"]`,
+		`{"channel_name":"a","message_id":"card-4111"}`, `{"instance_id":"1","expires_at":"hunter2"}`, `{"channel_name":"a","message_id":4111111.5}`,
+	} {
+		for _, err := range []error{
+			errorOf(decodeText[WorkflowResumable](text)), errorOf(decodeText[TimerRegistered](text)), errorOf(decodeText[ChannelMessage](text)),
+			errorOf(decodeText[OutboxPending](text)),
+		} {
+			for _, secret := range []string{"hunter2", "card-4111", "4111111"} {
+				if err != nil && strings.Contains(fmt.Sprintf("%v %+v", err, err), secret) {
+					t.Errorf("%s: %v", text, err)
+				}
+			}
+		}
+	}
+}
+
+func errorOf[T any](_ T, err error) error { return err }

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/romancy-go/romancy/internal/dial"
+	"github.com/romancy-go/romancy/internal/refusal"
 )
 
 const (
@@ -164,7 +165,7 @@ func (l *Listener) sendByPool(ctx context.Context, p *probe) error {
 	defer cancel()
 	conn, err := l.cfg.Pool.Acquire(patience)
 	if err != nil {
-		return err
+		return refusal.Public(err)
 	}
 	defer conn.Release()
 	return p.notify(ctx, conn.Conn())
@@ -194,5 +195,5 @@ func (p *probe) notify(ctx context.Context, conn *pgx.Conn) error {
 	now := time.Now()
 	p.left.Store(&now)
 	_, err := conn.Exec(ctx, queries.Get("Probe"), pgx.QueryExecModeExec, p.channel, p.nonce)
-	return err
+	return refusal.Public(err)
 }

@@ -11,6 +11,8 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/romancy-go/romancy/internal/refusal"
 )
 
 // PublisherConfig configures a [Publisher].
@@ -71,7 +73,7 @@ func (p *Publisher) Publish(topic string, messages ...*message.Message) error {
 	defer cancel()
 	channels, payloads := columns(notifications)
 	if _, err := p.pool.Exec(ctx, queries.Get("Publish"), channels, payloads); err != nil {
-		return fmt.Errorf("publish to %s: %w", topic, err)
+		return fmt.Errorf("publish to %s: %w", topic, refusal.Public(err))
 	}
 	return nil
 }
@@ -98,7 +100,7 @@ func (p txPublisher) Publish(topic string, messages ...*message.Message) error {
 		return err
 	}
 	if err := notifyIn(ctx, p.tx, notifications); err != nil {
-		return fmt.Errorf("publish to %s: %w", topic, err)
+		return fmt.Errorf("publish to %s: %w", topic, refusal.Public(err))
 	}
 	return nil
 }

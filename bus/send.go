@@ -81,7 +81,7 @@ func (n *Notifier) statement(ctx context.Context, conn *pgx.Conn, work *batch) (
 	channels, payloads := columns(messages)
 	rows, err := conn.Query(ctx, queries.Get("Send"), channels, payloads, xids)
 	if err != nil {
-		return nil, err
+		return nil, refusal.Public(err)
 	}
 	open = map[*openTransaction]bool{}
 	var place int
@@ -91,7 +91,7 @@ func (n *Notifier) statement(ctx context.Context, conn *pgx.Conn, work *batch) (
 		return nil
 	})
 	if err != nil {
-		return nil, err
+		return nil, refusal.Public(err)
 	}
 	n.metrics.sentBatch(ctx, int64(len(messages))-tag.RowsAffected())
 	return open, nil
@@ -107,7 +107,7 @@ func (n *Notifier) dropUnsendable(ctx context.Context, conn *pgx.Conn, work *bat
 			var length int
 			err := conn.QueryRow(ctx, queries.Get("CheckText"), m.Channel+m.Payload).Scan(&length)
 			if err != nil && refusal.Of(err) == refusal.Value {
-				n.log.Error("notification dropped", "channel", m.Channel, "payload", beginning(m.Payload), "error", err)
+				n.log.Error("notification dropped", "channel", m.Channel, "bytes", len(m.Payload), "error", refusal.Public(err))
 				continue
 			}
 			kept = append(kept, m)

@@ -3,6 +3,8 @@ package bus
 import (
 	"slices"
 	"time"
+
+	"github.com/romancy-go/romancy/internal/refusal"
 )
 
 // State is where the connection of a [Listener] is in its life.
@@ -112,7 +114,7 @@ func (l *Listener) disconnected(err error) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	clear(l.listened)
-	l.status.LastError = err
+	l.status.LastError = refusal.Public(err) // Connect may be anybody's
 	return l.status.State == StateListening
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"go.opentelemetry.io/otel/metric"
 
+	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/internal/schema"
 	"github.com/romancy-go/romancy/internal/sqlfile"
 )
@@ -77,7 +78,7 @@ func (c SubscriberConfig) withDefaults() SubscriberConfig {
 	c.MaxInFlight = cmp.Or(c.MaxInFlight, 1)
 	c.NackDelay = cmp.Or(c.NackDelay, time.Second)
 	c.QueueSize = cmp.Or(c.QueueSize, DefaultQueue)
-	c.Logger = cmp.Or(c.Logger, slog.Default())
+	c.Logger = refusal.Logger(cmp.Or(c.Logger, slog.Default()))
 	return c
 }
 

@@ -209,7 +209,7 @@ func (w *Waker) settle(round context.Context, limit time.Duration, logger waterm
 		case round.Err() != nil:
 			return round.Err()
 		case err != nil: // the look that follows a step later says more
-			logger.Debug("Cannot tell whether messages are hidden", watermill.LogFields{"err": err.Error()})
+			logger.Debug("Cannot tell whether messages are hidden", watermill.LogFields{"err": refusal.Text(err)})
 			return w.wait(round, min(limit, retryStep))
 		case settled:
 			w.setSettled()
@@ -316,8 +316,9 @@ func (w *Waker) observe(state State) {
 
 // failed returns how long to wait before the next attempt.
 func (w *Waker) failed(logger watermill.LoggerAdapter, err error) time.Duration {
+	err = refusal.Public(err) // the logger may be anybody's
 	if contended(err) {
-		logger.Debug("Another subscriber was faster, looking again", watermill.LogFields{"err": err.Error()})
+		logger.Debug("Another subscriber was faster, looking again", watermill.LogFields{"err": refusal.Text(err)})
 		return 0
 	}
 	w.mu.Lock()

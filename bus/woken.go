@@ -12,6 +12,8 @@ import (
 	"github.com/ThreeDotsLabs/watermill"
 	watermillsql "github.com/ThreeDotsLabs/watermill-sql/v4/pkg/sql"
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/romancy-go/romancy/internal/refusal"
 )
 
 // closePatience is how long Close lets a statement in progress go on, before it cancels it.
@@ -70,7 +72,7 @@ func NewWokenSubscriber(db watermillsql.Beginner, config watermillsql.Subscriber
 	if woken.Channel == nil {
 		woken.Channel = TopicChannel
 	}
-	woken.Logger = cmp.Or(woken.Logger, slog.Default())
+	woken.Logger = refusal.Logger(cmp.Or(woken.Logger, slog.Default()))
 	logger := watermill.NewSlogLoggerWithLevelMapping(woken.Logger, map[slog.Level]slog.Level{
 		slog.LevelInfo:  slog.LevelDebug,
 		slog.LevelDebug: watermill.LevelTrace,

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/romancy-go/romancy/bus"
+	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/internal/schema"
 	"github.com/romancy-go/romancy/internal/sqlfile"
 )
@@ -72,6 +73,10 @@ type RelayConfig struct {
 	// DeadLetterRetention is after how long Retain deletes a dead letter. Default 0: never.
 	DeadLetterRetention time.Duration
 
+	// HideErrorTexts leaves the texts of the publisher's errors out of the log, which then has their types only. The first 1000 bytes are
+	// kept with the event either way. Default false: the log has as much.
+	HideErrorTexts bool
+
 	// Logger. Default slog.Default().
 	Logger *slog.Logger
 }
@@ -89,7 +94,7 @@ func (c RelayConfig) withDefaults() RelayConfig {
 	c.MaxBackoff = cmp.Or(c.MaxBackoff, max(5*time.Minute, c.InitialBackoff))
 	c.PollInterval = cmp.Or(c.PollInterval, time.Second)
 	c.FallbackInterval = cmp.Or(c.FallbackInterval, 30*time.Second)
-	c.Logger = cmp.Or(c.Logger, slog.Default())
+	c.Logger = refusal.Logger(cmp.Or(c.Logger, slog.Default()))
 	return c
 }
 

@@ -74,7 +74,7 @@ func (c *connection) connect(ctx context.Context) error {
 	// pooler a prepared statement may be another client's.
 	if _, err := conn.Exec(ctx, c.relay.queries.Get("KeepSession"), pgx.QueryExecModeExec, int64(conn.PgConn().PID())); err != nil {
 		dial.HangUp(conn)
-		return err
+		return refusal.Public(err)
 	}
 	c.conn = conn
 	return nil
@@ -125,9 +125,9 @@ func (r *Relay) attemptOnPool(ctx context.Context, patience time.Duration, w wor
 	conn, err := r.config.Pool.Acquire(waiting)
 	if err != nil {
 		if stat := r.config.Pool.Stat(); waiting.Err() != nil && stat.AcquiredConns() >= stat.MaxConns() {
-			return false, fmt.Errorf("%w (%d), after %v: %w", errPoolBusy, stat.MaxConns(), patience, err)
+			return false, fmt.Errorf("%w (%d), after %v: %w", errPoolBusy, stat.MaxConns(), patience, refusal.Public(err))
 		}
-		return false, err
+		return false, refusal.Public(err)
 	}
 	defer conn.Release()
 	err = transact(ctx, conn.Conn(), w)

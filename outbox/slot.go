@@ -3,6 +3,7 @@ package outbox
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -11,6 +12,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/romancy-go/romancy/internal/refusal"
 )
 
 // maxBatchBytes bounds the payloads of a batch in memory. A larger event travels alone.
@@ -78,7 +81,7 @@ func scanBatch(rows pgx.Rows) (*batch, error) {
 		if headers != nil {
 			// Headers that another hand wrote badly must not stop the slot: the event fails alone.
 			if err := json.Unmarshal([]byte(*headers), &event.headers); err != nil {
-				event.err = fmt.Errorf("its headers are not a JSON object of strings: %w", err)
+				event.err = fmt.Errorf("its headers are not a JSON object of strings: %w", refusal.Decoding(err))
 			}
 		}
 		b.events = append(b.events, event)
@@ -149,7 +152,7 @@ func (r *Relay) settlement(b *batch) []any {
 				deadIDs = append(deadIDs, event.id)
 				deadErrors = append(deadErrors, errorText(event.err))
 				r.config.Logger.Error("outbox event given up: it is a dead letter now", slog.String("event_id", event.eventID),
-					slog.String("topic", event.topic), slog.String("key", event.key), slog.Int("attempts", event.attempts), slog.Any("error", event.err))
+					slog.String("topic", event.topic), slog.String("key", event.key), slog.Int("attempts", event.attempts), r.told(event.err))
 			case untried:
 				complete = false
 				if blocked {
@@ -167,7 +170,7 @@ func (r *Relay) settlement(b *batch) []any {
 		// One line a batch: when the broker is away, every event fails.
 		r.config.Logger.Warn("outbox events could not be published and will be tried again", slog.Int("failed", len(failedIDs)),
 			slog.Int("published", len(deliveredIDs)), slog.String("event_id", failure.eventID), slog.String("topic", failure.topic),
-			slog.Int("attempts", failure.attempts), slog.Any("error", failure.err))
+			slog.Int("attempts", failure.attempts), r.told(failure.err))
 	}
 	r.low.note(deliveredIDs)
 	r.published.Add(int64(len(deliveredIDs)))
@@ -176,6 +179,17 @@ func (r *Relay) settlement(b *batch) []any {
 		b.slot, b.owner, b.token, deliveredIDs, failedIDs, waits, failedErrors, deadIDs, deadErrors, heldIDs, returnedIDs,
 		clearKeys, max(r.config.BatchSize/max(len(clearKeys), 1), 1),
 	}
+}
+
+// told is how the log shows an error of the publisher's.
+func (r *Relay) told(err error) slog.Attr {
+	if !r.config.HideErrorTexts {
+		return slog.String("error", errorText(err))
+	}
+	for inner := errors.Unwrap(err); inner != nil; inner = errors.Unwrap(err) {
+		err = inner // wrapping is no type of an error
+	}
+	return slog.String("error", fmt.Sprintf("%T", err))
 }
 
 // errorText is what PostgreSQL can store of err.

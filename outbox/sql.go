@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/internal/sqlfile"
 )
 
@@ -54,14 +55,14 @@ func transact(ctx context.Context, conn *pgx.Conn, w work) error {
 		// The driver prepares before it sends anything, and who prepares a statement waits for the locks of its tables: that
 		// must be within the limits, too.
 		if err := conn.SendBatch(ctx, batch).Close(); err != nil {
-			return err
+			return refusal.Public(err)
 		}
 		batch = &pgx.Batch{}
 	}
 	batch.QueuedQueries = append(batch.QueuedQueries, queue.QueuedQueries...)
 	batch.Queue("commit")
 	if err := conn.SendBatch(ctx, batch).Close(); err != nil {
-		return err
+		return refusal.Public(err)
 	}
 	for _, sql := range first {
 		prepared(conn)[sql] = struct{}{}

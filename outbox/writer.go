@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/romancy-go/romancy/bus"
+	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/internal/schema"
 	"github.com/romancy-go/romancy/internal/sqlfile"
 )
@@ -90,7 +91,7 @@ func (w *Writer) Add(ctx context.Context, tx pgx.Tx, events ...Event) error {
 	}
 	c, err := encode(events, w.config.MaxEventSize)
 	if err != nil {
-		return fmt.Errorf("add to the outbox: %w", err)
+		return fmt.Errorf("add to the outbox: %w", refusal.Public(err))
 	}
 	channel := w.config.Channels.OutboxPending
 	if w.config.Notifier == nil {
@@ -100,14 +101,14 @@ func (w *Writer) Add(ctx context.Context, tx pgx.Tx, events ...Event) error {
 		}
 		if _, err := tx.Exec(ctx, w.queries.Get("AddEventsAndNotify"),
 			c.ids, c.topics, c.keys, c.slots, c.payloads, c.headers, channel, payloads); err != nil {
-			return fmt.Errorf("add to the outbox: %w", err)
+			return fmt.Errorf("add to the outbox: %w", refusal.Public(err))
 		}
 		return nil
 	}
 	var xid string // so that notifying need not ask for it
 	if err := tx.QueryRow(ctx, w.queries.Get("AddEvents"),
 		c.ids, c.topics, c.keys, c.slots, c.payloads, c.headers).Scan(&xid); err != nil {
-		return fmt.Errorf("add to the outbox: %w", err)
+		return fmt.Errorf("add to the outbox: %w", refusal.Public(err))
 	}
 	messages := make([]bus.Message, len(c.ids))
 	for i, id := range c.ids {

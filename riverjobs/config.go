@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/riverqueue/river"
 
+	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/internal/schema"
 	"github.com/romancy-go/romancy/internal/sqlfile"
 )
@@ -66,7 +67,7 @@ type Config struct {
 func (c Config) withDefaults() Config {
 	c.Schema = cmp.Or(c.Schema, schema.Default)
 	c.FallbackInterval = cmp.Or(c.FallbackInterval, DefaultFallbackInterval)
-	c.Logger = cmp.Or(c.Logger, slog.Default())
+	c.Logger = refusal.Logger(cmp.Or(c.Logger, slog.Default()))
 	if c.Healthy == nil {
 		c.Healthy = func() bool { return false }
 	}
@@ -136,6 +137,6 @@ func (c Config) validate() error {
 func poolClock(pool *pgxpool.Pool) func(ctx context.Context) (time.Time, error) {
 	return func(ctx context.Context) (now time.Time, err error) {
 		err = pool.QueryRow(ctx, "-- name: DatabaseClock\nselect pg_catalog.clock_timestamp()").Scan(&now)
-		return now, err
+		return now, refusal.Public(err)
 	}
 }

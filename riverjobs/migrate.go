@@ -7,6 +7,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/internal/rivertables"
 )
 
@@ -14,12 +15,12 @@ import (
 // does not exist. An application that has a River client of its own does not need it. Concurrent calls wait for one
 // another, bounded by ctx; who is waited for is logged to slog.Default().
 func Migrate(ctx context.Context, pool *pgxpool.Pool, schemaName string) error {
-	return rivertables.Migrate(ctx, pool, schemaName, slog.Default())
+	return refusal.Public(rivertables.Migrate(ctx, pool, schemaName, refusal.Logger(slog.Default())))
 }
 
 func checkMigrated(ctx context.Context, pool *pgxpool.Pool, schemaName string) error {
 	if err := rivertables.Check(ctx, pool, schemaName); err != nil {
-		return fmt.Errorf("riverjobs: %w", err)
+		return fmt.Errorf("riverjobs: %w", refusal.Public(err))
 	}
 	return nil
 }

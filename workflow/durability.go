@@ -6,6 +6,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/internal/sqlfile"
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
@@ -29,7 +30,7 @@ func (e *Engine) noteServer(ctx context.Context, conn *pgx.Conn) error {
 	var started int64
 	// By the simple protocol, so that nothing is prepared for it.
 	if err := conn.QueryRow(ctx, readServer, pgx.QueryExecModeSimpleProtocol).Scan(&setting, &started); err != nil {
-		return err
+		return refusal.Public(err)
 	}
 	d := &e.durability
 	d.mu.Lock()

@@ -90,6 +90,10 @@ type Config struct {
 	SendKeyRetention time.Duration
 	// EventRetention is how long an event is kept that names no time of its own. Default 24 h. SweepRetention removes it later.
 	EventRetention time.Duration
+	// HideErrorTexts leaves the texts of errors that activities, compensations and workflows return, and the stacks of their panics, out
+	// of the log and of spans, which then have their types only (see [Error.ErrorType]). History keeps them, up to 16 KiB each. Default
+	// false: the log and spans have up to 1 KiB of each.
+	HideErrorTexts bool
 	// Logger. Default slog.Default(). Every line names the worker, and the run and its workflow if it is about one.
 	Logger *slog.Logger
 	// MeterProvider makes the metrics romancy.workflow.*. Default otel.GetMeterProvider().
@@ -120,6 +124,7 @@ func (c Config) withDefaults() Config {
 	if c.Logger == nil {
 		c.Logger = slog.Default()
 	}
+	c.Logger = refusal.Logger(c.Logger)
 	if c.TracerProvider == nil {
 		c.TracerProvider = otel.GetTracerProvider()
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/workflow/internal/commit"
 	"github.com/romancy-go/romancy/workflow/internal/journal"
 	"github.com/romancy-go/romancy/workflow/internal/store"
@@ -49,7 +50,7 @@ func (r *run) waitEvent(eventType string, attributes []byte, timeout time.Durati
 	}
 	var event storedEvent
 	if err := json.Unmarshal(payload, &event); err != nil {
-		r.stuck(fmt.Errorf("history is damaged: position %d: %w", r.journal.Issued(), err))
+		r.stuck(fmt.Errorf("history is damaged: position %d: %w", r.journal.Issued(), refusal.Decoding(err)))
 	}
 	if event.Timeout {
 		return storedEvent{}, ErrTimeout

@@ -19,14 +19,14 @@ func (r *run) reportFailed(failed failure, cause error) {
 	if !r.engine.reports.failures.Pass(workflow+"\x00"+failed.Type, "workflow", workflow, "type", failed.Type, "last", r.id) {
 		return
 	}
-	attrs := []any{"error", failed.Message, "type", failed.Type}
+	attrs := []any{"error", r.engine.toldFailure(failed), "type", failed.Type}
 	if step := failedStepOf(cause); step != nil {
 		attrs = append(attrs, "step", step.Activity, "position", step.position, "attempts", step.Attempts)
 	}
 	if n := len(failed.CompensationErrors); n > 0 {
 		attrs = append(attrs, "compensations_failed", n)
 	}
-	if failed.Stack != "" {
+	if failed.Stack != "" && !r.engine.config.HideErrorTexts { // it has arguments in it
 		attrs = append(attrs, "stack", failed.Stack)
 	}
 	r.log().Warn("run failed", attrs...)

@@ -10,8 +10,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/workflow/internal/journal"
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
@@ -346,8 +346,8 @@ func (f Filter) chosen() store.Filter {
 
 func (e *Engine) checkPath(ctx context.Context, path string) error {
 	err := e.read(ctx, func(b *pgx.Batch) { e.store.CheckPath(b, path) })
-	if refused := (*pgconn.PgError)(nil); errors.As(err, &refused) {
-		return fmt.Errorf("Filter.InputPath %q is not an SQL/JSON path: %s", path, refused.Message)
+	if refusal.Said(err) {
+		return fmt.Errorf("Filter.InputPath %q is not an SQL/JSON path: %w", path, err)
 	}
 	return err
 }
@@ -362,7 +362,7 @@ func (e *Engine) read(ctx context.Context, statements func(*pgx.Batch)) error {
 	batch := &pgx.Batch{}
 	e.store.Guard(batch, time.Second)
 	statements(batch)
-	return e.explained(ctx, e.config.Pool.SendBatch(ctx, batch).Close())
+	return e.explained(ctx, refusal.Public(e.config.Pool.SendBatch(ctx, batch).Close()))
 }
 
 func orZero[T any](value *T) T {

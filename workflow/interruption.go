@@ -65,7 +65,8 @@ func (r *run) interrupt(ctx context.Context, s step, position int32, cause error
 	}
 	delay := min(firstInterruption<<min(number-1, 20), lastInterruption)
 	r.log().Warn("step interrupted by the database, it will be executed again", "step", s.name, "position", position,
-		"interruption", number, "delay", delay, "error", cause, "remedy", refusal.Remedy(cause))
+		"interruption", number, "delay", delay, "error", r.engine.told(cause), "sqlstate", refusal.Code(cause),
+		"remedy", refusal.Remedy(cause))
 	select {
 	case <-time.After(delay):
 	case <-ctx.Done():

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+
+	"github.com/romancy-go/romancy/internal/refusal"
 )
 
 // MaxPayload is the most bytes that one value may have as JSON: the input and the result of a run, the result of an activity
@@ -52,7 +54,7 @@ func decodeValue(text []byte, into any) (err error) {
 			err = newPanicError(" while decoding", value)
 		}
 	}()
-	return json.Unmarshal(text, into)
+	return refusal.Decoding(json.Unmarshal(text, into))
 }
 
 // checkSize returns ErrTooLarge if what has more bytes than are stored.
@@ -63,12 +65,15 @@ func checkSize(what, name string, bytes int) error {
 	return fmt.Errorf("%s %q: %w: %d bytes as JSON, where %d is the most: store it elsewhere and pass where", what, name, ErrTooLarge, bytes, MaxPayload)
 }
 
-// clipped returns text, or its beginning with a note of how much is missing.
-func clipped(text string) string {
-	if len(text) <= maxErrorText {
+// clipped returns as much of an error's text as is stored.
+func clipped(text string) string { return clippedTo(text, maxErrorText) }
+
+// clippedTo returns text, or its beginning, of most bytes, with a note of how much is missing.
+func clippedTo(text string, most int) string {
+	if len(text) <= most {
 		return text
 	}
-	end := maxErrorText
+	end := most
 	for end > 0 && text[end]&0xC0 == 0x80 { // within a character
 		end--
 	}

@@ -50,7 +50,7 @@ func TestHandlersRejectNothingForWhatIsWrongWithTheSchema(t *testing.T) {
 				msg := message.NewMessage("letter-1", []byte(`"x"`))
 				msg.SetContext(ctx)
 				msg.Metadata.Set(workflow.MetadataInstanceID, "there")
-				return w.SendHandler("letters", note)(msg)
+				return w.SendHandler("letters", note, workflow.WithTarget(workflow.TargetFromMetadata))(msg)
 			}
 			if _, err := pool.Exec(ctx, broken.breaks); err != nil {
 				t.Fatal(err)
@@ -66,7 +66,7 @@ func TestHandlersRejectNothingForWhatIsWrongWithTheSchema(t *testing.T) {
 			if err := errors.Join(start(), send()); err != nil {
 				t.Fatalf("delivered again: %v", err)
 			}
-			if n := count(t, pool, "select count(*) from romancy.instances where id = 'order-1'"); n != 1 {
+			if n := count(t, pool, "select count(*) from romancy.instances where id = 'message:order::order-1'"); n != 1 {
 				t.Errorf("the message started %d runs", n)
 			}
 			if n := count(t, pool, "select count(*) from romancy.mailbox where receiver = 'there'"); n != 1 {
@@ -87,7 +87,7 @@ func TestRejectedMessagesAreLoggedAndAcknowledged(t *testing.T) {
 		uuid   string
 		says   string
 	}{
-		"start": {w.StartHandler(flow), "order-1", "unexpected end of JSON"},
+		"start": {w.StartHandler(flow), "order-1", "not valid at byte"},
 		"send":  {w.SendHandler("letters"), "letter-1", "unexpected end of JSON"},
 	} {
 		if err := rejects.handle(message.NewMessage(rejects.uuid, []byte(`{"Item":`))); err != nil {
@@ -130,7 +130,7 @@ func TestUndeliverableSaysWhetherTheRunHasEnded(t *testing.T) {
 		msg := message.NewMessage("letter", []byte("1"))
 		msg.SetContext(ctx)
 		msg.Metadata.Set(workflow.MetadataInstanceID, target)
-		handle := w.SendHandler("letters", workflow.WithRejected(func(_ *message.Message, err error) error {
+		handle := w.SendHandler("letters", workflow.WithTarget(workflow.TargetFromMetadata), workflow.WithRejected(func(_ *message.Message, err error) error {
 			cause = err
 			return nil
 		}))

@@ -306,8 +306,12 @@ func (r *run) giveUp(err error) {
 // stuck stops the run with its history untouched and ends the goroutine.
 func (r *run) stuck(err error) {
 	r.awaitBodies()
-	r.log().Error("run is stuck", "error", err, "remedy", stuckRemedy)
-	r.endSegment(string(StatusStuck), err)
+	shown := err
+	if errors.As(err, new(*interruptionsError)) {
+		shown = r.engine.told(err) // a step's words are in it
+	}
+	r.log().Error("run is stuck", "error", shown, "remedy", stuckRemedy)
+	r.endSegment(string(StatusStuck), shown)
 	if !r.lost.Swap(true) {
 		r.engine.finishStuck(store.Claimed{ID: r.id, Workflow: r.definition.Name(), Token: r.token, Worker: r.worker}, err)
 	}

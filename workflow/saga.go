@@ -54,7 +54,7 @@ func (r *run) compensate(cause error) failure {
 			return nil, done.undo(ctx)
 		})
 		if err != nil {
-			r.log().Error("compensation failed for good", "activity", done.name, "error", err)
+			r.log().Error("compensation failed for good", "activity", done.name, "error", r.engine.told(err))
 			failed.CompensationErrors = append(failed.CompensationErrors, err.Error())
 		}
 	}

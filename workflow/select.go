@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/workflow/internal/journal"
 )
 
@@ -108,7 +109,7 @@ func (r *run) choice(cases []Case) (then func(ctx *Context) error, err error) {
 	message := r.decodeMessage(payload)
 	var landed choiceRecord
 	if err := json.Unmarshal(payload, &landed); err != nil {
-		r.stuck(fmt.Errorf("history is damaged: position %d: %w", r.journal.Issued(), err))
+		r.stuck(fmt.Errorf("history is damaged: position %d: %w", r.journal.Issued(), refusal.Decoding(err)))
 	}
 	chosen := slices.IndexFunc(cases, func(c Case) bool {
 		switch {

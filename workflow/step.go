@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/workflow/internal/commit"
 	"github.com/romancy-go/romancy/workflow/internal/journal"
 	"github.com/romancy-go/romancy/workflow/internal/store"
@@ -163,7 +164,7 @@ func (r *run) decodeStep(position int32, record journal.Record) stepRecord {
 
 func decodeStepRecord(position int32, payload []byte) (done stepRecord, err error) {
 	if err := json.Unmarshal(payload, &done); err != nil {
-		return done, fmt.Errorf("history is damaged: position %d: %w", position, err)
+		return done, fmt.Errorf("history is damaged: position %d: %w", position, refusal.Decoding(err))
 	}
 	return done, nil
 }
@@ -283,7 +284,7 @@ func (r *run) retry(s step, position int32, attempt int, cause error) (cancelled
 
 func (r *run) newRetry(s step, position int32, attempt int, cause error) store.Retry {
 	delay := s.options.retry.delay(attempt, rand.Float64())
-	r.log().Info("attempt failed, will be retried", "step", s.name, "position", position, "attempt", attempt, "delay", delay, "error", cause)
+	r.log().Info("attempt failed, will be retried", "step", s.name, "position", position, "attempt", attempt, "delay", delay, "error", r.engine.told(cause))
 	return store.Retry{
 		Fence: r.fence(), Position: position, Attempt: attempt,
 		Error:       attemptFailure{failure: describe(cause), Kind: s.kind, Step: s.name, InDoubt: s.inDoubt}.encode(),

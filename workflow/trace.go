@@ -9,10 +9,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/jackc/pgx/v5"
 	"go.opentelemetry.io/otel/attribute"
-	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
 
@@ -87,23 +85,6 @@ func decodeTrace(text []byte) trace.SpanContext {
 	return trace.SpanContextFromContext(w3c.Extract(context.Background(), carrier))
 }
 
-// contextOf returns the message's context, continuing the trace that its metadata names unless it is in one.
-func contextOf(msg *message.Message) context.Context {
-	if ctx := msg.Context(); trace.SpanContextFromContext(ctx).IsValid() {
-		return ctx
-	}
-	return w3c.Extract(msg.Context(), propagation.MapCarrier(msg.Metadata))
-}
-
-// endSpan ends a span with the outcome of what it stands for.
-func endSpan(span trace.Span, err error) {
-	if err != nil && span.IsRecording() {
-		span.RecordError(err)
-		span.SetStatus(codes.Error, err.Error())
-	}
-	span.End()
-}
-
 // beginStart begins the span of a start. The run belongs to its trace.
 func (e *Engine) beginStart(ctx context.Context, ask *newStart) trace.Span {
 	_, span := e.tracer.Start(ctx, "start "+ask.Workflow, producing...)
@@ -175,7 +156,7 @@ func (r *run) endLastSegment(finish store.Finish) {
 	}
 	var cause error
 	if finish.Error != nil {
-		cause = errors.New(decodeFailure(finish.Error).Message)
+		cause = r.engine.toldFailure(decodeFailure(finish.Error))
 	}
 	r.endSegment(finish.Status, cause)
 }
@@ -211,9 +192,9 @@ func (r *run) attempt(ctx context.Context, s step, position int32, attempt int, 
 	case err == nil:
 		shown.end(attemptCompleted, nil)
 	case errors.As(err, new(*interruption)):
-		shown.end(attemptAbandoned, err)
+		shown.end(attemptAbandoned, r.engine.told(err))
 	default:
-		shown.end(attemptFailed, err)
+		shown.end(attemptFailed, r.engine.told(err))
 	}
 	return done, err
 }

@@ -320,14 +320,14 @@ func TestTraceTravelsInMessages(t *testing.T) {
 	msg := message.NewMessage("sender-1", []byte(fmt.Sprintf("%q", to.ID())))
 	msg.SetContext(ctx)
 	msg.Metadata.Set("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
-	if err := w.StartHandler(sender)(msg); err != nil {
+	if err := w.StartHandler(sender, workflow.WithTraceFromMetadata())(msg); err != nil {
 		t.Fatal(err)
 	}
 	metadata, err := to.Result(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := sender.Run(w.Engine, "sender-1").Result(ctx); err != nil {
+	if _, err := sender.Run(w.Engine, workflow.MessageRunID(sender, msg)).Result(ctx); err != nil {
 		t.Fatal(err)
 	}
 	w.shutdown(t)

@@ -80,7 +80,7 @@ func refusedBody(tx pgx.Tx, err error) bool {
 // beginTransaction tries until ctx ends, since nothing has been executed yet.
 func (r *run) beginTransaction(ctx context.Context) (pgx.Tx, error) {
 	for wait := firstInterruption; ; wait = min(2*wait, askAgain) {
-		tx, err := r.engine.config.Pool.Begin(ctx)
+		tx, err := refusal.Answer(r.engine.config.Pool.Begin(ctx))
 		switch {
 		case err == nil:
 			r.engine.beginning.Succeeded(ctx)
@@ -139,13 +139,13 @@ func (r *run) commitTransaction(ctx context.Context, tx pgx.Tx, record store.App
 	case errors.Is(err, pgx.ErrTxCommitRollback), !tx.Conn().IsClosed() && refusal.Raised(err), costByBody(err):
 		return fmt.Errorf("commit: %w", err) // a deferred constraint, say: the activity has failed
 	case !tx.Conn().IsClosed() && refusal.Said(err):
-		return &interruption{err: fmt.Errorf("commit %s %q: %w", record.Kind, record.Name, err), again: true}
+		return &interruption{err: fmt.Errorf("commit %s %q: %w", record.Kind, record.Name, refusal.Public(err)), again: true}
 	}
 	switch recorded, lost := r.committed(record); {
 	case lost != nil:
 		return &interruption{err: lost}
 	case !recorded:
-		return &interruption{err: fmt.Errorf("commit %s %q: %w", record.Kind, record.Name, err), again: true}
+		return &interruption{err: fmt.Errorf("commit %s %q: %w", record.Kind, record.Name, refusal.Public(err)), again: true}
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/workflow/internal/commit"
 	"github.com/romancy-go/romancy/workflow/internal/journal"
 	"github.com/romancy-go/romancy/workflow/internal/store"
@@ -59,7 +60,7 @@ func (d until) fill(ask *store.Wait) {
 func (r *run) firesAt(position int32, record journal.Record) *int64 {
 	var timer timerRecord
 	if err := json.Unmarshal(record.Payload, &timer); err != nil {
-		r.stuck(fmt.Errorf("history is damaged: position %d: %w", position, err))
+		r.stuck(fmt.Errorf("history is damaged: position %d: %w", position, refusal.Decoding(err)))
 	}
 	return &timer.FiresAtMicros
 }
@@ -109,7 +110,7 @@ func (r *run) receiveMany(channel string, timeout time.Duration, limit int) ([]s
 	}
 	var more []storedMessage
 	if err := json.Unmarshal(payload, &more); err != nil {
-		r.stuck(fmt.Errorf("history is damaged: position %d: %w", position, err))
+		r.stuck(fmt.Errorf("history is damaged: position %d: %w", position, refusal.Decoding(err)))
 	}
 	return append([]storedMessage{first}, more...), nil
 }
@@ -138,7 +139,7 @@ func (r *run) takeMore(position int32, channel string, limit int) []byte {
 func (r *run) decodeMessage(payload []byte) storedMessage {
 	var message storedMessage
 	if err := json.Unmarshal(payload, &message); err != nil {
-		r.stuck(fmt.Errorf("history is damaged: position %d: %w", r.journal.Issued(), err))
+		r.stuck(fmt.Errorf("history is damaged: position %d: %w", r.journal.Issued(), refusal.Decoding(err)))
 	}
 	r.engine.mail.seen(message.ID)
 	return message
@@ -442,7 +443,7 @@ func (r *run) subscribe(channel string, mode Mode) error {
 	if recorded {
 		var done subscribeRecord
 		if err := json.Unmarshal(record.Payload, &done); err != nil {
-			r.stuck(fmt.Errorf("history is damaged: position %d: %w", position, err))
+			r.stuck(fmt.Errorf("history is damaged: position %d: %w", position, refusal.Decoding(err)))
 		}
 		taken = done.Taken
 	} else {

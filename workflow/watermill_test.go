@@ -36,14 +36,14 @@ func TestStartHandlerStartsOneRunAMessage(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if out, err := flow.Run(w.Engine, "order-1").Result(ctx); err != nil || out != "tea" {
+	if out, err := flow.Run(w.Engine, workflow.MessageRunID(flow, message.NewMessage("order-1", nil))).Result(ctx); err != nil || out != "tea" {
 		t.Errorf("result %q, %v", out, err)
 	}
 	for _, poison := range []struct{ uuid, payload, says string }{
-		{"order-2", `{"Item":`, "unexpected end of JSON"},
+		{"order-2", `{"Item":`, "not valid at byte"},
 		{"order-3", `{"Item":5}`, "order-3"},
 		{"order-4", `{"Item":"a\u0000"}`, "order-4"},
-		{"", `{"Item":"tea"}`, "id is empty"},
+		{"", `{"Item":"tea"}`, "UUID is empty"},
 		{strings.Repeat("x", 300), `{"Item":"tea"}`, "at most 255"},
 		{"order-1", `{"Item":"coffee"}`, "another input"},
 	} {
@@ -125,7 +125,7 @@ func TestSendHandlerSendsEveryMessageOnce(t *testing.T) {
 		rejected = append(rejected, msg.UUID+": "+cause.Error())
 		return nil
 	})
-	router.AddConsumerHandler("by-metadata", "letters", broker, w.SendHandler("letters", note))
+	router.AddConsumerHandler("by-metadata", "letters", broker, w.SendHandler("letters", note, workflow.WithTarget(workflow.TargetFromMetadata)))
 	router.AddConsumerHandler("by-target", "for-named", broker, w.SendHandler("letters", note,
 		workflow.WithTarget(func(*message.Message) string { return "named" }),
 		workflow.WithMessageID(func(msg *message.Message) string { return msg.Metadata.Get("number") })))
@@ -158,8 +158,8 @@ func TestSendHandlerSendsEveryMessageOnce(t *testing.T) {
 	}{
 		{"3", `{"Text":`, "", "unexpected end of JSON"},
 		{"4", ``, "", "unexpected end of JSON"},
-		{"5", "\"\xff\"", "", "invalid byte sequence"},
-		{"", `{}`, "", "send key is empty"},
+		{"5", "\"\xff\"", "", "character not in repertoire"},
+		{"", `{}`, "", "UUID is empty"},
 		{strings.Repeat("x", 256), `{}`, "", "at most 255"},
 		{"6", `{}`, "nobody", "undeliverable"},
 		{"7", `{}`, strings.Repeat("x", 256), "at most 255"},

@@ -156,7 +156,7 @@ func TestMessagesComeAgainAfterARevokedRightAndALock(t *testing.T) {
 		}
 		eventually(t, name+" comes through after the lock", func() bool { return deliver(name+"-locked") == nil })
 	}
-	if n := count(t, pool, "select count(*) from romancy.instances where id in ('start-revoked', 'start-locked')"); n != 2 {
+	if n := count(t, pool, "select count(*) from romancy.instances where id in ('message:order::start-revoked', 'message:order::start-locked')"); n != 2 {
 		t.Errorf("%d runs, want 2", n)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -119,7 +120,7 @@ func (c *customers) repeatFirst() error {
 	if err != nil {
 		return err
 	}
-	again.UUID = first.Reference
+	again.UUID = first.Reference[strings.LastIndex(first.Reference, ":")+1:] // the reference is the run's id, which ends in it
 	return c.app.publisher.Publish(eventTopic("SeatBooked"), again)
 }
 

@@ -120,14 +120,15 @@ func seatChanged(ctx context.Context, tx pgx.Tx, seat int) error {
 	return bus.TxPublisher(tx).Publish(seatsChannel, news)
 }
 
-// Step 4, starting: a run for each event. The message's UUID is the run's id, so an event that comes twice finds its run.
+// Step 4, starting: a run for each event. The run's id is made from the message's topic and UUID, so an event that comes twice finds its
+// run, and whoever publishes one cannot choose the id of another run.
 func startBookings(engine *workflow.Engine, seen func(what, id string)) message.NoPublishHandlerFunc {
 	return func(msg *message.Message) error {
 		var event SeatBooked
 		if err := json.Unmarshal(msg.Payload, &event); err != nil {
 			return err
 		}
-		run, err := booking.Start(msg.Context(), engine, event, workflow.WithID(msg.UUID))
+		run, err := booking.Start(msg.Context(), engine, event, workflow.WithID(workflow.MessageRunID(booking, msg)))
 		if err != nil {
 			return err
 		}

@@ -9,6 +9,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/romancy-go/romancy/internal/refusal"
 )
 
 const (
@@ -65,7 +67,7 @@ func open(ctx context.Context, cfg *pgx.ConnConfig, suffix string, prepare func(
 	}
 	ctx, cancel := context.WithTimeout(ctx, cfg.ConnectTimeout*time.Duration(1+len(cfg.Fallbacks)))
 	defer cancel()
-	return pgx.ConnectConfig(ctx, cfg)
+	return refusal.Answer(pgx.ConnectConfig(ctx, cfg))
 }
 
 // HangUp closes conn, whose server may be gone, and waits for pgx to have cleaned up, both within bounds.

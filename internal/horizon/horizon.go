@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/internal/sqlfile"
 )
 
@@ -34,7 +35,7 @@ type Holder struct {
 	Name         string        // application_name, or the name of the slot or of the prepared transaction
 	Role         string        // whose it is; empty for a slot
 	State        string        // as in pg_stat_activity ("idle in transaction", say), pg_stat_replication; of a slot, whether it is active
-	Query        string        // the beginning of a session's last statement
+	Statement    string        // of ours, which a session executed last; empty for others
 	Age          time.Duration // since the transaction began; of slots and standbys, since this process first saw them hold this snapshot
 	Transactions int64         // how many have begun since
 
@@ -69,11 +70,11 @@ func look(ctx context.Context, db Querier, query string) (Reading, error) {
 	var transactions, micros *int64
 	err := db.QueryRow(ctx, query).Scan(&reading.Hidden, &kind, &pid, &name, &role, &state, &text, &transactions, &horizon, &micros)
 	if err != nil {
-		return Reading{}, fmt.Errorf("look for the oldest snapshot: %w", err)
+		return Reading{}, fmt.Errorf("look for the oldest snapshot: %w", refusal.Public(err))
 	}
 	if kind != nil {
 		reading.Oldest = &Holder{
-			Kind: Kind(*kind), PID: orZero(pid), Name: orZero(name), Role: orZero(role), State: orZero(state), Query: orZero(text),
+			Kind: Kind(*kind), PID: orZero(pid), Name: orZero(name), Role: orZero(role), State: orZero(state), Statement: orZero(text),
 			Age: time.Duration(orZero(micros)) * time.Microsecond, Transactions: orZero(transactions), horizon: orZero(horizon),
 		}
 	}

@@ -77,7 +77,7 @@ func TestTheCulpritIsNamed(t *testing.T) {
 				t.Fatal("nobody")
 			}
 			if got.Kind != Session || got.Name != "analytics" || got.PID != int32(culprit.PgConn().PID()) ||
-				got.State != "idle in transaction" || got.Age <= 0 || got.Transactions < 1 || got.Role == "" || !strings.Contains(got.Query, begin[1]) {
+				got.State != "idle in transaction" || got.Age <= 0 || got.Transactions < 1 || got.Role == "" || got.Statement != "" {
 				t.Errorf("got %+v", *got)
 			}
 			exec(t, culprit, "rollback")
@@ -89,6 +89,31 @@ func TestTheCulpritIsNamed(t *testing.T) {
 				t.Errorf("in the end got %+v", *got)
 			}
 		})
+	}
+}
+
+func TestOfASessionsStatementOnlyOurNamesAreShown(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Connect(t, pgtest.Private(t, pgtest.Setting("autovacuum", "off")).URL())
+	for statement, want := range map[string]string{
+		"select 'card-4111', pg_current_xact_id()":                                "",
+		"-- name: ClaimReady\nselect 'card-4111', pg_current_xact_id()":           "ClaimReady",
+		"-- name: CardHolder :one\nselect 'card-4111', pg_current_xact_id()":      "",
+		"/* card-4111 */ -- name: ClaimReady\nselect pg_current_xact_id()":        "",
+		"-- name: Card4111 'card-4111'\nselect pg_current_xact_id()":              "",
+		"-- no name\n-- name: ClaimReady\nselect 'hunter2', pg_current_xact_id()": "",
+	} {
+		conn := session(t, pool, "analytics")
+		exec(t, conn, "begin", statement)
+		reading := lookAt(t, pool)
+		got := reading.Oldest
+		if got == nil || got.Name != "analytics" || got.Statement != want {
+			t.Errorf("of %q is shown %+v, want the statement %q", statement, got, want)
+		}
+		if shown := fmt.Sprintf("%+v %v", got, got.attributes()); strings.Contains(shown, "card-4111") || strings.Contains(shown, "hunter2") {
+			t.Errorf("of %q is shown %s", statement, shown)
+		}
+		exec(t, conn, "rollback")
 	}
 }
 

@@ -50,7 +50,7 @@ type Watch struct {
 func New(config Config) (*Watch, error) {
 	config.Interval = max(config.Interval, leastInterval)
 	config.WarnAfter = cmp.Or(config.WarnAfter, defaultWarnAfter)
-	config.Logger = cmp.Or(config.Logger, slog.Default())
+	config.Logger = refusal.Logger(cmp.Or(config.Logger, slog.Default()))
 	query, err := loadQuery()
 	if err != nil {
 		return nil, err

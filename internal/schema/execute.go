@@ -22,12 +22,10 @@ func script(ctx context.Context, conn *pgx.Conn, sql string) error {
 	if !errors.As(err, &refused) {
 		return err
 	}
+	err = refusal.Public(err) // a migration that fails because of a row quotes it
 	text := err.Error()
 	if refused.Position > 0 {
 		text = fmt.Sprintf("line %d: %s", lineAt(sql, int(refused.Position)), text)
-	}
-	if refused.Detail != "" {
-		text += ": " + refused.Detail
 	}
 	return &scriptError{text: text, cause: err}
 }

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"log/slog"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/romancy-go/romancy/internal/migrator"
@@ -41,3 +42,6 @@ func Texts(schema string) (texts []string) {
 }
 
 var Split = split
+
+// Script sends statements in one message.
+func Script(ctx context.Context, conn *pgx.Conn, sql string) error { return script(ctx, conn, sql) }

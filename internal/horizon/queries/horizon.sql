@@ -1,7 +1,8 @@
 -- name: OldestSnapshot
 -- Who keeps deleted rows of this database from being removed, the worst first: the transactions it holds back, the
 -- microseconds it has been at it (null where the server does not say), and how many sessions of the database this role may
--- not look at. Vacuum's own snapshots hold nobody back. A session shows a snapshot as old as the oldest transaction that was
+-- not look at. Of a session's statement only the name is shown that those of ours begin with: the rest may have anybody's
+-- literals in it. Vacuum's own snapshots hold nobody back. A session shows a snapshot as old as the oldest transaction that was
 -- running when it was taken, so of equals the one that began first is the cause.
 with hidden as materialized (
     select count(*) as sessions
@@ -9,7 +10,7 @@ with hidden as materialized (
     where a.datname = current_database() and a.query = '<insufficient privilege>'
 ), holder as (
     select 'session' as kind, a.pid, a.application_name as name, a.usename::text as role, a.state,
-           left(a.query, 100) as query, a.xact_start as since,
+           substring(a.query from '^-- name: ([A-Za-z]{1,63})(?:[[:cntrl:]]|$)') as statement, a.xact_start as since,
            greatest(age(a.backend_xmin), age(a.backend_xid)) as transactions,
            coalesce(a.backend_xmin, a.backend_xid)::text as horizon
     from pg_catalog.pg_stat_activity a
@@ -31,7 +32,7 @@ with hidden as materialized (
     from pg_catalog.pg_stat_replication r
     where r.backend_xmin is not null
 )
-select h.sessions, o.kind, o.pid, o.name, o.role, o.state, o.query, o.transactions, o.horizon,
+select h.sessions, o.kind, o.pid, o.name, o.role, o.state, o.statement, o.transactions, o.horizon,
        (extract(epoch from clock_timestamp() - o.since) * 1000000)::bigint
 from hidden h left join lateral (
     select * from holder order by transactions desc, since nulls last, pid limit 1

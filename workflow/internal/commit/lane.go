@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/romancy-go/romancy/internal/dial"
+	"github.com/romancy-go/romancy/internal/refusal"
 )
 
 // lane is a connection and the goroutine that writes on it, one flush after the other. While it waits for the database
@@ -396,7 +397,7 @@ func (l *lane) flush(ctx context.Context, ops []*operation) ([]*opGroup, error) 
 	if !l.direct {
 		batch.Queue("commit")
 	}
-	err := l.conn.SendBatch(ctx, batch).Close()
+	err := refusal.Public(l.conn.SendBatch(ctx, batch).Close())
 	if err != nil && !l.direct {
 		err = l.rollback(ctx, err)
 	}
@@ -409,7 +410,7 @@ func (l *lane) rollback(ctx context.Context, cause error) error {
 		return cause
 	}
 	if _, err := l.conn.Exec(ctx, "rollback"); err != nil {
-		return err
+		return refusal.Public(err)
 	}
 	return cause
 }

@@ -8,6 +8,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/romancy-go/romancy/internal/refusal"
 )
 
 // wakes reports whether op lets a parked run go on.
@@ -54,7 +56,7 @@ func (l *lane) carryOutWakes(ctx context.Context, ops []*operation) (unfinished 
 	batch.Queue(l.begin())
 	l.queue(ops, batch)
 	if err := l.conn.SendBatch(flushCtx, batch).Close(); err != nil {
-		return l.answered(ctx, ops, nil, l.rollback(flushCtx, err))
+		return l.answered(ctx, ops, nil, l.rollback(flushCtx, refusal.Public(err)))
 	}
 	if ops[0].suspect {
 		l.committer.cleared(ops)
@@ -83,5 +85,5 @@ func (l *lane) commit(ctx context.Context) error {
 		l.committer.connecting.FailedAs(ctx, "committer connection lost, reconnecting", err)
 		l.hangUp()
 	}
-	return fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
+	return fmt.Errorf("%w: %w", ErrOutcomeUnknown, refusal.Public(err))
 }

@@ -117,7 +117,7 @@ func (s *session) transact(ctx context.Context, statements func(*pgx.Batch)) err
 	if !s.direct {
 		batch.Queue("commit")
 	}
-	err := s.conn.SendBatch(ctx, batch).Close()
+	err := refusal.Public(s.conn.SendBatch(ctx, batch).Close())
 	// After anything else than a lock that was not to be had the session may be at fault: read-only, say, or another's prepared
 	// statements. A transaction that was begun behind a pooler would stay open.
 	if err != nil && (!s.direct || !locked(err)) {

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/romancy-go/romancy/internal/refusal"
 )
 
 // Instance is a run as its row describes it.
@@ -304,8 +306,8 @@ func orZero[T any](value *T) T {
 func (s *Store) StartLaterTx(ctx context.Context, tx pgx.Tx, row Later) (created bool, when StartedLater, err error) {
 	rows, err := tx.Query(ctx, s.queries.Get("StartLater"), laterArguments([]Later{row})...)
 	if err != nil {
-		return false, when, err
+		return false, when, refusal.Public(err)
 	}
 	err = scanLater(rows, func(_ string, at StartedLater) { created, when = true, at })
-	return created, when, err
+	return created, when, refusal.Public(err)
 }

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/romancy-go/romancy/internal/refusal"
 )
 
 // SendEvent is an event on its way.
@@ -38,14 +40,14 @@ func (s *Store) SendEvents(b *pgx.Batch, rows []SendEvent, done func(ord int, he
 // SendEventTx does the same for one event in a caller's transaction. It waits for others that send it.
 func (s *Store) SendEventTx(ctx context.Context, tx pgx.Tx, row SendEvent, sent func(SentEvent)) error {
 	if _, err := tx.Exec(ctx, s.queries.Get("LockEvent"), row.Source, row.EventID); err != nil {
-		return err
+		return refusal.Public(err)
 	}
 	found, err := tx.Query(ctx, s.queries.Get("SendEvents"), eventArguments([]SendEvent{row})...)
 	if err != nil {
-		return err
+		return refusal.Public(err)
 	}
 	defer found.Close()
-	return scanEvents(found, func(int, bool) {}, sent)
+	return refusal.Public(scanEvents(found, func(int, bool) {}, sent))
 }
 
 func eventArguments(rows []SendEvent) []any {

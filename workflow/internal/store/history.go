@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/workflow/internal/journal"
 )
 
@@ -48,7 +49,7 @@ func (s *Store) AppendHistory(b *pgx.Batch, rows []Append, written func(Place)) 
 // not owned any more, and a unique violation if the step has been recorded.
 func (s *Store) AppendInTransaction(ctx context.Context, tx pgx.Tx, row Append) (bool, error) {
 	tag, err := tx.Exec(ctx, s.queries.Get("AppendRecord"), row.arguments()...)
-	return tag.RowsAffected() == 1, err
+	return tag.RowsAffected() == 1, refusal.Public(err)
 }
 
 func (a Append) arguments() []any {

@@ -5,6 +5,8 @@ import (
 	"context"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/romancy-go/romancy/internal/refusal"
 )
 
 // Deliver is a message on its way.
@@ -46,17 +48,17 @@ func (s *Store) DeliverMessages(b *pgx.Batch, rows []Deliver, done func(ord int,
 func (s *Store) DeliverMessageTx(ctx context.Context, tx pgx.Tx, row Deliver, sent func(Sent)) (done Delivered, err error) {
 	if row.Key != "" {
 		if _, err := tx.Exec(ctx, s.queries.Get("LockSendKey"), row.Key); err != nil {
-			return done, err
+			return done, refusal.Public(err)
 		}
 	}
 	statement, arguments := s.delivering([]Deliver{row})
 	found, err := tx.Query(ctx, statement, arguments...)
 	if err != nil {
-		return done, err
+		return done, refusal.Public(err)
 	}
 	defer found.Close()
 	err = scanDelivered(found, func(_ int, result Delivered) { done = result }, sent)
-	return done, err
+	return done, refusal.Public(err)
 }
 
 // delivering returns the statement that delivers rows, with its arguments.

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/romancy-go/romancy/internal/refusal"
 )
 
 // Ready is how many runs of a workflow wait for a worker.
@@ -18,15 +20,15 @@ type Ready struct {
 func (s *Store) CountReady(ctx context.Context, db Querier, workflows []string, limit int) ([]Ready, error) {
 	rows, err := db.Query(ctx, s.queries.Get("CountReady"), workflows, limit)
 	if err != nil {
-		return nil, err
+		return nil, refusal.Public(err)
 	}
-	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (Ready, error) {
+	return refusal.Answer(pgx.CollectRows(rows, func(row pgx.CollectableRow) (Ready, error) {
 		var ready Ready
 		var micros int64
 		err := row.Scan(&ready.Workflow, &ready.Runs, &micros)
 		ready.Age = time.Duration(micros) * time.Microsecond
 		return ready, err
-	})
+	}))
 }
 
 // AdoptTrace gives a run of this owner a trace, unless it has one.

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/romancy-go/romancy/internal/refusal"
 )
 
 // Trace says where an operation of a run leaves traces.
@@ -34,9 +36,9 @@ func (s *Store) Recall(ctx context.Context, db Querier, asks []Trace) ([]Traces,
 	statement, arguments := s.recalling(asks)
 	rows, err := db.Query(ctx, statement, arguments...)
 	if err != nil {
-		return nil, err
+		return nil, refusal.Public(err)
 	}
-	return scanTraces(rows, len(asks))
+	return refusal.Answer(scanTraces(rows, len(asks)))
 }
 
 // RecallLocked adds two statements to a batch: one that waits until no other transaction has the run of ask, and Recall of it.

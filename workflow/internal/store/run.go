@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/romancy-go/romancy/internal/refusal"
 )
 
 // Guard adds the settings that hold for the rest of the batch's transaction: index lookups only, and no wait for a lock
@@ -19,9 +21,9 @@ func (s *Store) Guard(b *pgx.Batch, lockTimeout time.Duration) {
 func (s *Store) GuardSession(ctx context.Context, conn *pgx.Conn, lockTimeout time.Duration) (direct bool, err error) {
 	rows, err := conn.Query(ctx, s.queries.Get("GuardSession"), fmt.Sprintf("%dms", lockTimeout.Milliseconds()), int64(conn.PgConn().PID()))
 	if err != nil {
-		return false, err
+		return false, refusal.Public(err)
 	}
-	return pgx.CollectExactlyOneRow(rows, pgx.RowTo[bool])
+	return refusal.Answer(pgx.CollectExactlyOneRow(rows, pgx.RowTo[bool]))
 }
 
 // Start is a new run.
@@ -47,7 +49,7 @@ func (s *Store) StartRuns(b *pgx.Batch, rows []Start, created func(id string)) {
 func (s *Store) StartRunTx(ctx context.Context, tx pgx.Tx, row Start) (bool, error) {
 	statement, arguments := s.starting([]Start{row})
 	tag, err := tx.Exec(ctx, statement, arguments...)
-	return tag.RowsAffected() == 1, err
+	return tag.RowsAffected() == 1, refusal.Public(err)
 }
 
 // starting returns the statement that starts rows, with its arguments.
@@ -89,9 +91,9 @@ type Querier interface {
 func (s *Store) FindRuns(ctx context.Context, db Querier, ids []string) ([]Run, error) {
 	rows, err := db.Query(ctx, s.queries.Get("FindRuns"), ids)
 	if err != nil {
-		return nil, err
+		return nil, refusal.Public(err)
 	}
-	return pgx.CollectRows(rows, scanRun)
+	return refusal.Answer(pgx.CollectRows(rows, scanRun))
 }
 
 // QueueFindRuns does the same in a batch.

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/romancy-go/romancy/internal/refusal"
 )
 
 // GuardLeaseSession makes the settings of a lease's session for as long as conn lasts: see GuardLease. It reports false, having set
@@ -13,9 +15,9 @@ import (
 func (s *Store) GuardLeaseSession(ctx context.Context, conn *pgx.Conn, lockTimeout, statementTimeout time.Duration) (direct bool, err error) {
 	rows, err := conn.Query(ctx, s.queries.Get("GuardLease"), milliseconds(lockTimeout), milliseconds(statementTimeout), int64(conn.PgConn().PID()))
 	if err != nil {
-		return false, err
+		return false, refusal.Public(err)
 	}
-	return pgx.CollectExactlyOneRow(rows, pgx.RowTo[bool])
+	return refusal.Answer(pgx.CollectExactlyOneRow(rows, pgx.RowTo[bool]))
 }
 
 // GuardLease adds the same settings for the rest of a transaction: a lock is waited for lockTimeout at most, a statement ends after
