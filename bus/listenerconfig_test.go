@@ -31,7 +31,7 @@ func TestAListenersConfigurationShowsNoPassword(t *testing.T) {
 		slog.New(handler).Info("configured", "config", cfg, "pointer", &cfg, "listener", listener, "status", listener.Status())
 	}
 	printed := log.String()
-	for _, value := range []any{cfg, &cfg, listener, struct{ Config ListenerConfig }{cfg}, NotifierConfig{Pool: pool}, SubscriberConfig{Pool: pool, Listener: listener}, PublisherConfig{}} { //nolint:govet // nobody locks the copy
+	for _, value := range []any{cfg, &cfg, listener, struct{ Config ListenerConfig }{cfg}, NotifierConfig{Pool: pool}, SubscriberConfig{Pool: pool, Listener: listener}, PublisherConfig{}} {
 		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%d"} {
 			printed += fmt.Sprintf(verb+"\n", value)
 		}
@@ -79,7 +79,7 @@ func TestTheLastErrorOfAListenerShowsNoPassword(t *testing.T) {
 		if err := listener.Close(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		text, err := json.Marshal(status)
+		text, err := json.Marshal(status) //nolint:musttag // whatever it would be printed as
 		if err != nil || strings.Contains(string(text), `"LastError":{`) {
 			t.Errorf("%s: JSON of the status is %s (%v)", name, text, err)
 		}

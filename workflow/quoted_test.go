@@ -25,7 +25,7 @@ type quotes struct {
 
 func (q *quotes) note(values ...any) {
 	for _, value := range values {
-		text, _ := json.Marshal(value) // what has no JSON is not printed as such
+		text, _ := json.Marshal(value) //nolint:errchkjson // what has no JSON is not printed as such
 		q.texts = append(q.texts, fmt.Sprintf("%v", value), fmt.Sprintf("%+v", value), fmt.Sprintf("%#v", value), string(text))
 	}
 }
@@ -164,7 +164,7 @@ func TestNothingTheDatabaseQuotesIsShown(t *testing.T) {
 				shown.note(err)
 			}
 
-			text, err := json.Marshal(secret)
+			text, err := json.Marshal(secret) //nolint:musttag // whatever it would be printed as
 			if err != nil {
 				t.Fatal(err)
 			}

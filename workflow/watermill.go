@@ -56,7 +56,7 @@ func WithTarget(target func(msg *message.Message) string) HandlerOption {
 	return func(o *handlerOptions) { o.target = target }
 }
 
-// TargetFromMetadata, given to [WithTarget], lets the producer of a message choose the run that it is for, by the metadata key
+// TargetFromMetadata is for [WithTarget]. It lets the producer of a message choose the run that it is for, by the metadata key
 // [MetadataInstanceID].
 func TargetFromMetadata(msg *message.Message) string { return msg.Metadata.Get(MetadataInstanceID) }
 

@@ -3,6 +3,7 @@ package refusal
 import (
 	"context"
 	"log/slog"
+	"slices"
 )
 
 // Logger returns logger with a handler that prints errors of the database as Public does, wherever they come from. Given what it has
@@ -50,18 +51,11 @@ func (h publicHandler) WithGroup(name string) slog.Handler {
 
 // quotes reports whether value is to be replaced.
 func quotes(value slog.Value) bool {
-	switch value.Kind() {
-	case slog.KindGroup:
-		for _, attr := range value.Group() {
-			if quotes(attr.Value) {
-				return true
-			}
-		}
-	case slog.KindAny:
-		err, ok := value.Any().(error)
-		return ok && known(err)
+	if value.Kind() == slog.KindGroup {
+		return slices.ContainsFunc(value.Group(), func(attr slog.Attr) bool { return quotes(attr.Value) })
 	}
-	return false
+	err, ok := value.Any().(error)
+	return ok && known(err)
 }
 
 func publicAttr(attr slog.Attr) slog.Attr {

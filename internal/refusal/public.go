@@ -105,15 +105,16 @@ func publicText(text string, refusal *pgconn.PgError) string {
 
 // describeValue says what is public of an error of class 22.
 func describeValue(refusal *pgconn.PgError) string {
-	text := cmp.Or(valueNames[refusal.Code], "data exception") + "; " + withheld
+	var text strings.Builder
+	text.WriteString(cmp.Or(valueNames[refusal.Code], "data exception") + "; " + withheld)
 	for _, place := range []struct{ what, name string }{
 		{"table", refusal.TableName}, {"column", refusal.ColumnName}, {"type", refusal.DataTypeName}, {"constraint", refusal.ConstraintName},
 	} {
 		if place.name != "" {
-			text += fmt.Sprintf(", %s %q", place.what, place.name)
+			fmt.Fprintf(&text, ", %s %q", place.what, place.name)
 		}
 	}
-	return fmt.Sprintf("%s: %s (SQLSTATE %s)", refusal.Severity, text, refusal.Code)
+	return fmt.Sprintf("%s: %s (SQLSTATE %s)", refusal.Severity, &text, refusal.Code)
 }
 
 // Text returns the text of Public(err); "" for nil.

@@ -18,7 +18,7 @@ func TestAScriptThatFailsDoesNotQuoteRows(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close(t.Context()) //nolint:errcheck // the test is over
+	defer conn.Close(t.Context())
 	for name, test := range map[string]struct{ sql, want string }{
 		"a key":   {"create table a (card text);\ninsert into a values ('card-4111'), ('card-4111');\ncreate unique index a_card on a (card);", `could not create unique index "a_card"`},
 		"a cast":  {"create table b (card text);\ninsert into b values ('hunter2');\nalter table b alter card type int using card::int;", "SQLSTATE 22P02"},
