@@ -33,4 +33,4 @@ var builtinFunctions = set(`age array_agg array_position array_remove bool_and b
 	hashtextextended json_agg json_array_elements_text json_build_object jsonb_build_object jsonb_object_agg jsonb_object_keys jsonb_path_exists left max
 	min now octet_length pg_advisory_unlock_shared pg_advisory_xact_lock pg_backend_pid pg_column_size pg_current_snapshot
 	pg_current_xact_id pg_notify pg_postmaster_start_time pg_snapshot_xmax pg_snapshot_xmin pg_try_advisory_lock_shared
-	pg_xact_status random row_number set_config statement_timestamp string_to_array sum to_jsonb to_timestamp unnest`)
+	pg_xact_status random row_number set_config statement_timestamp string_to_array substring sum to_jsonb to_timestamp unnest`)

@@ -10,7 +10,7 @@ with hidden as materialized (
     where a.datname = current_database() and a.query = '<insufficient privilege>'
 ), holder as (
     select 'session' as kind, a.pid, a.application_name as name, a.usename::text as role, a.state,
-           substring(a.query from '^-- name: ([A-Za-z]{1,63})(?:[[:cntrl:]]|$)') as statement, a.xact_start as since,
+           substring(a.query, '^-- name: ([A-Za-z]{1,63})(?:[[:cntrl:]]|$)') as statement, a.xact_start as since,
            greatest(age(a.backend_xmin), age(a.backend_xid)) as transactions,
            coalesce(a.backend_xmin, a.backend_xid)::text as horizon
     from pg_catalog.pg_stat_activity a
