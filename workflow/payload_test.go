@@ -269,7 +269,8 @@ func TestReceiveManyTakesWhatFitsIntoARecord(t *testing.T) {
 // A history that is too long for one answer is loaded in parts.
 func TestALongHistoryIsReplayedInParts(t *testing.T) {
 	t.Parallel()
-	ctx := testContext(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*patience) // megabytes are encoded and decoded, beside other tests
+	defer cancel()
 	pool := pgtest.Pool(t)
 	const steps, size = 40, 200_000 // eight megabytes
 	var executions atomic.Int32

@@ -14,7 +14,7 @@ import (
 // engineJSON are the functions that encode and decode what is the engine's own and no value of the application's: its records, what it
 // notifies, metadata, attributes. sameJSON compares two inputs as they are stored, and describe only looks whether details are JSON.
 var engineJSON = []string{
-	"cancel.go heardCancelled", "cancel.go tellCancelled", "channel.go encodeMetadata", "continue.go continueAs", "continue.go decodeContinued",
+	"cancel.go cancelledAnnouncement", "hints.go", "channel.go encodeMetadata", "continue.go continueAs", "continue.go decodeContinued",
 	"errors.go decodeAttempt", "errors.go decodeFailure", "errors.go describe", "errors.go mustEncode", "event.go encodeAttributes",
 	"eventwait.go waitEvent", "metrics.go resumed", "select.go choice", "select.go firstLanded", "start.go sameJSON", "step.go decodeStepRecord",
 	"trace.go", "wait.go decodeMessage", "wait.go firesAt", "wait.go receiveMany", "wait.go subscribe", "wake.go", "watch.go",
