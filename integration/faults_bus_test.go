@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/romancy-go/romancy/bus"
+	"github.com/romancy-go/romancy/internal/pgtest"
 	"github.com/romancy-go/romancy/outbox"
 	"github.com/romancy-go/romancy/workflow"
 )
@@ -156,11 +157,12 @@ func (w *faultsWorld) driveWoken() error {
 	}); err != nil {
 		return err
 	}
-	publisher, err := watermillsql.NewPublisher(watermillsql.BeginnerFromPgx(w.direct), watermillsql.PublisherConfig{SchemaAdapter: bus.NotifyingSchema(schema)}, watermill.NopLogger{})
+	plain := pgtest.Connect(w.t, w.url) // finds watermill-sql's tables, as the desk does
+	publisher, err := watermillsql.NewPublisher(watermillsql.BeginnerFromPgx(plain), watermillsql.PublisherConfig{SchemaAdapter: bus.NotifyingSchema(schema)}, watermill.NopLogger{})
 	if err != nil {
 		return err
 	}
-	writer, err := w.direct.Begin(w.ctx) // what is published is hidden as long as it is open
+	writer, err := plain.Begin(w.ctx) // what is published is hidden as long as it is open
 	if err != nil {
 		return err
 	}

@@ -83,6 +83,9 @@ var faultsBefore = map[string]pgtest.Fault{
 	"rollback@desk": {Statement: "AddEvents", Kind: pgtest.FaultRefuse, Code: "40001", Nth: 1},
 }
 
+// faultsSeldom are executed if two things happen in one order, which not every world brings about.
+var faultsSeldom = []string{"ReleaseRuns", "DeleteFormer", "MatchEvents", "OpenWriters"}
+
 // faultsExceptions have no row, each for a reason.
 var faultsExceptions = map[faultsStatement]string{}
 
