@@ -3,6 +3,7 @@ package workflow
 import (
 	"context"
 	"encoding/json"
+	"math"
 	"sync"
 	"time"
 
@@ -17,7 +18,8 @@ type watch struct {
 	asked  *tally // runs to look at
 
 	mu      sync.Mutex
-	waiters map[string]map[chan watched]bool
+	waiters map[string]map[chan watched]int64 // and which number each has
+	last    int64
 	closed  bool
 }
 
@@ -27,22 +29,15 @@ type watched struct {
 }
 
 func newWatch(e *Engine) *watch {
-	return &watch{engine: e, asked: newTally(), waiters: map[string]map[chan watched]bool{}}
+	return &watch{engine: e, asked: newTally(), waiters: map[string]map[chan watched]int64{}}
 }
 
 // wait returns the run called id once it has ended or is stuck.
 func (w *watch) wait(ctx context.Context, id string) (store.Run, error) {
-	told := make(chan watched, 1)
-	w.mu.Lock()
-	if w.closed {
-		w.mu.Unlock()
+	told := w.enter(id)
+	if told == nil {
 		return store.Run{}, ErrClosed
 	}
-	if w.waiters[id] == nil {
-		w.waiters[id] = map[chan watched]bool{}
-	}
-	w.waiters[id][told] = true
-	w.mu.Unlock()
 	defer w.leave(id, told)
 
 	// A run that executes here tells by itself. One that is parked here may have gone on elsewhere, and ended, unnoticed.
@@ -61,6 +56,22 @@ func (w *watch) wait(ctx context.Context, id string) (store.Run, error) {
 	}
 }
 
+// enter returns where the end of a run will be told; nil if nothing is told any more.
+func (w *watch) enter(id string) chan watched {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed {
+		return nil
+	}
+	if w.waiters[id] == nil {
+		w.waiters[id] = map[chan watched]int64{}
+	}
+	told := make(chan watched, 1)
+	w.last++
+	w.waiters[id][told] = w.last
+	return told
+}
+
 func (w *watch) leave(id string, told chan watched) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -70,10 +81,25 @@ func (w *watch) leave(id string, told chan watched) {
 	}
 }
 
-func (w *watch) tell(id string, what watched) {
+// everybody is a number that no one who waits has yet.
+const everybody = math.MaxInt64
+
+// newest returns the number of who has come to wait last.
+func (w *watch) newest() int64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for told := range w.waiters[id] {
+	return w.last
+}
+
+// tell tells those who wait for a run and have a number up to newest. Who has come later may wait for what has become of the run since:
+// it may have been started, or retried.
+func (w *watch) tell(id string, what watched, newest int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for told, number := range w.waiters[id] {
+		if number > newest {
+			continue
+		}
 		select {
 		case told <- what:
 		default: // told before
@@ -98,7 +124,7 @@ func (w *watch) close() {
 	w.closed = true
 	w.mu.Unlock()
 	for _, id := range w.all() {
-		w.tell(id, watched{err: ErrClosed})
+		w.tell(id, watched{err: ErrClosed}, everybody)
 	}
 }
 
@@ -129,7 +155,7 @@ func (w *watch) loop(ctx context.Context) {
 }
 
 func (w *watch) lookAt(ctx context.Context, ids []string) {
-	found := new([]store.Run)
+	found, newest := new([]store.Run), w.newest()
 	err := w.engine.do(ctx, true, func(b *pgx.Batch) { w.engine.store.QueueFindRuns(b, ids, found) })
 	if noteOutcome(ctx, w.engine.reports.results, err); err != nil {
 		return
@@ -138,20 +164,26 @@ func (w *watch) lookAt(ctx context.Context, ids []string) {
 	for _, run := range *found {
 		exists[run.ID] = true
 		if status := Status(run.Status); status.Final() || status == StatusStuck {
-			w.tell(run.ID, watched{run: run})
+			w.tell(run.ID, watched{run: run}, newest)
 		}
 	}
 	for _, id := range ids {
 		if !exists[id] {
-			w.tell(id, watched{err: ErrNotFound})
+			w.tell(id, watched{err: ErrNotFound}, newest)
 		}
 	}
 }
 
-// tellEnded tells those who wait for a run, in this process and in others.
+// tellEnded tells those who wait for a run, in this process and in others. If the run can be retried it may have been by now, so the row
+// is looked at.
 func (e *Engine) tellEnded(run store.Run) {
 	e.metrics.end(run)
-	e.watch.tell(run.ID, watched{run: run})
+	switch status := Status(run.Status); {
+	case status == StatusCompleted, status == StatusContinued:
+		e.watch.tell(run.ID, watched{run: run}, everybody)
+	case e.watch.awaited(run.ID):
+		e.watch.asked.add(run.ID)
+	}
 	text, err := json.Marshal(namedRun{InstanceID: run.ID})
 	if err != nil {
 		return // a string always encodes
