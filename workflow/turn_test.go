@@ -162,10 +162,11 @@ func TestTwoCommandsAtATimeLeaveTheRunStuck(t *testing.T) {
 			<-begun
 			return nil
 		},
-		"while one waits": func(ctx *workflow.Context, act *workflow.Activity[int, int]) error {
+		"while one waits": func(ctx *workflow.Context, _ *workflow.Activity[int, int]) error {
 			var group sync.WaitGroup
 			begun := make(chan struct{})
-			act.Go(ctx, 0) // so that the wait does not park the run
+			long := workflow.DefineActivity("long", func(context.Context, int) (int, error) { time.Sleep(3 * time.Second); return 0, nil })
+			long.Go(ctx, 0) // so that the wait does not park the run
 			group.Go(func() { close(begun); _, _ = workflow.Receive[int](ctx, "never") })
 			<-begun
 			for range 1000 {
