@@ -24,16 +24,19 @@ func New(schema string) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	if planted.Has(planted.FenceWithoutWorker) {
+	if written := queries.Get("AppendRecord"); planted.Has(planted.FenceWithoutWorker) {
 		for name, query := range queries {
 			queries[name] = workerFence.ReplaceAllString(query, "$1 and $2 is not null")
+		}
+		if queries.Get("AppendRecord") == written {
+			panic("store: the planted defect finds no fence to take the worker from")
 		}
 	}
 	return &Store{queries: queries}, nil
 }
 
-// workerFence is what of a fence compares the worker.
-var workerFence = regexp.MustCompile(`(i\.token = \S+) and i\.worker = (\$\d+::bigint)`)
+// workerFence is what of a fence compares the worker, as it is written with every name qualified.
+var workerFence = regexp.MustCompile(`(i\.token operator\(pg_catalog\.=\) \S+) and i\.worker operator\(pg_catalog\.=\) (\$\d+::bigint)`)
 
 // Queries returns every statement by name, for tests that look at plans.
 func (s *Store) Queries() sqlfile.Queries { return s.queries }
