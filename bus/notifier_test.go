@@ -118,20 +118,7 @@ func TestNotifierGathersWhileBusyAndCollapsesTheRest(t *testing.T) {
 
 func TestUnsendableTextDoesNotHoldUpTheOthers(t *testing.T) {
 	t.Parallel()
-	admin := pgtest.Pool(t)
-	// A database that cannot hold every character.
-	execute(t, admin, "create database "+pgx.Identifier{t.Name()}.Sanitize()+" template template0 encoding 'LATIN1' lc_collate 'C' lc_ctype 'C'")
-	cfg := admin.Config()
-	cfg.ConnConfig.Database = t.Name()
-	cfg.ConnConfig.RuntimeParams["client_encoding"] = "UTF8"
-	pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		pool.Close()
-		execute(t, admin, "drop database "+pgx.Identifier{t.Name()}.Sanitize()+" with (force)")
-	})
+	pool := pgtest.Latin1(t)
 	var book logbook
 	s := subscribe(t, startListener(t, pool), 0, "latin")
 	n := startNotifier(t, pool, func(c *NotifierConfig) { c.Mode = ModeCoalesced; c.Logger = book.logger() })

@@ -1,13 +1,10 @@
 package outbox
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -17,28 +14,6 @@ import (
 
 	"github.com/romancy-go/romancy/internal/pgtest"
 )
-
-// logbook is a log of all levels.
-type logbook struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *logbook) Write(line []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(line)
-}
-
-func (l *logbook) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
-}
-
-func (l *logbook) logger() *slog.Logger {
-	return slog.New(slog.NewJSONHandler(l, &slog.HandlerOptions{Level: slog.LevelDebug}))
-}
 
 // What the database quotes when it refuses an event, or what the relay does with it, is in no error and no line.
 func TestNothingTheDatabaseQuotesOfEventsIsShown(t *testing.T) {
@@ -73,8 +48,8 @@ func TestNothingTheDatabaseQuotesOfEventsIsShown(t *testing.T) {
 			t.Errorf("%s shows %s", name, shown)
 		}
 	}
-	log := &logbook{}
-	r := startRelay(t, pool, newRecorder(), func(c *RelayConfig) { c.Logger = log.logger() })
+	log := &lines{}
+	r := startRelay(t, pool, newRecorder(), func(c *RelayConfig) { c.Logger = log.debug() })
 	eventually(t, "the settlement is refused", func() bool { return strings.Contains(log.String(), "22P02") })
 	mustExec(t, pool, "drop trigger quote_delete on romancy.outbox")
 	shutdown(t, r)
@@ -90,14 +65,14 @@ func TestTheTextsOfThePublishersErrorsAreClippedOrHidden(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			pool := pgtest.Pool(t)
-			log := &logbook{}
+			log := &lines{}
 			broker := newRecorder()
 			broker.answer = func(*message.Message) error {
 				return fmt.Errorf("publish: %w", errors.New("card-4111 "+strings.Repeat("x", 2*maxErrorLength)+" hunter2"))
 			}
 			add(t, pool, Event{ID: "1", Key: "a", Topic: "t"})
 			r := startRelay(t, pool, broker, func(c *RelayConfig) {
-				c.Logger, c.HideErrorTexts, c.MaxAttempts, c.InitialBackoff, c.MaxBackoff = log.logger(), hidden, 2, time.Millisecond, time.Millisecond
+				c.Logger, c.HideErrorTexts, c.MaxAttempts, c.InitialBackoff, c.MaxBackoff = log.debug(), hidden, 2, time.Millisecond, time.Millisecond
 			})
 			eventually(t, "the event is given up", func() bool { return strings.Contains(log.String(), "it is a dead letter now") })
 			shutdown(t, r)

@@ -332,18 +332,7 @@ func TestASettlementWhoseAnswerWasLostIsNoLostLease(t *testing.T) {
 // An error's text may be in characters that the database's encoding does not have.
 func TestAnErrorInForeignCharactersIsSettled(t *testing.T) {
 	t.Parallel()
-	admin := pgtest.Pool(t)
-	name := admin.Config().ConnConfig.Database + "_latin1"
-	mustExec(t, admin, "create database "+name+" template template0 encoding 'LATIN1' lc_collate 'C' lc_ctype 'C'")
-	t.Cleanup(func() {
-		if _, err := admin.Exec(context.WithoutCancel(t.Context()), "drop database "+name+" with (force)"); err != nil {
-			t.Error(err)
-		}
-	})
-	pool := pgtest.Connect(t, admin.Config().ConnString(), func(c *pgxpool.Config) {
-		c.ConnConfig.Database = name
-		c.ConnConfig.RuntimeParams["client_encoding"] = "UTF8"
-	})
+	pool := pgtest.Latin1(t)
 	if err := migrate(t, pool, "romancy"); err != nil {
 		t.Fatal(err)
 	}
@@ -415,6 +404,11 @@ func (l *lines) String() string {
 func (l *lines) count(what string) int { return strings.Count(l.String(), what) }
 
 func (l *lines) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
+
+// debug is a logger of all levels.
+func (l *lines) debug() *slog.Logger {
+	return slog.New(slog.NewJSONHandler(l, &slog.HandlerOptions{Level: slog.LevelDebug}))
+}
 
 // Behind a pooler that lends its server connections by the transaction, the relay leaves nothing of its own on one, and a
 // settlement that is refused is kept as well.

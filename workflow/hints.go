@@ -154,7 +154,7 @@ func (e *Engine) heardMessage(notification bus.Notification) {
 		e.heardPublished(message.ChannelName)
 		return
 	}
-	e.heardSent(message.ChannelName, message.TargetInstanceID)
+	e.toReceiver(message.ChannelName, message.TargetInstanceID, e.hintLocked)
 }
 
 // heardPublished has the receivers of a channel polled for, those that wait here and, later, all others.
@@ -167,20 +167,6 @@ func (e *Engine) heardPublished(channel string) {
 		return
 	}
 	e.mailChannels.add(channel)
-}
-
-// heardSent has a run polled for that a message is said to be for: here if it is in memory, else by a sweep.
-func (e *Engine) heardSent(channel, receiver string) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	r := e.cache.runs[receiver]
-	if r == nil {
-		e.mailRuns.add(receiver)
-		return
-	}
-	if on, listens := r.on(channel); listens {
-		e.hintLocked(r, on)
-	}
 }
 
 // hintLocked has a run polled for that waits here: at once for as long as hints prove true, else in its turn,

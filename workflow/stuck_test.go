@@ -7,43 +7,20 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgxpool"
-
 	"github.com/romancy-go/romancy/internal/pgtest"
 	"github.com/romancy-go/romancy/internal/schema"
 	"github.com/romancy-go/romancy/workflow"
 )
 
-// latin1 returns a database whose encoding has few characters.
-func latin1(t *testing.T) *pgxpool.Pool {
-	t.Helper()
-	admin := pgtest.Pool(t)
-	ctx := testContext(t)
-	name := admin.Config().ConnConfig.Database + "_latin1"
-	if _, err := admin.Exec(ctx, "create database "+name+" template template0 encoding 'LATIN1' lc_collate 'C' lc_ctype 'C'"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if _, err := admin.Exec(context.WithoutCancel(t.Context()), "drop database "+name+" with (force)"); err != nil {
-			t.Error(err)
-		}
-	})
-	pool := pgtest.Connect(t, admin.Config().ConnString(), func(c *pgxpool.Config) {
-		c.ConnConfig.Database = name
-		c.ConnConfig.RuntimeParams["client_encoding"] = "UTF8"
-	})
-	if err := schema.Migrate(ctx, pool, schema.Default); err != nil {
-		t.Fatal(err)
-	}
-	return pool
-}
-
 // What an error says may be in any language: it is stored and read back in a database of any encoding.
 func TestWordsOfAnErrorFitEveryEncoding(t *testing.T) {
 	t.Parallel()
 	const words = "支払い → failed 💳 “quoted” <&>"
-	pool := latin1(t)
+	pool := pgtest.Latin1(t)
 	ctx := testContext(t)
+	if err := schema.Migrate(ctx, pool, schema.Default); err != nil {
+		t.Fatal(err)
+	}
 	pay := workflow.DefineActivity("pay", func(context.Context, int) (int, error) { return 0, errors.New(words) },
 		workflow.WithRetry(workflow.RetryPolicy{MaxAttempts: 2, InitialInterval: time.Millisecond}))
 	flow := workflow.Define("flow", func(ctx *workflow.Context, wait bool) (int, error) {

@@ -14,8 +14,8 @@ import (
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
 
-// arrived has the receiver of a message woken: at once if it is parked in memory here, else by a sweep.
-func (e *Engine) arrived(channel, receiver string) {
+// toReceiver takes a message to the run that it is for: by wake, with the mutex held, if that listens in memory here, else by a sweep.
+func (e *Engine) toReceiver(channel, receiver string, wake func(r *run, on listening)) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	r := e.cache.runs[receiver]
@@ -24,7 +24,7 @@ func (e *Engine) arrived(channel, receiver string) {
 		return
 	}
 	if on, listens := r.on(channel); listens {
-		e.wakeLocked(r, on)
+		wake(r, on)
 	}
 }
 
@@ -38,7 +38,7 @@ func (e *Engine) sent(messages []store.Sent) {
 		case message.Receiver == "":
 			e.published.add(message.Channel)
 		default:
-			e.arrived(message.Channel, message.Receiver)
+			e.toReceiver(message.Channel, message.Receiver, e.wakeLocked)
 		}
 	}
 }

@@ -89,9 +89,13 @@ func (c *cluster) start(ctx context.Context) error {
 	if err := conf.Close(); err != nil {
 		return err
 	}
+	return c.launchAnywhere(ctx)
+}
+
+// launchAnywhere is launch on a free port. Between looking for one and the server's bind somebody else may take it.
+func (c *cluster) launchAnywhere(ctx context.Context) (err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	// Between looking for a free port and the server's bind somebody else may take it.
 	for range 10 {
 		if c.port, err = freePort(); err != nil {
 			return err

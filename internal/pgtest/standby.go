@@ -42,21 +42,15 @@ func (s *Server) newStandby(ctx context.Context) (*Server, error) {
 		return nil, err
 	}
 	followed, err := s.cluster.follower(ctx)
-	if resumed := s.Resume(ctx); resumed != nil || err != nil {
+	resumed := s.Resume(ctx)
+	switch {
+	case err != nil:
 		return nil, errors.Join(err, resumed)
+	case resumed != nil:
+		return nil, errors.Join(resumed, followed.remove(ctx))
 	}
-	followed.mu.Lock()
-	defer followed.mu.Unlock()
-	for range 10 {
-		if followed.port, err = freePort(); err != nil {
-			break
-		}
-		if err = followed.launch(ctx); !errors.Is(err, errPortTaken) {
-			break
-		}
-	}
-	if err != nil {
-		return nil, errors.Join(err, os.RemoveAll(followed.dir))
+	if err := followed.launchAnywhere(ctx); err != nil {
+		return nil, errors.Join(err, followed.remove(ctx))
 	}
 	server := &Server{url: followed.url(), cluster: followed}
 	server.admin.url = server.url
@@ -71,7 +65,7 @@ func (c *cluster) follower(ctx context.Context) (*cluster, error) {
 	}
 	f := &cluster{programs: c.programs, set: c.set, dir: dir, owner: c.owner, lock: lock, password: c.password}
 	if err := f.copyFrom(ctx, c); err != nil {
-		return nil, errors.Join(err, os.RemoveAll(dir))
+		return nil, errors.Join(err, f.remove(ctx))
 	}
 	return f, nil
 }

@@ -107,6 +107,28 @@ func EmptyURL(t testing.TB) string {
 	return newDatabase(t, sharedServer(t).CreateEmptyDatabase)
 }
 
+// Latin1 returns a pool on a fresh database without the library's schema, whose encoding has few characters: what is sent there is
+// UTF-8, as ever. The database is dropped when the test ends.
+func Latin1(t testing.TB) *pgxpool.Pool {
+	t.Helper()
+	admin := Pool(t)
+	name := admin.Config().ConnConfig.Database + "_latin1"
+	if _, err := admin.Exec(t.Context(), "create database "+name+" template template0 encoding 'LATIN1' lc_collate 'C' lc_ctype 'C'"); err != nil {
+		t.Fatalf("pgtest: %v", err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		if _, err := admin.Exec(ctx, "drop database "+name+" with (force)"); err != nil {
+			t.Errorf("pgtest: %v", err)
+		}
+	})
+	return Connect(t, admin.Config().ConnString(), func(c *pgxpool.Config) {
+		c.ConnConfig.Database = name
+		c.ConnConfig.RuntimeParams["client_encoding"] = "UTF8"
+	})
+}
+
 func newDatabase(t testing.TB, create func(context.Context) (string, func(context.Context) error, error)) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
