@@ -19,6 +19,7 @@ const (
 	faultsOrders  = 6
 	faultsAuditor = "auditor"
 	faultsKeeper  = "keeper"
+	faultsGhosts  = "0 ghost " // what the ids begin with of subscribers that have no run
 	faultsPal     = "pal"
 	faultsLetters = 20
 )
@@ -43,13 +44,14 @@ type faultsFlows struct {
 	sleeper  *workflow.Workflow[time.Duration, string]
 	stranded *workflow.Workflow[int, string]
 	reader   *workflow.Workflow[int, string]
+	herald   *workflow.Workflow[string, string]
 	quick    *workflow.Workflow[int, int]
 	moved    *workflow.Workflow[int, string]
 	pal      *workflow.Workflow[int, int]
 }
 
 func (f faultsFlows) shop() []workflow.Definition {
-	return []workflow.Definition{f.order, f.auditor, f.keeper, f.heir, f.flaky, f.patient, f.stranded, f.reader, f.quick, f.moved, f.pal}
+	return []workflow.Definition{f.order, f.auditor, f.keeper, f.heir, f.flaky, f.patient, f.stranded, f.reader, f.herald, f.quick, f.moved, f.pal}
 }
 
 // annex executes what is to be dropped from memory while it waits.
@@ -125,6 +127,9 @@ func (w *faultsWorld) defineFlows() faultsFlows {
 				return "", err
 			}
 			return story.Data, heard(ctx, story.Data)
+		}),
+		herald: workflow.Define("herald", func(ctx *workflow.Context, news string) (string, error) {
+			return news, workflow.Publish(ctx, "news", news)
 		}),
 		quick: workflow.Define("quick", func(_ *workflow.Context, n int) (int, error) { return n, nil }),
 		moved: w.defineMoved(heard),

@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"sync"
 	"time"
 
@@ -43,7 +44,7 @@ var (
 // as soon as they are as many as in that flush, because runs wait for them that are due.
 const worthALane = 64
 
-// A class is the wakes, or everything else. Wakes are answered before the disk has them, and wait for no flush that does. A
+// A class is the wakes, what is wide, or everything else. Wakes are answered before the disk has them, and wait for no flush that does. A
 // run that is to be woken is parked, and has nothing else in the queue but looks, which may as well come after.
 type class struct {
 	free   int // queued operations that a lane may take: those of runs that are not busy
@@ -58,11 +59,21 @@ func (c *class) worth() bool {
 
 // classOf returns the class of op. The caller holds the mutex.
 func (c *Committer) classOf(op *operation) *class {
-	if op.wakes() {
+	switch {
+	case op.wakes():
 		return &c.wakes
+	case op.wide:
+		return &c.wides
+	default:
+		return &c.others
 	}
-	return &c.others
 }
+
+// flying returns how many operations are in flushes. The caller holds the mutex.
+func (c *Committer) flying() int { return c.wakes.flying + c.others.flying + c.wides.flying }
+
+// anyFree reports whether a lane may take something. The caller holds the mutex.
+func (c *Committer) anyFree() bool { return c.wakes.free+c.others.free+c.wides.free > 0 }
 
 // maxBatch bounds a flush, so that the first operation of a burst does not wait for all of it.
 const maxBatch = 2000
@@ -115,6 +126,7 @@ type Committer struct {
 	mu            sync.Mutex
 	queue         []*operation
 	wakes, others class
+	wides         class               // one at a time
 	busy          map[string]struct{} // runs with operations in a flush: what follows for them waits for its end
 	blocked       map[string]struct{} // runs of which an operation waits for another attempt: what follows for them waits, too
 	ready         [tiers]int          // operations that a lane may take now
@@ -140,7 +152,7 @@ func New(config Config) *Committer {
 	config.LockTimeout = cmp.Or(config.LockTimeout, 200*time.Millisecond)
 	config.FlushTimeout = cmp.Or(config.FlushTimeout, 10*time.Second)
 	c := &Committer{
-		config: config, busy: map[string]struct{}{}, blocked: map[string]struct{}{}, others: class{least: worthALane},
+		config: config, busy: map[string]struct{}{}, blocked: map[string]struct{}{}, others: class{least: worthALane}, wides: class{least: math.MaxInt},
 		connecting: outage.New(config.Logger, "the engine cannot connect to the database, what it has to write is kept", "the engine is connected again"),
 		recording:  outage.New(config.Logger, "the database refuses what the engine has to write; it is kept and tried again", "the database takes everything again"),
 	}
@@ -249,6 +261,7 @@ type operation struct {
 	conflicts int  // lost deadlocks
 	losses    int  // lost connections
 	stoodBack bool // for a flush of wakes
+	wide      bool // it publishes to more than one statement reaches
 
 	sent      bool      // its answer was lost: it may have been carried out
 	suspect   bool      // a flush that it was in was refused, or one of its kind is
@@ -314,7 +327,7 @@ func (c *Committer) rouse() {
 
 // recount follows a change of queue or busy, or the passing of time. The caller holds the mutex.
 func (c *Committer) recount() {
-	c.wakes.free, c.others.free, c.ready = 0, 0, [tiers]int{}
+	c.wakes.free, c.others.free, c.wides.free, c.ready = 0, 0, 0, [tiers]int{}
 	clear(c.blocked)
 	now, next := time.Now(), time.Time{}
 	for _, op := range c.queue {

@@ -57,19 +57,19 @@ func (l *lane) needed() bool {
 		return true
 	case c.closed && l.extra && l.conn == nil:
 		return false // it would not connect any more
-	case c.wakes.flying+c.others.flying > 0:
-		return c.wakes.worth() || c.others.worth()
+	case c.flying() > 0:
+		return c.wakes.worth() || c.others.worth() || c.wides.worth()
 	case l.extra:
-		return c.wakes.free+c.others.free > 0 && c.disconnected && l.conn != nil
+		return c.anyFree() && c.disconnected && l.conn != nil
 	default:
-		return c.wakes.free+c.others.free > 0
+		return c.anyFree()
 	}
 }
 
 // over reports whether nothing is left to do. What another lane has under way may come back, if that lane loses its connection. The
 // caller holds the mutex.
 func (c *Committer) over() bool {
-	return c.stopped || c.closed && len(c.queue)+c.wakes.flying+c.others.flying == 0
+	return c.stopped || c.closed && len(c.queue)+c.flying() == 0
 }
 
 // next waits for the operations of the next flush. Without any the lane is to connect first.
@@ -122,7 +122,9 @@ func (l *lane) take() []*operation {
 		ops, c.queue = wakes, slices.Concat(others, c.queue)
 	}
 	for _, op := range ops {
-		c.busy[op.run] = struct{}{}
+		if !op.aside() {
+			c.busy[op.run] = struct{}{}
+		}
 		c.classOf(op).flying++
 	}
 	l.taken = slices.Clone(ops)
@@ -135,7 +137,11 @@ func (l *lane) take() []*operation {
 
 // choose removes from the queue what shares the next flush, of one tier. The caller holds the mutex.
 func (l *lane) choose(tier int) []*operation {
-	if tier != healthy {
+	switch tier {
+	case healthy:
+	case wide:
+		return l.committer.chooseWide()
+	default:
 		return l.chooseSuspects(tier)
 	}
 	c := l.committer
@@ -224,9 +230,12 @@ func (l *lane) done(unfinished []*operation) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, op := range l.taken {
-		delete(c.busy, op.run)
+		if !op.aside() {
+			delete(c.busy, op.run)
+		}
 		c.classOf(op).flying--
 	}
+	widen(unfinished)
 	if l.conn != nil {
 		l.most = min(2*l.most, maxBatch)
 	}
@@ -310,6 +319,9 @@ func (l *lane) carryOut(ctx context.Context, ops []*operation) (unfinished []*op
 		return nil
 	case onlyWakes(ops):
 		return l.carryOutWakes(ctx, ops)
+	case ops[0].wide:
+		group, err := l.publish(ctx, ops[0])
+		return l.answered(ctx, ops, []*opGroup{group}, err)
 	}
 	groups, err := l.flush(ctx, ops)
 	return l.answered(ctx, ops, groups, err)
@@ -359,6 +371,16 @@ func (op *operation) confirm(err error) {
 
 // queue adds the statements of ops to a batch.
 func (l *lane) queue(ops []*operation, batch *pgx.Batch) []*opGroup {
+	l.guard(ops, batch)
+	groups := group(ops)
+	for _, g := range groups {
+		g.queue(l.committer.config.Store, batch)
+	}
+	return groups
+}
+
+// guard makes the settings of the transaction that carries out ops, unless the session has them.
+func (l *lane) guard(ops []*operation, batch *pgx.Batch) {
 	config := l.committer.config
 	lockTimeout := config.LockTimeout
 	if ops[0].suspect {
@@ -367,11 +389,6 @@ func (l *lane) queue(ops []*operation, batch *pgx.Batch) []*opGroup {
 	if !l.direct || ops[0].suspect {
 		config.Store.Guard(batch, lockTimeout)
 	}
-	groups := group(ops)
-	for _, g := range groups {
-		g.queue(config.Store, batch)
-	}
-	return groups
 }
 
 // begin begins a transaction, whatever the session's defaults are, unless they are ours.
@@ -437,6 +454,8 @@ func (l *lane) conclude(ctx context.Context, ops []*operation, groups []*opGroup
 			taken = append(taken, op)
 		case op.sent && errors.Is(op.err, ErrFenced):
 			fenced = append(fenced, op)
+		case op.putOff():
+			unfinished = append(unfinished, op)
 		default:
 			c.settle(op)
 		}
@@ -444,7 +463,7 @@ func (l *lane) conclude(ctx context.Context, ops []*operation, groups []*opGroup
 	if len(taken) > 0 {
 		ctx, cancel := context.WithTimeout(ctx, c.config.FlushTimeout)
 		defer cancel()
-		unfinished = l.findStarted(ctx, taken)
+		unfinished = append(unfinished, l.findStarted(ctx, taken)...)
 	}
 	return append(unfinished, l.recallOrFence(ctx, fenced)...)
 }

@@ -25,12 +25,15 @@ const (
 	healthy = iota
 	suspected
 	refused
+	wide
 	tiers
 )
 
 // tier returns that of op.
 func (op *operation) tier() int {
 	switch {
+	case op.wide:
+		return wide
 	case op.refusals > 0:
 		return refused
 	case op.suspect:

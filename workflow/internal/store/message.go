@@ -27,6 +27,8 @@ type Delivered struct {
 	Receivers int    // 0: its target does not exist or has ended
 	Status    string // of a target that has ended; empty: it does not exist, or there are receivers
 	Held      bool   // nothing yet: another transaction is sending under its key
+	Later     bool   // nothing yet: with those before it it has more receivers than one statement makes messages for
+	Wide      bool   // it has by itself, too: it is for DeliverFirst
 }
 
 // Sent is a message in a mailbox.
@@ -40,29 +42,28 @@ type Sent struct {
 // DeliverMessages puts messages into mailboxes. done is called for every operation whose sender, if it is a run, is still
 // owned; sent for every message.
 func (s *Store) DeliverMessages(b *pgx.Batch, rows []Deliver, done func(ord int, result Delivered), sent func(Sent)) {
-	statement, arguments := s.delivering(rows)
+	statement, arguments := s.delivering(rows, false)
 	b.Queue(statement, arguments...).Query(func(found pgx.Rows) error { return scanDelivered(found, done, sent) })
 }
 
-// DeliverMessageTx does the same for one message in a caller's transaction. It waits for others that send under its key.
-func (s *Store) DeliverMessageTx(ctx context.Context, tx pgx.Tx, row Deliver, sent func(Sent)) (done Delivered, err error) {
+// DeliverMessageTx does the same for one message in a caller's transaction, however many receivers it has. It waits for others that send
+// under its key.
+func (s *Store) DeliverMessageTx(ctx context.Context, tx pgx.Tx, row Deliver, sent func(Sent)) (Delivered, error) {
 	if row.Key != "" {
 		if _, err := tx.Exec(ctx, s.queries.Get("LockSendKey"), row.Key); err != nil {
-			return done, refusal.Public(err)
+			return Delivered{}, refusal.Public(err)
 		}
 	}
-	statement, arguments := s.delivering([]Deliver{row})
-	found, err := tx.Query(ctx, statement, arguments...)
-	if err != nil {
-		return done, refusal.Public(err)
+	var done Delivered
+	rest, err := s.DeliverFirst(ctx, tx, row, func(result Delivered) { done = result }, sent)
+	for err == nil && rest != nil {
+		rest, err = s.DeliverMore(ctx, tx, *rest, sent)
 	}
-	defer found.Close()
-	err = scanDelivered(found, func(_ int, result Delivered) { done = result }, sent)
-	return done, refusal.Public(err)
+	return done, err
 }
 
-// delivering returns the statement that delivers rows, with its arguments.
-func (s *Store) delivering(rows []Deliver) (statement string, arguments []any) {
+// delivering returns the statement that delivers rows, with its arguments. first: a single row, to as many as one statement reaches.
+func (s *Store) delivering(rows []Deliver, first bool) (statement string, arguments []any) {
 	if r := rows[0]; len(rows) == 1 && r.Target != "" && r.Key == "" {
 		return s.queries.Get("DeliverDirect"), []any{orNull(r.ID), r.Token, orNull(r.Position), r.Target, r.Channel, text(r.Payload), text(r.Metadata), r.Worker}
 	}
@@ -76,11 +77,12 @@ func (s *Store) delivering(rows []Deliver) (statement string, arguments []any) {
 		column(rows, func(r Deliver) *string { return text(r.Metadata) }),
 		column(rows, func(r Deliver) *string { return orNull(r.Key) }),
 		column(rows, func(r Deliver) int64 { return r.KeepMicros }),
-		workerOf(rows),
+		workerOf(rows), maxWeight, first,
 	}
 }
 
 func scanDelivered(rows pgx.Rows, done func(ord int, result Delivered), sent func(Sent)) error {
+	defer rows.Close()
 	living := map[string]string{} // the run of each line that receives what is sent to the line
 	for rows.Next() {
 		var what string
@@ -98,6 +100,9 @@ func scanDelivered(rows pgx.Rows, done func(ord int, result Delivered), sent fun
 			continue
 		case "held":
 			done(int(*ord)-1, Delivered{Held: true})
+			continue
+		case "later":
+			done(int(*ord)-1, Delivered{Later: true, Wide: *number > maxWeight})
 			continue
 		}
 		message := Sent{ID: *number, Channel: *channel, Direct: *mode == "direct"}

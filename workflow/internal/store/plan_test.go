@@ -79,7 +79,8 @@ func statements() map[string]statement {
 		"LookForMail": {arguments: ids + ", " + same("'approvals'") + ", " + same("true") + ", " + same("50000::bigint") + ", " + even},
 		"DeliverMessages": {arguments: same("null::text") + ", " + same("0::bigint") + ", " + same("null::integer") + ", " +
 			list(func(n int) string { return []string{fmt.Sprintf("'run-%d'", n), "null"}[n%2] }) + ", " + same("'approvals'") + ", " + same("'{}'") + ", " + same("null::text") + ", " +
-			list(func(n int) string { return []string{fmt.Sprintf("'key-%d'", n), "null"}[n%3%2] }) + ", " + same("1000::bigint") + ", 1", bare: true},
+			list(func(n int) string { return []string{fmt.Sprintf("'key-%d'", n), "null"}[n%3%2] }) + ", " + same("1000::bigint") + ", 1, 100000, false", bare: true},
+		"DeliverToMore":   {arguments: "100001, 'run-2', 100", bare: true},
 		"DeliverDirect":   {arguments: "'run-9', 1, 9, 'run-1', 'approvals', '{}', null, 1", bare: true},
 		"LockSendKey":     {arguments: "'key-1'", bare: true},
 		"DiscardSentKeys": {arguments: "100"},
@@ -155,6 +156,7 @@ func fill(t *testing.T, pool *pgxpool.Pool) {
 		`insert into romancy.mailbox (channel, mode, receiver, payload)
 		 select 'approvals', case when n % 2 = 0 then 'direct' else 'competing' end, case when n % 2 = 0 then 'run-' || n end, '{}'
 		 from generate_series(1, 100000) n`,
+		`insert into romancy.mailbox (channel, mode, receiver, payload) values ('channel-1', 'broadcast', 'run-2', '{}')`,
 		`insert into romancy.subscriptions (instance_id, channel, mode)
 		 select 'run-' || n, 'channel-' || n % 100, 'broadcast' from generate_series(1, 20000) n`,
 		`insert into romancy.sent_keys (key, expires_at) select 'key-' || n, now() + (n - 50000) * interval '1 second' from generate_series(1, 100000) n`,

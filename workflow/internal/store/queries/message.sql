@@ -8,7 +8,9 @@
 -- Rows come back as (what, ord, message, channel, mode, receiver): first 'line' a line (in place of the channel) with the run of it that
 -- lives, for which what is sent to that line is; 'sent' a message, 'done' an operation carried out (with 0
 -- for the message and the target's status, if there is such a run, for the mode: it has no receiver), 'held' one whose key
--- another transaction holds.
+-- another transaction holds, 'later' one of which nothing was done, because it and those before it have more receivers than one
+-- statement makes messages for (with what it weighs by itself). first given: it has as many as that at once, and
+-- DeliverToMore goes on.
 with ask as materialized (
     select a.*,
            case when a.position is not null
@@ -26,16 +28,24 @@ with ask as materialized (
            case when a.key is not null
                 then (select true from romancy.sent_keys k where k.key = a.key and k.expires_at > clock_timestamp() limit 1) is true
                 end as known,
+           case when a.target is null
+                then (1 + octet_length(a.payload) / 8192) * (select count(*) from (
+                    select 1 from romancy.subscriptions s where s.channel = a.channel and s.mode = 'broadcast' limit $11::bigint + 1
+                ) s)
+                else 0 end as weight, -- receivers, in messages of 8 KB
            case when a.key is null then true
                 when pg_try_advisory_lock_shared(hashtextextended(a.key, 'romancy.sent_keys'::regclass::oid::bigint))
                 then pg_advisory_unlock_shared(hashtextextended(a.key, 'romancy.sent_keys'::regclass::oid::bigint))
                 else false end as free
     from unnest($1::text[], $2::bigint[], $3::integer[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::bigint[])
         with ordinality as a(sender, token, position, target, channel, payload, metadata, key, keep_us, ord)
+), fitting as materialized (
+    select a.*, a.allowed and a.free and ($12::boolean or a.together <= $11::bigint) as fits
+    from (select a.*, sum(a.weight) over (order by a.ord)::bigint as together from ask a) a
 ), resolved as materialized (
     -- A run that has continued as new is reached through its former ids. What is sent to a run is for its line.
     select a.*, case when a.live is not null then a.target else heir.id end as receiver, coalesce(a.live, heir.line) as line
-    from ask a left join lateral (
+    from fitting a left join lateral (
         select i.id, i.line
         from romancy.instances former cross join lateral (
             select i.id, i.line from romancy.instances i where i.line = coalesce(former.line, former.id) and i.ended_at is null limit 1
@@ -46,7 +56,7 @@ with ask as materialized (
 ), keyed as materialized (
     select a.ord, a.key, a.keep_us, row_number() over (partition by a.key order by a.ord) as copy
     from resolved a
-    where a.key is not null and a.allowed and a.free and (a.target is null or a.receiver is not null)
+    where a.key is not null and a.fits and (a.target is null or a.receiver is not null)
 ), claimed as (
     insert into romancy.sent_keys as k (key, expires_at)
     select y.key, clock_timestamp() + y.keep_us * interval '1 microsecond' from keyed y where y.copy = 1 order by y.key
@@ -60,23 +70,24 @@ with ask as materialized (
     select a.sender, a.position, a.token, $10::bigint, case when a.target is null then 'publish' else 'send' end, a.channel,
            case when a.target is not null and a.receiver is null and a.known is not true then '{"undeliverable":true}'::json end
     from resolved a
-    where a.position is not null and a.allowed and a.free
+    where a.position is not null and a.fits
     order by a.ord
 ), sent as (
     insert into romancy.mailbox (channel, mode, receiver, sender, payload, metadata)
     select g.channel, g.mode, g.receiver, g.sender, g.payload::json, g.metadata::json
     from (
-        select a.sender, a.channel, a.payload, a.metadata, a.allowed, a.key, a.ord, 'direct' as mode, a.line as receiver from resolved a where a.receiver is not null
+        select a.sender, a.channel, a.payload, a.metadata, a.fits, a.key, a.ord, 'direct' as mode, a.line as receiver from resolved a where a.receiver is not null
         union all
-        select a.sender, a.channel, a.payload, a.metadata, a.allowed, a.key, a.ord, 'competing', null from ask a where a.shared
+        select a.sender, a.channel, a.payload, a.metadata, a.fits, a.key, a.ord, 'competing', null from fitting a where a.shared
         union all
-        select a.sender, a.channel, a.payload, a.metadata, a.allowed, a.key, a.ord, 'broadcast', s.instance_id
-        from ask a cross join lateral (
-            select s.instance_id from romancy.subscriptions s where s.channel = a.channel and s.mode = 'broadcast' offset 0
+        select a.sender, a.channel, a.payload, a.metadata, a.fits, a.key, a.ord, 'broadcast', s.instance_id
+        from fitting a cross join lateral (
+            select s.instance_id from romancy.subscriptions s where s.channel = a.channel and s.mode = 'broadcast'
+            order by s.instance_id limit greatest($11::bigint / (1 + octet_length(a.payload) / 8192), 1)
         ) s
         where a.target is null
     ) g
-    where g.allowed and (g.key is null or g.ord in (select f.ord from first f))
+    where g.fits and (g.key is null or g.ord in (select f.ord from first f))
     order by g.ord
     returning id, channel, mode, receiver
 )
@@ -87,9 +98,27 @@ union all
 select 'done', a.ord, case when a.lost then 0 else 1 end, null,
        case when a.lost then (select i.status from romancy.instances i where i.id = a.target limit 1) end, null
 from (select r.ord, r.target, r.target is not null and r.receiver is null and r.known is not true as lost
-      from resolved r where r.allowed and r.free) a
+      from resolved r where r.fits) a
 union all
-select 'held', a.ord, null, null, null, null from ask a where a.allowed and not a.free;
+select case when a.free then 'later' else 'held' end, a.ord, a.weight, null, null, null from fitting a where a.allowed and not a.fits;
+
+-- name: DeliverToMore
+-- What message $1 brings goes to the next subscribers of its channel after the run given. DeliverMessages has come before in the same
+-- transaction, with first.
+with message as materialized (
+    select m.channel, m.sender, m.payload, m.metadata from romancy.mailbox m where m.id = $1::bigint
+), more as materialized (
+    select s.instance_id
+    from message m cross join lateral (
+        select s.instance_id from romancy.subscriptions s
+        where s.channel = m.channel and s.mode = 'broadcast' and s.instance_id > $2::text
+        order by s.instance_id limit $3::bigint
+    ) s
+)
+insert into romancy.mailbox (channel, mode, receiver, sender, payload, metadata)
+select m.channel, 'broadcast', r.instance_id, m.sender, m.payload, m.metadata from message m cross join more r
+order by r.instance_id
+returning id, channel, receiver;
 
 -- name: DeliverDirect
 -- DeliverMessages for a single message to one run, without a key.
