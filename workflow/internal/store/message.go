@@ -27,7 +27,7 @@ type Delivered struct {
 	Receivers int    // 0: its target does not exist or has ended
 	Status    string // of a target that has ended; empty: it does not exist, or there are receivers
 	Held      bool   // nothing yet: another transaction is sending under its key
-	Later     bool   // nothing yet: with those before it it has more receivers than one statement makes messages for
+	Later     bool   // nothing yet: those before it in the statement and itself have more receivers than one makes messages for
 	Wide      bool   // it has by itself, too: it is for DeliverFirst
 }
 

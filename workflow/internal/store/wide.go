@@ -15,11 +15,6 @@ const maxWeight = 2000
 // reach is how many subscribers one statement delivers a message to.
 func (d Deliver) reach() int { return max(maxWeight/(1+len(d.Payload)/8192), 1) }
 
-// Transaction is one that is open.
-type Transaction interface {
-	Query(ctx context.Context, statement string, arguments ...any) (pgx.Rows, error)
-}
-
 // Rest is the subscribers to whom a message has not been delivered yet.
 type Rest struct {
 	message int64  // one that brings the same
@@ -29,7 +24,7 @@ type Rest struct {
 
 // DeliverFirst delivers one message as DeliverMessages does, to as many receivers as one statement reaches. If there may be more, the same
 // transaction has to go on with DeliverMore. done has no receivers if the sender is a run that is not owned any more.
-func (s *Store) DeliverFirst(ctx context.Context, tx Transaction, row Deliver, done func(Delivered), sent func(Sent)) (*Rest, error) {
+func (s *Store) DeliverFirst(ctx context.Context, tx Querier, row Deliver, done func(Delivered), sent func(Sent)) (*Rest, error) {
 	rest := Rest{reach: row.reach()}
 	statement, arguments := s.delivering([]Deliver{row}, true)
 	found, err := tx.Query(ctx, statement, arguments...)
@@ -43,7 +38,7 @@ func (s *Store) DeliverFirst(ctx context.Context, tx Transaction, row Deliver, d
 }
 
 // DeliverMore delivers to the next of them, and returns those that are left.
-func (s *Store) DeliverMore(ctx context.Context, tx Transaction, rest Rest, sent func(Sent)) (*Rest, error) {
+func (s *Store) DeliverMore(ctx context.Context, tx Querier, rest Rest, sent func(Sent)) (*Rest, error) {
 	found, err := tx.Query(ctx, s.queries.Get("DeliverToMore"), rest.message, rest.after, rest.reach)
 	if err != nil {
 		return nil, refusal.Public(err)

@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -20,41 +21,41 @@ func TestAStatementMakesABoundedNumberOfMessages(t *testing.T) {
 	execAll(t, pool, `insert into romancy.subscriptions (instance_id, channel, mode)
 		select c || '-' || n, c, 'broadcast' from unnest(array['hundreds', 'thousands']) c, generate_series(1, case c when 'hundreds' then 900 else 4500 end) n`)
 	small, large := []byte(`1`), []byte(`"`+strings.Repeat("x", 20<<10)+`"`) // three times 8 KB
-	for name, c := range map[string]struct {
+	hundreds, thousands := store.Deliver{Channel: "hundreds", Payload: small}, store.Deliver{Channel: "thousands", Payload: small}
+	direct, keyed, heavy := hundreds, thousands, hundreds
+	direct.Target, keyed.Key, keyed.KeepMicros, heavy.Payload = "nobody", "k", 1e9, large
+	for _, c := range []struct {
 		rows    []store.Deliver
-		want    string
+		became  string
 		written int
 	}{
-		"as many as fit": {[]store.Deliver{{Channel: "hundreds", Payload: small}, {Channel: "hundreds", Payload: small}, {Channel: "hundreds", Payload: small}}, "now now later", 1800},
-		"others after one that does not fit": {[]store.Deliver{{Channel: "hundreds", Payload: small}, {Channel: "thousands", Payload: small},
-			{Channel: "hundreds", Payload: small}, {Target: "nobody", Channel: "hundreds", Payload: small}}, "now wide later later", 900},
-		"large ones": {[]store.Deliver{{Channel: "hundreds", Payload: large}, {Channel: "hundreds", Payload: small}}, "wide later", 0},
-		"with a key": {[]store.Deliver{{Channel: "thousands", Payload: small, Key: "k", KeepMicros: 1e9}}, "wide", 0},
+		{[]store.Deliver{hundreds, hundreds, hundreds}, "done, done, later", 1800}, //nolint:dupword // two of them
+		{[]store.Deliver{hundreds, thousands, hundreds, direct}, "done, wide, later, later", 900},
+		{[]store.Deliver{heavy, hundreds}, "wide, later", 0},
+		{[]store.Deliver{keyed}, "wide", 0},
 	} {
-		t.Run(name, func(t *testing.T) {
-			became := make([]string, len(c.rows))
-			sent := 0
-			err := pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error {
-				batch := &pgx.Batch{}
-				s.DeliverMessages(batch, c.rows, func(ord int, d store.Delivered) {
-					became[ord] = map[[2]bool]string{{}: "now", {true, false}: "later", {true, true}: "wide"}[[2]bool{d.Later, d.Wide}]
-				}, func(store.Sent) { sent++ })
-				if err := tx.SendBatch(t.Context(), batch).Close(); err != nil {
-					return err
-				}
-				var written, keys int
-				if err := tx.QueryRow(t.Context(), "select (select count(*) from romancy.mailbox), (select count(*) from romancy.sent_keys)").Scan(&written, &keys); err != nil {
-					return err
-				}
-				if written != c.written || sent != written || keys != 0 {
-					t.Errorf("%d messages, %d told, %d keys taken; want %d messages and no key", written, sent, keys, c.written)
-				}
-				return errRollback
-			})
-			if got := strings.Join(became, " "); err != errRollback || got != c.want { //nolint:errorlint // ours
-				t.Errorf("%s, %v; want %s", got, err, c.want)
+		became := make([]string, len(c.rows))
+		sent := 0
+		err := pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error {
+			batch := &pgx.Batch{}
+			s.DeliverMessages(batch, c.rows, func(ord int, d store.Delivered) {
+				became[ord] = map[[2]bool]string{{}: "done", {true, false}: "later", {true, true}: "wide"}[[2]bool{d.Later, d.Wide}]
+			}, func(store.Sent) { sent++ })
+			if err := tx.SendBatch(t.Context(), batch).Close(); err != nil {
+				return err
 			}
+			var written, keys int
+			if err := tx.QueryRow(t.Context(), "select (select count(*) from romancy.mailbox), (select count(*) from romancy.sent_keys)").Scan(&written, &keys); err != nil {
+				return err
+			}
+			if written != c.written || sent != written || keys != 0 {
+				t.Errorf("%s: %d messages, %d told, %d keys taken; want %d messages and no key", c.became, written, sent, keys, c.written)
+			}
+			return errRollback
 		})
+		if got := strings.Join(became, ", "); !errors.Is(err, errRollback) || got != c.became {
+			t.Errorf("%s, %v; want %s", got, err, c.became)
+		}
 	}
 }
 
