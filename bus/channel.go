@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/romancy-go/romancy/internal/schema"
 )
 
 // MaxChannelName is the longest name of a channel in bytes, PostgreSQL's NAMEDATALEN - 1.
@@ -50,7 +52,8 @@ func ChannelsFor(schema string) Channels {
 	}
 }
 
-// Validate reports every name that PostgreSQL would refuse or cut, and every name used for two events.
+// Validate reports every name that PostgreSQL would refuse or cut, every name used for two events, and every name like those of the
+// channels on which engines talk to each other.
 func (c Channels) Validate() error {
 	var errs []error
 	owner := map[string]Event{}
@@ -63,6 +66,9 @@ func (c Channels) Validate() error {
 		if other, taken := owner[name]; taken {
 			errs = append(errs, fmt.Errorf("channel %q is named for both %s and %s: give each event a channel of its own", name, other, event))
 			continue
+		}
+		if schema.PrivateChannel(name) {
+			errs = append(errs, fmt.Errorf("channel %q of %s is named like one on which engines talk to each other: choose another name", name, event))
 		}
 		owner[name] = event
 	}

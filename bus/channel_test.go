@@ -4,6 +4,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/romancy-go/romancy/internal/schema"
 )
 
 func TestChannelNamesComeFromTheSchema(t *testing.T) {
@@ -39,6 +41,17 @@ func TestChannelsReportAllMistakes(t *testing.T) {
 	for _, part := range []string{"both workflow_resumable and timer_expired", "64 bytes", "channel of outbox_pending: channel name is empty"} {
 		if err == nil || !strings.Contains(err.Error(), part) {
 			t.Errorf("%q is missing in: %v", part, err)
+		}
+	}
+}
+
+func TestChannelsAreNotThoseOfEngines(t *testing.T) {
+	t.Parallel()
+	for _, private := range []string{schema.EndedChannel("shop"), schema.CancelledChannel("shop"), schema.LeftChannel("shop")} {
+		c := ChannelsFor("shop")
+		c.ChannelMessage = private
+		if err := c.Validate(); err == nil || !strings.Contains(err.Error(), private) {
+			t.Errorf("%s: %v", private, err)
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -198,6 +199,7 @@ func (s *Subscriber) open(ctx context.Context, channel string) (*topic, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.sayUnknown(ctx, channel)
 	t := newTopic(s, sub, channel)
 	ctx, cancel := context.WithCancel(ctx)
 	forget := context.AfterFunc(s.ctx, cancel)
@@ -207,6 +209,15 @@ func (s *Subscriber) open(ctx context.Context, channel string) (*topic, error) {
 		t.run(ctx)
 	})
 	return t, nil
+}
+
+// sayUnknown says that a channel is not one of the four although its name looks like theirs: it may be mistyped, and then nothing comes.
+func (s *Subscriber) sayUnknown(ctx context.Context, channel string) {
+	if _, known := s.cfg.Channels.Event(channel); known || !strings.HasPrefix(channel, s.cfg.Schema+"_") {
+		return
+	}
+	s.log.WarnContext(ctx, "subscribed to a channel that begins with the schema's name and is none of its four: only what is notified on it while "+
+		"somebody listens is delivered, see bus.Channels", "channel", channel, "channels", strings.Join(s.cfg.Channels.All(), ", "))
 }
 
 // SubscribeInitialize reports whether topic could be subscribed to: a PostgreSQL channel needs no preparation.

@@ -431,3 +431,17 @@ func TestSubscriberConfigReportsAllMistakes(t *testing.T) {
 		t.Errorf("two events on one channel: %v", err)
 	}
 }
+
+// A channel that looks like one of ours and is none is subscribed to, and a line says so; any other needs none.
+func TestSubscriptionToAMistypedChannelIsSaid(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	var book logbook
+	s := newSubscriber(t, pool, startListener(t, pool), func(c *SubscriberConfig) { c.Logger = book.logger() })
+	for _, channel := range []string{"romancy_outbox_pendng", outboxChannel, "orders", "romancy"} {
+		messages(t, s, channel)
+	}
+	if lines := book.count("WARN"); lines != 1 || book.count("channel=romancy_outbox_pendng") != 1 || book.count(outboxChannel) == 0 {
+		t.Errorf("want one line that names the channel and the four: %s", book.String())
+	}
+}

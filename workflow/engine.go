@@ -277,7 +277,7 @@ func NewEngine(config Config) (*Engine, error) {
 	e := &Engine{
 		config: config, store: statements, metrics: metrics, tracer: config.TracerProvider.Tracer(scope), unobserve: func() {}, unheed: func() {},
 		definitions: map[string]Definition{},
-		endedOn:     config.Schema + "_workflow_ended", cancelledOn: config.Schema + "_workflow_cancelled", leftOn: config.Schema + "_worker_left",
+		endedOn:     schema.EndedChannel(config.Schema), cancelledOn: schema.CancelledChannel(config.Schema), leftOn: schema.LeftChannel(config.Schema),
 		claims: newSignal(), timers: newSignal(), takeovers: newSignal(), orphans: newSignal(), held: newTally(),
 		published: newTally(), mailRuns: newTally(), mailChannels: newTally(), cold: newTally(),
 		admission: newAdmission(config), intake: make(intake, maxIntake),

@@ -34,6 +34,12 @@ func CheckSchema(name string) error {
 	if !schemaID.MatchString(name) {
 		return fmt.Errorf("schema %q is not a plain identifier: use lower-case letters, digits and underscores, starting with a letter or underscore", name)
 	}
+	switch {
+	case reserved[name]:
+		return fmt.Errorf("schema %q is a reserved word of SQL: use another name, %s_schema for example", name, name)
+	case strings.HasPrefix(name, "pg_") || name == "information_schema":
+		return fmt.Errorf("schema %q is PostgreSQL's own: use a name that does not begin with pg_", name)
+	}
 	return nil
 }
 

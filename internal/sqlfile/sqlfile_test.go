@@ -101,7 +101,7 @@ func TestCheckSchema(t *testing.T) {
 			t.Errorf("%q is refused: %v", name, err)
 		}
 	}
-	for _, name := range []string{"", "Upper", "a-b", "a.b", "a b", "1a", `a"b`, "a\n", "a;drop", "é", longest + "x"} {
+	for _, name := range []string{"", "Upper", "a-b", "a.b", "a b", "1a", `a"b`, "a\n", "a;drop", "é", longest + "x", "user", "order", "pg_x"} {
 		if err := sqlfile.CheckSchema(name); err == nil {
 			t.Errorf("%q is accepted", name)
 		}
