@@ -32,7 +32,7 @@ grant execute on function romancy.river_job_state_in_bitmask to romancy_run;
 grant usage on schema romancy to romancy_relay;
 grant select on table romancy.schema_version to romancy_relay;
 grant select, update, delete on table romancy.outbox to romancy_relay;
-grant select, update on table romancy.outbox_slots to romancy_relay;
+grant select, insert, update on table romancy.outbox_slots to romancy_relay;
 grant select, insert, update, delete on table romancy.river_job to romancy_relay;
 grant select, insert, update, delete on table romancy.river_leader to romancy_relay;
 grant select, insert, update, delete on table romancy.river_queue to romancy_relay;

@@ -1,8 +1,10 @@
 package outbox
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 	"time"
@@ -229,5 +231,42 @@ func TestASettlementReleasesABatchOfHeldEvents(t *testing.T) {
 		if got := args[len(args)-1]; got != want {
 			t.Errorf("%d keys: releases %v of each, want %d", keys, got, want)
 		}
+	}
+}
+
+// Whoever empties all tables, as test suites do, takes the slots along: they are made again, by a relay that runs and by one that starts,
+// and a line says so.
+func TestSlotsThatAreMissingAreMadeAgain(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	published := newRecorder()
+	var lines bytes.Buffer
+	log := slog.New(slog.NewTextHandler(&lines, &slog.HandlerOptions{Level: slog.LevelWarn})) // read after the last relay
+	truncate := func() {
+		t.Helper()
+		if _, err := pool.Exec(within(t), "truncate romancy.outbox, romancy.outbox_slots restart identity"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	begin := func() *Relay {
+		return startRelay(t, pool, published, func(c *RelayConfig) { c.Logger, c.FallbackInterval = log, 50*time.Millisecond })
+	}
+	running := begin()
+	add(t, pool, numbered("before", 3)...)
+	published.untilPublished(t, 3)
+	untilEmpty(t, pool)
+	truncate()
+	add(t, pool, numbered("while it runs", 3)...)
+	published.untilPublished(t, 6)
+	untilEmpty(t, pool)
+	shutdown(t, running)
+	truncate()
+	running = begin()
+	add(t, pool, numbered("after a start", 3)...)
+	published.untilPublished(t, 9)
+	untilEmpty(t, pool)
+	shutdown(t, running)
+	if n := strings.Count(lines.String(), "rows of outbox_slots were missing"); n != 2 || strings.Count(lines.String(), "slots=64") != 2 {
+		t.Errorf("%d lines say it, want one each time:\n%s", n, lines.String())
 	}
 }

@@ -192,13 +192,14 @@ func drain(subscription *bus.Subscription) {
 
 // care repairs, now and then, what nobody is told of.
 func (r *Relay) care() {
-	for failures, wait := 0, r.config.FallbackInterval; ; {
+	for failures, wait := 0, time.Duration(0); ; {
 		select {
 		case <-r.run.Done():
 			return
 		case <-time.After(wait):
 		}
 		err := errors.Join(
+			r.caring("restore the slots", r.restoreSlots),
 			r.caring("release held events without a cause", r.releaseStranded),
 			r.caring("check the low-water marks", r.checkLowMarks))
 		if failures++; err == nil {
@@ -290,7 +291,7 @@ func (r *Relay) finish() {
 // counts 100 a slot at most, so that it costs the same with any backlog. It also makes events ready again that wait for a
 // predecessor which somebody has removed by hand.
 func (r *Relay) Sweep(ctx context.Context) (int, error) {
-	if err := r.releaseStranded(ctx); err != nil {
+	if err := errors.Join(r.restoreSlots(ctx), r.releaseStranded(ctx)); err != nil {
 		return 0, fmt.Errorf("sweep the outbox: %w", err)
 	}
 	r.alarm.wake()

@@ -58,6 +58,17 @@ type strandedCursor struct {
 	key string
 }
 
+// restoreSlots makes slots that are missing. Without them nothing is ever taken.
+func (r *Relay) restoreSlots(ctx context.Context) error {
+	made, err := r.exec(ctx, "RestoreSlots")
+	if made > 0 {
+		r.config.Logger.WarnContext(ctx, "rows of outbox_slots were missing and are made again: without them no event is published; whoever empties the tables should leave that one",
+			slog.Int("slots", made))
+		r.alarm.wake()
+	}
+	return err
+}
+
 // releaseStranded makes events ready that wait for a predecessor which is no longer there.
 func (r *Relay) releaseStranded(ctx context.Context) error {
 	r.stranded.mu.Lock()

@@ -325,7 +325,7 @@ func TestStartSaysWhatTheRoleMayNotDo(t *testing.T) {
 	if err := r.Start(within(t)); !errors.As(err, &missing) || !strings.Contains(err.Error(), "grant delete on table romancy.outbox to ") {
 		t.Fatalf("start: %v", err)
 	}
-	mustExec(t, pool, "grant delete on romancy.outbox to "+role)
+	mustExec(t, pool, "grant delete on romancy.outbox to "+role+"; grant insert on romancy.outbox_slots to "+role)
 	if err := r.Start(within(t)); err != nil {
 		t.Error(err)
 	}

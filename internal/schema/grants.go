@@ -92,7 +92,7 @@ var needs = map[Need][]object{
 	Relay: {
 		{table, "schema_version", selects},
 		{table, "outbox", "select update delete"},
-		{table, "outbox_slots", "select update"},
+		{table, "outbox_slots", "select insert update"},
 	},
 	Subscribe: {
 		{table, "pending_workflow_resumable", selects},

@@ -1,3 +1,11 @@
+-- name: RestoreSlots
+-- Makes the rows of slots that are missing: the migration has made them, and whoever truncates all tables takes them along. A row made
+-- twice, by two relays at once, does no harm: the one with the highest token is the slot's.
+insert into romancy.outbox_slots (slot)
+select n.slot from generate_series(0, 63) as n(slot)
+where (select true from romancy.outbox_slots s where s.slot = n.slot order by s.token desc limit 1) is null
+on conflict (slot, token) do nothing;
+
 -- name: ReleaseStranded
 -- Makes held events ready whose key has nothing in backoff: somebody removed the event they waited for by hand. Looks at
 -- the $2 next keys after $1, and returns the last one looked at (null: that was the end) and how many events it released.
