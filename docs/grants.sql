@@ -21,6 +21,7 @@ grant select, insert, update, delete on table romancy.sent_keys to romancy_run;
 grant select, insert, update, delete on table romancy.events to romancy_run;
 grant select, insert, update, delete on table romancy.event_waits to romancy_run;
 grant execute on function romancy.heir to romancy_run;
+grant execute on function romancy.input_matches to romancy_run;
 grant select, insert, update, delete on table romancy.river_job to romancy_run;
 grant select, insert, update, delete on table romancy.river_leader to romancy_run;
 grant select, insert, update, delete on table romancy.river_queue to romancy_run;
@@ -54,6 +55,7 @@ grant select, insert, update on table romancy.sent_keys to romancy_client;
 grant select, insert, update on table romancy.events to romancy_client;
 grant select, delete on table romancy.event_waits to romancy_client;
 grant execute on function romancy.heir to romancy_client;
+grant execute on function romancy.input_matches to romancy_client;
 
 -- Adds events to the outbox, in its own transactions.
 grant usage on schema romancy to romancy_write;
@@ -74,5 +76,6 @@ grant select on table romancy.attempts to romancy_read;
 grant select on table romancy.interruptions to romancy_read;
 grant select on table romancy.workers to romancy_read;
 grant select on table romancy.outbox to romancy_read;
+grant execute on function romancy.input_matches to romancy_read;
 
 commit;

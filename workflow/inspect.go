@@ -24,6 +24,9 @@ const (
 	maxListLimit     = 1000
 	// listDepth is how many runs one statement of a filtered List looks at.
 	listDepth = 5000
+	// listTime is how long that may take, or it looks at fewer, down to leastDepth.
+	listTime   = 2 * time.Second
+	leastDepth = 50
 )
 
 // RunInfo describes a run, live or ended.
@@ -273,7 +276,18 @@ func (e *Engine) list(ctx context.Context, filter Filter) (Page, error) {
 		var found []store.Listed
 		var looked store.Looked
 		room := limit - len(page.Runs)
-		if err := e.read(ctx, func(b *pgx.Batch) { e.store.ListRuns(b, below, depth, room+1, chosen, &found, &looked) }); err != nil {
+		err := e.read(ctx, func(b *pgx.Batch) {
+			e.store.LimitTime(b, listTime)
+			e.store.ListRuns(b, below, depth, room+1, chosen, &found, &looked)
+		})
+		switch late := refusal.Code(err) == "57014"; {
+		case late && depth > leastDepth:
+			depth = max(depth/10, leastDepth)
+			continue
+		case late:
+			return page, fmt.Errorf("Filter.InputPath %q takes the server more than %s for %d runs: go down step by step, without .** one after the other: %w",
+				filter.InputPath, listTime, depth, err)
+		case err != nil:
 			return page, err
 		}
 		for i, run := range found {

@@ -9,7 +9,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+
 	"github.com/romancy-go/romancy/internal/pgtest"
+	"github.com/romancy-go/romancy/internal/schema"
 	"github.com/romancy-go/romancy/workflow"
 )
 
@@ -155,6 +158,66 @@ func TestListPagesThroughWhatMatches(t *testing.T) {
 		if pages != test.pages {
 			t.Errorf("%s: %d pages, want %d", name, pages, test.pages)
 		}
+	}
+}
+
+// What jsonb refuses matches no path and spoils no list, on a database of another encoding as well; what only looks like it matches.
+func TestListPassesOverWhatJsonbRefuses(t *testing.T) {
+	t.Parallel()
+	for encoding, pool := range map[string]*pgxpool.Pool{"UTF8": pgtest.Pool(t), "LATIN1": pgtest.Latin1(t)} {
+		t.Run(encoding, func(t *testing.T) {
+			t.Parallel()
+			if err := schema.Migrate(testContext(t), pool, schema.Default); err != nil {
+				t.Fatal(err)
+			}
+			w := startWorker(t, pool, nil)
+			for id, input := range map[string]string{
+				"nul": `{"n":1,"x":"\u0000"}`, "surrogate": `{"n":1,"x":"\ud800"}`, "large": `{"n":1,"x":1e200000}`,
+				"looks like nul": `{"n":1,"x":"\\u0000"}`, "euro": `{"n":1,"x":"\u20ac"}`, "plain": `{"n":1}`, "other": `{"n":2}`,
+			} {
+				_, err := pool.Exec(testContext(t), "insert into romancy.instances (id, workflow, status, token, ready_at, input) values ($1::text, 'w', 'waiting', 1, now(), $2::text::json)", id, input)
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			page, err := w.List(testContext(t), workflow.Filter{InputPath: "$.n ? (@ == 1)"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for _, run := range page.Runs {
+				got = append(got, run.ID)
+			}
+			want := []string{"plain", "looks like nul", "euro"}
+			if encoding == "LATIN1" {
+				want = want[:2]
+			}
+			if !slices.Equal(got, want) {
+				t.Errorf("got %q, want %q", got, want)
+			}
+			if page, err = w.List(testContext(t), workflow.Filter{}); err != nil || len(page.Runs) != 7 {
+				t.Errorf("all: %d, %v", len(page.Runs), err)
+			}
+		})
+	}
+}
+
+// A path that takes too long ends with an error that names it, and keeps no connection; on few runs at a time it may get through.
+func TestListGivesUpAPathThatTakesTooLong(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	w := startWorker(t, pool, nil)
+	if _, err := pool.Exec(testContext(t), `insert into romancy.instances (id, workflow, status, token, ready_at, input)
+		select n::text, 'w', 'waiting', 1, now(), (repeat('[', 300) || '1' || repeat(']', 300))::json from generate_series(1, 60) n`); err != nil {
+		t.Fatal(err)
+	}
+	path := "$.**.**.**.**.** ? (@ == 77)"
+	_, err := w.List(testContext(t), workflow.Filter{InputPath: path})
+	if err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "step by step") {
+		t.Errorf("got %v", err)
+	}
+	if n := count(t, pool, "select count(*) from pg_stat_activity where datname = current_database() and state = 'active' and query like '%ListRuns%' and pid <> pg_backend_pid()"); n != 0 {
+		t.Errorf("%d statements go on", n)
 	}
 }
 

@@ -71,6 +71,7 @@ var needs = map[Need][]object{
 		{table, "events", "select insert update"},
 		{table, "event_waits", "select delete"},
 		{function, "heir", "execute"},
+		{function, "input_matches", "execute"},
 	},
 	Execute: {
 		{table, "schema_version", selects},
@@ -85,6 +86,7 @@ var needs = map[Need][]object{
 		{table, "events", everything},
 		{table, "event_waits", everything},
 		{function, "heir", "execute"},
+		{function, "input_matches", "execute"},
 	},
 	Write: {
 		{table, "outbox", "insert"},
@@ -115,6 +117,7 @@ var needs = map[Need][]object{
 		{table, "interruptions", selects},
 		{table, "workers", selects},
 		{table, "outbox", selects},
+		{function, "input_matches", "execute"},
 	},
 }
 

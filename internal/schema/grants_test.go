@@ -32,7 +32,7 @@ const storeQueries = "../../workflow/internal/store/queries"
 var statementsOf = map[schema.Need][]statements{
 	schema.Client: {{dir: storeQueries, only: []string{
 		"StartRun", "StartRuns", "StartLater", "FindRuns", "DeliverMessages", "DeliverDirect", "SendEvents", "CancelRun",
-		"RetryRun", "DiscardUnreceived", "FindErasable", "EraseRecords", "EraseMail", "EraseRuns", "GetInterruptions", "RetrySteps", "LoadHistory", "LoadAttempts", "GetRun", "GetHistory", "GetAttempts", "ListRuns", "CheckPath",
+		"RetryRun", "DiscardUnreceived", "FindErasable", "EraseRecords", "EraseMail", "EraseRuns", "GetInterruptions", "RetrySteps", "LoadHistory", "LoadAttempts", "GetRun", "GetHistory", "GetAttempts", "ListRuns", "LimitTime", "CheckPath",
 		"Guard", "GuardSession",
 	}}},
 	schema.Execute:   {{dir: storeQueries}},
@@ -41,7 +41,7 @@ var statementsOf = map[schema.Need][]statements{
 	schema.Subscribe: {{dir: "../../bus/queries"}},
 	schema.Read: {
 		{dir: storeQueries, only: []string{
-			"GetRun", "GetHistory", "GetAttempts", "GetInterruptions", "ListRuns", "CheckPath", "FindRuns", "FindUnexecuted", "CountReady", "Guard", "GuardSession",
+			"GetRun", "GetHistory", "GetAttempts", "GetInterruptions", "ListRuns", "LimitTime", "CheckPath", "FindRuns", "FindUnexecuted", "CountReady", "Guard", "GuardSession",
 		}},
 		{dir: "../../outbox/queries", only: []string{"Stats", "DeadLetters", "Guard"}},
 	},
@@ -87,7 +87,7 @@ func explain(ctx context.Context, conn *pgx.Conn, text string) error {
 	if most > 0 {
 		execute += "(null" + strings.Repeat(", null", most-1) + ")"
 	}
-	_, err := conn.Exec(ctx, "begin; prepare asked as "+text+"; "+execute, pgx.QueryExecModeSimpleProtocol)
+	_, err := conn.Exec(ctx, "begin; set local plan_cache_mode = force_generic_plan; prepare asked as "+text+"; "+execute, pgx.QueryExecModeSimpleProtocol)
 	_, end := conn.Exec(ctx, "rollback", pgx.QueryExecModeSimpleProtocol)
 	_, _ = conn.Exec(ctx, "deallocate asked", pgx.QueryExecModeSimpleProtocol) // it may not have come to be
 	return errors.Join(err, end)

@@ -291,7 +291,7 @@ func TestMigrationFindsLinesThatAreThere(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Pool(t)
 	exec(t, pool, "drop table romancy.interruptions") // what came after lines
-	exec(t, pool, "alter index romancy.subscriptions_order rename to subscriptions_channel")
+	exec(t, pool, "drop function romancy.input_matches; alter index romancy.subscriptions_order rename to subscriptions_channel")
 	exec(t, pool, "alter table romancy.instances drop column died_with, drop column drained_at, drop column erased_at")
 	exec(t, pool, "alter table romancy.history drop column worker")
 	exec(t, pool, "alter table romancy.workers drop column left_at, drop column lived_at")

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -183,6 +184,11 @@ func (s *Store) ListRuns(b *pgx.Batch, below string, depth, limit int, filter Fi
 		}
 		return rows.Err()
 	})
+}
+
+// LimitTime has the server give up each of the statements that follow in the transaction after limit.
+func (s *Store) LimitTime(b *pgx.Batch, limit time.Duration) {
+	b.Queue(s.queries.Get("LimitTime"), strconv.FormatInt(limit.Milliseconds(), 10))
 }
 
 // CheckPath asks the server to parse a jsonpath: a mistake in it is the error of this statement.

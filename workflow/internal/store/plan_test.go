@@ -119,6 +119,7 @@ func statements() map[string]statement {
 		"GetInterruptions":    {arguments: "'run-1'"},
 		"ListRuns":            {arguments: "'run-5', 100, 100, array['waiting']" + strings.Repeat(", null", 5)},
 		"CheckPath":           {arguments: "'$.a'"},
+		"LimitTime":           {arguments: "'1000'"},
 		"StartLater":          {arguments: list(func(n int) string { return fmt.Sprintf("'later-%d'", n) }) + ", " + same("'order'") + ", " + same("'{}'") + ", " + same("1000::bigint") + ", " + same("null::bigint") + ", " + same("null::text") + ", " + same("0::smallint"), bare: true},
 		"AdoptTrace":          {arguments: "'run-1', 1, '{}'"},
 		"CountReady":          {arguments: "array['order', 'unknown'], 10000", bare: true},

@@ -39,13 +39,13 @@ order by n.position, n.number;
 
 -- name: ListRuns
 -- Downwards from $1 (null: from the top). Looks at $2 runs at most, whatever matches: the last one looked at comes back too,
--- as a row without a workflow, unless the end was reached. An input with \u0000 in it is beyond jsonb and matches no path.
+-- as a row without a workflow, unless the end was reached.
 with page as materialized (
     select i.id, i.workflow, case when i.compensating and i.status in ('ready', 'running', 'waiting') then 'compensating' else i.status end as status,
            i.created_at, i.ended_at, i.wake_at, i.continued_from, i.erased_at,
            case when $9::text is not null then i.input::text end as input
     from romancy.instances i
-    where i.id < coalesce($1::text, chr(1114111))
+    where i.id < coalesce($1::text, (select top.id || '.' from romancy.instances top order by top.id desc limit 1))
     order by i.id desc
     limit $2::bigint
 ), matching as materialized (
@@ -56,8 +56,7 @@ with page as materialized (
       and ($6::timestamptz is null or p.created_at >= $6::timestamptz)
       and ($7::timestamptz is null or p.created_at < $7::timestamptz)
       and ($8::timestamptz is null or p.ended_at >= $8::timestamptz)
-      and ($9::text is null or case when p.input is null or p.input like '%\\u0000%' then false
-                                    else jsonb_path_exists(p.input::jsonb, $9::text::jsonpath, silent => true) end)
+      and ($9::text is null or p.input is not null and romancy.input_matches(p.input, $9::text::jsonpath))
     order by p.id desc
     limit $3::bigint
 )
@@ -65,6 +64,10 @@ select m.id, m.workflow, m.status, m.created_at, m.ended_at, m.wake_at, m.contin
 union all
 select min(p.id), null, null, null, null, null, null, null from page p having count(*) = $2::bigint
 order by 1 desc, 2 nulls last;
+
+-- name: LimitTime
+-- For the rest of the transaction.
+select set_config('statement_timeout', $1::text, true);
 
 -- name: CheckPath
 select $1::text::jsonpath is not null;
