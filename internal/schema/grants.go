@@ -53,6 +53,7 @@ const (
 	selects    = "select"
 	noUpdates  = "select insert delete"
 	everything = "select insert update delete"
+	executes   = "execute"
 )
 
 // needs is the one place that says what a role must be allowed to do: docs/grants.sql is made from it. A test explains every statement
@@ -70,8 +71,8 @@ var needs = map[Need][]object{
 		{table, "sent_keys", "select insert update"},
 		{table, "events", "select insert update"},
 		{table, "event_waits", "select delete"},
-		{function, "heir", "execute"},
-		{function, "input_matches", "execute"},
+		{function, "heir", executes},
+		{function, "input_matches", executes},
 	},
 	Execute: {
 		{table, "schema_version", selects},
@@ -85,8 +86,8 @@ var needs = map[Need][]object{
 		{table, "sent_keys", everything},
 		{table, "events", everything},
 		{table, "event_waits", everything},
-		{function, "heir", "execute"},
-		{function, "input_matches", "execute"},
+		{function, "heir", executes},
+		{function, "input_matches", executes},
 	},
 	Write: {
 		{table, "outbox", "insert"},
@@ -108,7 +109,7 @@ var needs = map[Need][]object{
 		{table, "river_queue", everything},
 		{table, "river_migration", selects},
 		{"sequence", "river_job_id_seq", "usage"},
-		{function, "river_job_state_in_bitmask", "execute"},
+		{function, "river_job_state_in_bitmask", executes},
 	},
 	Read: {
 		{table, "instances", selects},
@@ -117,7 +118,7 @@ var needs = map[Need][]object{
 		{table, "interruptions", selects},
 		{table, "workers", selects},
 		{table, "outbox", selects},
-		{function, "input_matches", "execute"},
+		{function, "input_matches", executes},
 	},
 }
 
