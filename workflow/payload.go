@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"runtime"
 
 	"github.com/romancy-go/romancy/internal/refusal"
 )
@@ -44,17 +45,25 @@ func encodeValue(what, name string, value any) ([]byte, error) {
 	return text, nil
 }
 
-// decodeValue decodes what is recorded into a value of the user's. A panic of its methods is an error.
+// decodeValue decodes what is recorded into a value of the user's. A panic of its methods is an error, which quotes nothing either.
 func decodeValue(text []byte, into any) (err error) {
 	if len(text) == 0 {
 		return nil
 	}
 	defer func() {
 		if value := recover(); value != nil {
-			err = newPanicError(" while decoding", value)
+			err = newPanicError(" while decoding", unquoted(value))
 		}
 	}()
 	return refusal.Decoding(json.Unmarshal(text, into))
+}
+
+// unquoted returns what can be told of a decoder's panic: it may quote what it was given, but for Go's own errors, which quote nothing.
+func unquoted(value any) any {
+	if err, ok := value.(runtime.Error); ok {
+		return err
+	}
+	return fmt.Sprintf("with a %T, whose text may quote it and is withheld", value)
 }
 
 // checkSize returns ErrTooLarge if what has more bytes than are stored.
