@@ -45,7 +45,7 @@ grant usage on schema romancy to romancy_client;
 grant select on table romancy.schema_version to romancy_client;
 grant select, insert, update on table romancy.instances to romancy_client;
 grant select, insert, delete on table romancy.history to romancy_client;
-grant select, insert, delete on table romancy.attempts to romancy_client;
+grant select, delete on table romancy.attempts to romancy_client;
 grant select, delete on table romancy.interruptions to romancy_client;
 grant select, insert, delete on table romancy.mailbox to romancy_client;
 grant select, insert, delete on table romancy.subscriptions to romancy_client;

@@ -62,7 +62,7 @@ var needs = map[Need][]object{
 		{table, "schema_version", selects},
 		{table, "instances", "select insert update"},
 		{table, "history", noUpdates},
-		{table, "attempts", noUpdates},
+		{table, "attempts", "select delete"},
 		{table, "interruptions", "select delete"},
 		{table, "mailbox", noUpdates},
 		{table, "subscriptions", noUpdates},

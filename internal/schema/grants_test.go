@@ -32,7 +32,7 @@ const storeQueries = "../../workflow/internal/store/queries"
 var statementsOf = map[schema.Need][]statements{
 	schema.Client: {{dir: storeQueries, only: []string{
 		"StartRun", "StartRuns", "StartLater", "FindRuns", "DeliverMessages", "DeliverDirect", "SendEvents", "CancelRun",
-		"RetryRun", "DiscardUnreceived", "FindErasable", "EraseRecords", "EraseMail", "EraseRuns", "GetInterruptions", "RetrySteps", "LoadHistory", "LoadAttempts", "GetRun", "GetHistory", "GetAttempts", "ListRuns", "CheckPath",
+		"RetryRun", "DiscardUnreceived", "FindErasable", "EraseRecords", "EraseMail", "EraseRuns", "GetInterruptions", "LoadHistory", "LoadAttempts", "GetRun", "GetHistory", "GetAttempts", "ListRuns", "CheckPath",
 		"Guard", "GuardSession",
 	}}},
 	schema.Execute:   {{dir: storeQueries}},
