@@ -6,6 +6,7 @@
 begin;
 
 revoke execute on all functions in schema romancy from public;
+revoke insert on table romancy.outbox from romancy_write; -- on all columns, which this file once granted
 
 -- Executes workflows, with all sweeps, and does all that a client does.
 grant usage on schema romancy to romancy_run;
@@ -57,7 +58,7 @@ grant execute on function romancy.heir to romancy_client;
 
 -- Adds events to the outbox, in its own transactions.
 grant usage on schema romancy to romancy_write;
-grant insert on table romancy.outbox to romancy_write;
+grant insert(event_id,topic,key,slot,payload,headers) on table romancy.outbox to romancy_write;
 
 -- Subscribes to the notification channels, with catch-up.
 grant usage on schema romancy to romancy_subscribe;
