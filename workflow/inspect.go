@@ -269,11 +269,11 @@ func (e *Engine) list(ctx context.Context, filter Filter) (Page, error) {
 			return page, err
 		}
 	}
+	looking := listing{engine: e, chosen: chosen, depth: depth, most: depth}
 	for {
-		var found []store.Listed
-		var looked store.Looked
 		room := limit - len(page.Runs)
-		if err := e.read(ctx, func(b *pgx.Batch) { e.store.ListRuns(b, below, depth, room+1, chosen, &found, &looked) }); err != nil {
+		found, looked, err := looking.look(ctx, below, room+1)
+		if err != nil {
 			return page, err
 		}
 		for i, run := range found {
@@ -288,6 +288,39 @@ func (e *Engine) list(ctx context.Context, filter Filter) (Page, error) {
 		}
 		below = looked.Last
 	}
+}
+
+// listing looks through the runs, at depth of them at a time.
+type listing struct {
+	engine      *Engine
+	chosen      store.Filter
+	depth, most int
+}
+
+// look returns those of the next runs that match. JSON can hold what jsonb cannot (half of a surrogate pair, a number without end), and
+// one such input would have a path find nothing at all: it is closed in on, and matches no path.
+func (l *listing) look(ctx context.Context, below string, limit int) ([]store.Listed, store.Looked, error) {
+	for {
+		found, looked, err := l.ask(ctx, below, limit, l.chosen)
+		switch {
+		case err == nil:
+			l.depth = min(2*l.depth, l.most)
+			return found, looked, nil
+		case l.chosen.InputPath == nil || refusal.Of(err) != refusal.Value:
+			return nil, looked, err
+		case l.depth == 1:
+			pathless := l.chosen
+			pathless.InputPath = nil
+			_, looked, err = l.ask(ctx, below, 1, pathless)
+			return nil, looked, err
+		}
+		l.depth /= 2
+	}
+}
+
+func (l *listing) ask(ctx context.Context, below string, limit int, chosen store.Filter) (found []store.Listed, looked store.Looked, err error) {
+	err = l.engine.read(ctx, func(b *pgx.Batch) { l.engine.store.ListRuns(b, below, l.depth, limit, chosen, &found, &looked) })
+	return found, looked, err
 }
 
 func newListedRun(run store.Listed) ListedRun {

@@ -2,12 +2,15 @@ package workflow_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/romancy-go/romancy/internal/pgtest"
 	"github.com/romancy-go/romancy/workflow"
@@ -204,5 +207,45 @@ func TestHistoryNamesTheStepThatIsTriedAgain(t *testing.T) {
 			len(step.Attempts) != 1 || step.Attempts[0].Type != "busy" || step.Attempts[0].NextAt.IsZero() {
 			t.Errorf("%s: the step is described as %+v", id, step)
 		}
+	}
+}
+
+// Whoever may start a run by a message chooses its input: one that the database cannot look into hides no other run.
+func TestListByPathPassesInputsThatAreBeyondTheDatabase(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	raw := workflow.Define("raw", func(*workflow.Context, json.RawMessage) (int, error) { return 1, nil })
+	w := startWorker(t, pool, []workflow.Definition{raw})
+	ctx := testContext(t)
+	start := func(inputs ...string) {
+		for i, input := range inputs {
+			msg := message.NewMessage(fmt.Sprintf("%d of %.20s", i, input), []byte(input))
+			msg.SetContext(ctx)
+			if err := w.StartHandler(raw)(msg); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	sought, beyond := `{"item":"sought"}`, []string{`{"item":"\ud800"}`, `{"item":1e400000}`, `{"item":"\u0000"}`, `{"item":` + strings.Repeat("[", 9000) + strings.Repeat("]", 9000) + `}`}
+	start(sought, sought, sought)
+	start(beyond...)
+	if _, err := pool.Exec(ctx, `insert into romancy.instances (id, workflow, input, status, token, ready_at, ended_at)
+		select 'id-' || n, 'raw', case n % 100 when 7 then '{"item":"\ud800"}' when 8 then '{"item":"sought"}' else '1' end::json, 'completed', 1, now(), now()
+		from generate_series(1, 1000) n`); err != nil {
+		t.Fatal(err)
+	}
+	found, filter := 0, workflow.Filter{InputPath: `$ ? (@.item == "sought")`, Limit: 3}
+	for {
+		page, err := w.List(ctx, filter)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found += len(page.Runs)
+		if filter.Cursor = page.Next; filter.Cursor == "" {
+			break
+		}
+	}
+	if found != 3+10 {
+		t.Errorf("%d are found, want 13", found)
 	}
 }
