@@ -292,6 +292,12 @@ func TestTheGrantsFileGrantsNoMore(t *testing.T) {
 		  and case when c.relkind in ('r', 'v') and p <> 'usage' then has_table_privilege($1, c.oid, p)
 		           when c.relkind = 'S' and p in ('select', 'update', 'usage') then has_sequence_privilege($1, c.oid, p) end
 		union all
+		select 'table', c.relname, 'insert(' || string_agg(a.attname, ',' order by a.attnum) || ')'
+		from pg_class c join pg_attribute a on a.attrelid = c.oid
+		where c.relnamespace = 'romancy'::regnamespace and c.relkind in ('r', 'v') and a.attnum > 0 and not a.attisdropped
+		  and has_column_privilege($1, c.oid, a.attnum, 'insert') and not has_table_privilege($1, c.oid, 'insert')
+		group by c.relname
+		union all
 		select 'function', f.proname, 'execute' from pg_proc f where f.pronamespace = 'romancy'::regnamespace and has_function_privilege($1, f.oid, 'execute')`
 	for _, role := range []string{"romancy_run", "romancy_relay", "romancy_client", "romancy_write", "romancy_subscribe", "romancy_read"} {
 		rows, err := pool.Query(t.Context(), all, asHere(role))

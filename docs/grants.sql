@@ -6,6 +6,7 @@
 begin;
 
 revoke execute on all functions in schema romancy from public;
+revoke insert on table romancy.outbox from romancy_write; -- on all columns, which this file once granted
 
 -- Executes workflows, with all sweeps, and does all that a client does.
 grant usage on schema romancy to romancy_run;
@@ -46,7 +47,7 @@ grant usage on schema romancy to romancy_client;
 grant select on table romancy.schema_version to romancy_client;
 grant select, insert, update on table romancy.instances to romancy_client;
 grant select, insert, delete on table romancy.history to romancy_client;
-grant select, insert, delete on table romancy.attempts to romancy_client;
+grant select, delete on table romancy.attempts to romancy_client;
 grant select, delete on table romancy.interruptions to romancy_client;
 grant select, insert, delete on table romancy.mailbox to romancy_client;
 grant select, insert, delete on table romancy.subscriptions to romancy_client;
@@ -59,7 +60,7 @@ grant execute on function romancy.input_matches to romancy_client;
 
 -- Adds events to the outbox, in its own transactions.
 grant usage on schema romancy to romancy_write;
-grant insert on table romancy.outbox to romancy_write;
+grant insert(event_id,topic,key,slot,payload,headers) on table romancy.outbox to romancy_write;
 
 -- Subscribes to the notification channels, with catch-up.
 grant usage on schema romancy to romancy_subscribe;

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"time"
 
@@ -67,9 +68,22 @@ func newConsumer(r *Relay, owner string) (*consumer, error) {
 		BackoffManager: c,
 		SchemaAdapter:  c,
 		OffsetsAdapter: settler{c},
-	}, logger)
+	}, withoutArgs{logger})
 	c.subscriber = subscriber
 	return c, err
+}
+
+// withoutArgs leaves out the arguments of the statements that watermill-sql traces: the errors of the publisher, among others.
+type withoutArgs struct{ watermill.LoggerAdapter }
+
+func (l withoutArgs) Trace(text string, fields watermill.LogFields) {
+	shown := maps.Clone(fields)
+	delete(shown, "query_args")
+	l.LoggerAdapter.Trace(text, shown)
+}
+
+func (l withoutArgs) With(fields watermill.LogFields) watermill.LoggerAdapter {
+	return withoutArgs{l.LoggerAdapter.With(fields)}
 }
 
 // consume publishes what the subscriber hands over. It always acknowledges: what became of each event is in the batch.

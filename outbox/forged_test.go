@@ -115,3 +115,34 @@ func TestAFullNotifyQueueCostsNoCommit(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Whoever may insert into the outbox may write what no writer does. It costs the key of that event, and no other.
+func TestAnEventWrittenByHandStopsNoOther(t *testing.T) {
+	t.Parallel()
+	for name, row := range map[string]string{
+		"most attempts":  "attempts) values ('by hand', 't', 'its key', 7, '', 2147483647)",
+		"least attempts": "attempts) values ('by hand', 't', 'its key', 7, '', -2147483648)",
+		"due ever since": "next_at) values ('by hand', 't', 'its key', 7, '', '-infinity')",
+		"never due":      "next_at) values ('by hand', 't', 'its key', 7, '', 'infinity')",
+		"oldest":         "created_at) values ('by hand', 't', 'its key', 7, '', '-infinity')",
+		"taken":          "taken) values ('by hand', 't', 'its key', 7, '', 9223372036854775807)",
+		"no headers":     `headers) values ('by hand', 't', 'its key', 7, '', '[{"a": 1}]')`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			pool := pgtest.Pool(t)
+			mustExec(t, pool, "insert into romancy.outbox (event_id, topic, key, slot, payload, "+row)
+			published := newRecorder()
+			startRelay(t, pool, published, func(c *RelayConfig) { c.Consumers, c.PollInterval = 1, 10*time.Millisecond })
+			const others = 64
+			for i := range others {
+				add(t, pool, Event{ID: fmt.Sprint("other ", i), Topic: "t"})
+			}
+			eventually(t, "the others are published", func() bool {
+				left := -1
+				err := pool.QueryRow(t.Context(), "select count(*) from romancy.outbox where event_id <> 'by hand'").Scan(&left)
+				return err == nil && left == 0
+			})
+		})
+	}
+}

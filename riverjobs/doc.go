@@ -9,6 +9,10 @@
 // The jobs live either in a River client of this package's own, on the application's pool with River's tables in our
 // schema, or as guests in the client the application already has ([Config.Client]).
 //
+// River takes commands that are notified to it at their word, and whoever may connect to the database can notify. A client of this
+// package's own hears hints only: it heeds a pause of its queue when it starts, and neither cancellations nor requests to resign.
+// As guests the jobs depend on what the application's client hears: a warning says when nobody works on them.
+//
 // Nothing here is needed for correctness: River's leader can be absent for twenty seconds, and a host can clear its
 // periodic jobs. Every worker keeps slow sweeps of its own, and a warning says when no leader ticks.
 package riverjobs

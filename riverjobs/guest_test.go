@@ -284,3 +284,21 @@ func TestAHostThatClearsItsPeriodicJobsIsWarnedAbout(t *testing.T) {
 	cancel()
 	watching.Wait()
 }
+
+func TestAQueueThatAForgerHasPausedIsWarnedAbout(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	client, workers, _ := newHost(t, b)
+	config := b.config()
+	config.Client, config.Workers = client, workers
+	jobs := start(t, config)
+	startHost(t, client)
+	await(t, "a sweep", b.swept[KindResume])
+	stranger(t, b.pool)("romancy.river_control", `{"action":"pause","queue":"*"}`)
+	ctx, cancel := context.WithCancel(t.Context())
+	var watching sync.WaitGroup
+	watching.Go(func() { jobs.watch(ctx, 2*time.Second) })
+	eventually(t, "there is a warning", func() bool { return strings.Contains(b.log.String(), nobodyWorks) })
+	cancel()
+	watching.Wait()
+}

@@ -156,7 +156,7 @@ func (j *Jobs) makeClient() error {
 	if j.config.PollOnly {
 		config.FetchPollInterval = 500 * time.Millisecond
 	}
-	client, err := river.NewClient(riverpgxv5.New(j.config.Pool), config)
+	client, err := river.NewClient(wary{riverpgxv5.New(j.config.Pool)}, config)
 	if err != nil {
 		return fmt.Errorf("riverjobs: make the River client: %w", err)
 	}

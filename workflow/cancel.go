@@ -77,7 +77,7 @@ func (e *Engine) Cancel(ctx context.Context, id, reason string, options ...Cance
 		return err
 	}
 	if len(reason) > maxReason || !utf8.ValidString(reason) {
-		return fmt.Errorf("cancel run %q: the reason must be valid UTF-8 of at most %d bytes, this is %.40q... of %d", id, maxReason, reason, len(reason))
+		return fmt.Errorf("cancel run %q: the reason must be valid UTF-8 of at most %d bytes, this has %d", id, maxReason, len(reason))
 	}
 	var chosen cancelOptions
 	for _, option := range options {

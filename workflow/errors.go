@@ -43,7 +43,7 @@ var (
 	ErrNotEnded = errors.New("the run has not ended")
 	// ErrErased says that what is asked of a run was erased, see [Engine.Erase].
 	ErrErased = errors.New("the run was erased")
-	// ErrTooLarge says that a value is larger than MaxPayload. An activity whose result is has failed, for good.
+	// ErrTooLarge says that a value is larger than MaxPayload, or nested too deep to be read back (9,990 levels). An activity whose result is has failed, for good.
 	ErrTooLarge = errors.New("too large to be stored")
 	// ErrOutcomeUnknown says that the connection was lost before the database confirmed: it may have been carried out or not.
 	ErrOutcomeUnknown = errors.New("outcome unknown: the connection was lost before the database confirmed")
@@ -245,6 +245,8 @@ func describe(err error) failure {
 		switch details := detailed.ErrorDetails(); {
 		case len(details) > maxErrorDetails:
 			described.Message += fmt.Sprintf(" (its details are left out: they have %d bytes, and %d is the most)", len(details), maxErrorDetails)
+		case tooDeep(details):
+			described.Message += fmt.Sprintf(" (its details are left out: they are nested deeper than %d levels)", maxNesting)
 		case json.Valid(details):
 			described.Details = details
 		}

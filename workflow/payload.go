@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"runtime"
 
 	"github.com/romancy-go/romancy/internal/refusal"
 )
@@ -41,20 +42,59 @@ func encodeValue(what, name string, value any) ([]byte, error) {
 	if err := checkSize(what, name, len(text)); err != nil {
 		return nil, err
 	}
+	if tooDeep(text) {
+		return nil, fmt.Errorf("%s %q: %w: it is nested deeper than %d levels, and could not be read back", what, name, ErrTooLarge, maxNesting)
+	}
 	return text, nil
 }
 
-// decodeValue decodes what is recorded into a value of the user's. A panic of its methods is an error.
+// maxNesting is how deep a value may be nested: encoding/json writes any depth and reads 10,000 levels, of which records have some around
+// the value. A run whose history cannot be read is stuck for good, and whoever publishes to a broker's topic may choose a message.
+const maxNesting = 9_990
+
+// tooDeep reports whether JSON is nested too deep to be read as a part of a record.
+func tooDeep(text []byte) bool {
+	if len(text) <= 2*maxNesting { // what opens has to close
+		return false
+	}
+	depth, quoted := 0, false
+	for i := 0; i < len(text); i++ {
+		switch c := text[i]; {
+		case c == '"':
+			quoted = !quoted
+		case quoted && c == '\\':
+			i++
+		case quoted:
+		case c == '{' || c == '[':
+			if depth++; depth > maxNesting {
+				return true
+			}
+		case c == '}' || c == ']':
+			depth--
+		}
+	}
+	return false
+}
+
+// decodeValue decodes what is recorded into a value of the user's. A panic of its methods is an error, which quotes nothing either.
 func decodeValue(text []byte, into any) (err error) {
 	if len(text) == 0 {
 		return nil
 	}
 	defer func() {
 		if value := recover(); value != nil {
-			err = newPanicError(" while decoding", value)
+			err = newPanicError(" while decoding", unquoted(value))
 		}
 	}()
 	return refusal.Decoding(json.Unmarshal(text, into))
+}
+
+// unquoted returns what can be told of a decoder's panic: it may quote what it was given, but for Go's own errors, which quote nothing.
+func unquoted(value any) any {
+	if err, ok := value.(runtime.Error); ok {
+		return err
+	}
+	return fmt.Sprintf("with a %T, whose text may quote it and is withheld", value)
 }
 
 // checkSize returns ErrTooLarge if what has more bytes than are stored.

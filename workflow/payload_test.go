@@ -2,6 +2,7 @@ package workflow_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -329,5 +330,73 @@ func TestALongHistoryIsReplayedInParts(t *testing.T) {
 	}
 	if executions.Load() != runs*steps {
 		t.Errorf("%d executions, want %d", executions.Load(), runs*steps)
+	}
+}
+
+// A value that could be recorded and not be read back would leave its run stuck for good, and a message all that receive it.
+func TestValuesNestedTooDeepAreRefused(t *testing.T) {
+	t.Parallel()
+	nested := func(depth int) json.RawMessage {
+		return json.RawMessage(strings.Repeat(`["]\\",`, depth-1) + "[" + strings.Repeat("]", depth))
+	}
+	read := workflow.Define("read", func(ctx *workflow.Context, how string) (int, error) {
+		if how == "many" {
+			messages, err := workflow.ReceiveMany[json.RawMessage](ctx, "letters", 2)
+			return len(messages), errors.Join(err, workflow.Sleep(ctx, time.Millisecond))
+		}
+		if how == "choice" {
+			got := 0
+			err := workflow.Select(ctx, workflow.OnMessage("letters", func(workflow.Message[json.RawMessage]) error { got++; return nil }))
+			return got, errors.Join(err, workflow.Sleep(ctx, time.Millisecond))
+		}
+		_, err := workflow.Receive[json.RawMessage](ctx, "letters")
+		return 1, errors.Join(err, workflow.Sleep(ctx, time.Millisecond))
+	})
+	deep := workflow.DefineActivity("deep", func(_ context.Context, depth int) (json.RawMessage, error) { return nested(depth), nil })
+	fails := workflow.DefineActivity("fails", func(_ context.Context, depth int) (int, error) {
+		return 0, workflow.Terminal(workflow.NewError("deep", "with details").WithDetails(nested(depth)))
+	})
+	steps := workflow.Define("steps", func(ctx *workflow.Context, depth int) (int, error) {
+		_, err := deep.Execute(ctx, depth)
+		_, failed := fails.Execute(ctx, depth)
+		if typed := (*workflow.Error)(nil); !errors.As(failed, &typed) || typed.Type != "deep" {
+			return 0, failed
+		}
+		if err := workflow.Sleep(ctx, time.Millisecond); err != nil {
+			return 0, err
+		}
+		if errors.Is(err, workflow.ErrTooLarge) {
+			return -1, nil
+		}
+		return depth, err
+	})
+	w := startWorker(t, pgtest.Pool(t), []workflow.Definition{read, steps}, configured(func(c *workflow.Config) { c.CacheSize = 1 }))
+	ctx := testContext(t)
+	var runs []*workflow.Run[int]
+	for _, how := range []string{"one", "many", "choice"} {
+		run, err := read.Start(ctx, w.Engine, how, workflow.WithID(how))
+		if err != nil {
+			t.Fatal(err)
+		}
+		runs = append(runs, run)
+		for _, depth := range []int{10_000, 9_991, 9_990} {
+			if err := w.SendTo(ctx, how, "letters", nested(depth)); errors.Is(err, workflow.ErrTooLarge) != (depth > 9_990) {
+				t.Errorf("a message of %d levels: %v", depth, err)
+			}
+		}
+	}
+	for _, run := range runs {
+		if got, err := run.Result(ctx); err != nil || got != 1 {
+			t.Errorf("%s: %d, %v", run.ID(), got, err)
+		}
+	}
+	for depth, want := range map[int]int{9_990: 9_990, 9_991: -1, 10_000: -1} {
+		run, err := steps.Start(ctx, w.Engine, depth)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := run.Result(ctx); err != nil || got != want {
+			t.Errorf("steps with %d levels: %d, %v", depth, got, err)
+		}
 	}
 }

@@ -178,6 +178,11 @@ func TestNothingTheDatabaseQuotesIsShown(t *testing.T) {
 	}
 }
 
+// loud cannot be read, and says of what.
+type loud struct{}
+
+func (*loud) UnmarshalJSON(text []byte) error { panic("cannot read " + string(text)) }
+
 // What does not fit the Go type that it is decoded into is not quoted either.
 func TestNothingThatCannotBeDecodedIsShown(t *testing.T) {
 	t.Parallel()
@@ -185,29 +190,36 @@ func TestNothingThatCannotBeDecodedIsShown(t *testing.T) {
 	shown := newQuotes()
 	type small struct{ Amount int8 }
 	flow := workflow.Define("small", func(_ *workflow.Context, s small) (small, error) { return s, nil })
-	w := startWorker(t, pool, []workflow.Definition{flow}, shown.options()...)
+	panics := workflow.Define("panics", func(_ *workflow.Context, l loud) (int, error) { return 1, nil })
+	w := startWorker(t, pool, []workflow.Definition{flow, panics}, shown.options()...)
 	ctx := testContext(t)
 	for _, payload := range []string{`{"Amount": 4111111}`, `{"Amount": "hunter2"}`, `{"Amount": 1, hunter2}`} {
 		msg := message.NewMessage("1", []byte(payload))
 		msg.SetContext(ctx)
-		if err := w.StartHandler(flow, workflow.WithRejected(func(_ *message.Message, cause error) error { shown.note(cause); return nil }))(msg); err != nil {
-			t.Fatal(err)
+		for _, definition := range []workflow.Definition{flow, panics} {
+			if err := w.StartHandler(definition, workflow.WithRejected(func(_ *message.Message, cause error) error { shown.note(cause); return nil }))(msg); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
-	if _, err := pool.Exec(ctx, `insert into romancy.instances (id, workflow, input, status, token, ready_at) values ('damaged', 'small', '{"Amount": 4111111}', 'ready', 1, now())`); err != nil {
+	shown.note(w.Cancel(ctx, "damaged", "hunter2\xff"))
+	if _, err := pool.Exec(ctx, `insert into romancy.instances (id, workflow, input, status, token, ready_at)
+		select case w when 'small' then 'damaged' else w end, w, '{"Amount": 4111111}', 'ready', 1, now() from unnest(array['small', 'panics']) w`); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := w.SweepResume(ctx); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the run is stuck", func() bool {
-		return count(t, pool, "select count(*) from romancy.instances where status = 'stuck'") == 1
+	eventually(t, "the runs are stuck", func() bool {
+		return count(t, pool, "select count(*) from romancy.instances where status = 'stuck'") == 2
 	})
-	info, err := w.Get(ctx, "damaged")
-	if err != nil {
-		t.Fatal(err)
+	for _, id := range []string{"damaged", "panics"} {
+		info, err := w.Get(ctx, id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		shown.note(info.Err)
 	}
-	shown.note(info.Err)
 	w.shutdown(t)
 	shown.check(t)
 }

@@ -24,7 +24,8 @@ const (
 	Client Need = iota
 	// Execute executes runs, with all sweeps and the retention that belong to it.
 	Execute
-	// Write adds events to the outbox.
+	// Write adds events to the outbox. It has no say in what relays keep in an event's other columns: by an id or a count of attempts of
+	// its own it would stop them. CheckGrants does not know columns, so it is not asked for this.
 	Write
 	// Relay publishes what is in the outbox, and keeps its dead letters.
 	Relay
@@ -40,7 +41,7 @@ const (
 type Privilege struct {
 	Kind   string // schema, table (also a view), sequence or function
 	Object string // without its schema; "" for the schema itself
-	Name   string // as GRANT writes it
+	Name   string // as GRANT writes it, with columns if it is for those alone
 }
 
 // object is what a need asks for on one object: the privileges separated by blanks.
@@ -63,7 +64,7 @@ var needs = map[Need][]object{
 		{table, "schema_version", selects},
 		{table, "instances", "select insert update"},
 		{table, "history", noUpdates},
-		{table, "attempts", noUpdates},
+		{table, "attempts", "select delete"},
 		{table, "interruptions", "select delete"},
 		{table, "mailbox", noUpdates},
 		{table, "subscriptions", noUpdates},
@@ -90,7 +91,7 @@ var needs = map[Need][]object{
 		{function, "input_matches", executes},
 	},
 	Write: {
-		{table, "outbox", "insert"},
+		{table, "outbox", "insert(event_id,topic,key,slot,payload,headers)"},
 	},
 	Relay: {
 		{table, "schema_version", selects},

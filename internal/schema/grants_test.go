@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/romancy-go/romancy/internal/pgtest"
@@ -32,7 +33,7 @@ const storeQueries = "../../workflow/internal/store/queries"
 var statementsOf = map[schema.Need][]statements{
 	schema.Client: {{dir: storeQueries, only: []string{
 		"StartRun", "StartRuns", "StartLater", "FindRuns", "DeliverMessages", "DeliverDirect", "SendEvents", "CancelRun",
-		"RetryRun", "DiscardUnreceived", "FindErasable", "EraseRecords", "EraseMail", "EraseRuns", "GetInterruptions", "RetrySteps", "LoadHistory", "LoadAttempts", "GetRun", "GetHistory", "GetAttempts", "ListRuns", "LimitTime", "CheckPath",
+		"RetryRun", "DiscardUnreceived", "FindErasable", "EraseRecords", "EraseMail", "EraseRuns", "GetInterruptions", "LoadHistory", "LoadAttempts", "GetRun", "GetHistory", "GetAttempts", "ListRuns", "LimitTime", "CheckPath", "DeliverToMore",
 		"Guard", "GuardSession",
 	}}},
 	schema.Execute:   {{dir: storeQueries}},
@@ -152,6 +153,25 @@ func TestWhatIsListedIsExactlyWhatTheStatementsNeed(t *testing.T) {
 				exec(t, pool, grant)
 			}
 		})
+	}
+}
+
+// Who may add events may not write what relays go by: by a highest id, or the most attempts, one row would stop them all.
+func TestWhoAddsEventsWritesNothingOfTheRelays(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	conn := newRole(t, pool, roleName(pool), schema.Privileges(schema.Write))
+	const event, values = "event_id, topic, key, slot, payload, headers", "'e', 't', 'k', 0, '', null"
+	if _, err := conn.Exec(t.Context(), "insert into romancy.outbox ("+event+") values ("+values+")"); err != nil {
+		t.Errorf("an event: %v", err)
+	}
+	for column, value := range map[string]string{
+		"id": "9223372036854775807", "attempts": "2147483647", "taken": "1", "next_at": "'infinity'", "last_error": "''", "dead_at": "'infinity'", "created_at": "'-infinity'",
+	} {
+		_, err := conn.Exec(t.Context(), "insert into romancy.outbox ("+event+", "+column+") overriding system value values ("+values+", "+value+")")
+		if refused := (*pgconn.PgError)(nil); !errors.As(err, &refused) || refused.Code != "42501" {
+			t.Errorf("with %s: %v, want permission denied", column, err)
+		}
 	}
 }
 

@@ -79,6 +79,7 @@ func grantsFile() string {
 begin;
 
 revoke execute on all functions in schema romancy from public;
+revoke insert on table romancy.outbox from romancy_write; -- on all columns, which this file once granted
 `)
 	for _, r := range roles {
 		if r.needs == nil {

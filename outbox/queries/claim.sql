@@ -96,7 +96,7 @@ with taken_slot as materialized (
     where o.id = any (array(select j.id from judged j where j.blocked))
 ), taken as (
     update romancy.outbox o
-    set attempts = o.attempts + 1, taken = (select token from mine), next_at = null
+    set attempts = case when o.attempts < 2000000000 then o.attempts + 1 else o.attempts end, taken = (select token from mine), next_at = null
     where o.id = any (array(select id from picked))
     returning o.id, o.event_id, o.topic, o.key, o.payload, o.headers, o.attempts
 )
