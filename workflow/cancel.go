@@ -98,6 +98,7 @@ func (e *Engine) Cancel(ctx context.Context, id, reason string, options ...Cance
 		}
 		return fmt.Errorf("cancel run %q: %w", id, err)
 	}
+	e.hintCancelled(living, found)
 	return nil
 }
 
@@ -148,6 +149,20 @@ func (e *Engine) tellCancelled(id string, why *CancelledError, did *store.Cancel
 	}
 	e.stopCancelled(id, why, did)
 	e.config.Notifier.Notify(e.cancelledOn, cancelledAnnouncement(id, did))
+}
+
+// hintCancelled has whoever executes a run that was found cancelled, or waits for its end, look at it: the answer to the statement that has
+// cancelled it may have been lost.
+func (e *Engine) hintCancelled(id string, found *store.CancelledRun) {
+	ended := found.Status == string(StatusCancelled)
+	if ended && e.watch.awaited(id) {
+		e.watch.asked.add(id)
+	}
+	if ended {
+		e.tellWaiting(id)
+	}
+	e.held.add(id)
+	e.config.Notifier.Notify(e.cancelledOn, cancelledAnnouncement(id, &store.CancelledRun{Ended: ended}))
 }
 
 // cancelledAnnouncement is what workers are notified of a cancelled run. It never has the reason, which is

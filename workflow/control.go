@@ -2,11 +2,13 @@ package workflow
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/romancy-go/romancy/workflow/internal/commit"
 	"github.com/romancy-go/romancy/workflow/internal/journal"
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
@@ -64,6 +66,9 @@ func (e *Engine) retryOnce(ctx context.Context, id string) (retried bool, err er
 	}
 	did := new(store.Revived)
 	if err := e.do(ctx, false, func(b *pgx.Batch) { e.store.RetryRun(b, ask, did) }); err != nil {
+		if errors.Is(err, commit.ErrOutcomeUnknown) {
+			e.madeReady([]store.Named{{ID: id, Workflow: (*found)[0].Workflow}}) // perhaps
+		}
 		return false, outward(err)
 	}
 	switch {

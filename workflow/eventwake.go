@@ -33,7 +33,9 @@ func (e *Engine) asWakeEvent(r *run, on listening) store.WakeEvent {
 func (e *Engine) sentEvents(events []store.SentEvent) {
 	for _, event := range events {
 		e.config.Notifier.Notify(e.config.Channels.ChannelMessage, eventAnnouncement(event))
-		e.events.note(event.ID)
+		if event.ID != 0 { // else it is as new as any: marks stay behind those
+			e.events.note(event.ID)
+		}
 		if e.executes() {
 			e.heardEvent(event)
 		}
@@ -41,8 +43,12 @@ func (e *Engine) sentEvents(events []store.SentEvent) {
 }
 
 // heardEvent has the runs woken that wait for an event: those parked in memory here at once if they are few,
-// the others by a sweep.
+// the others by a sweep. ID 0: it was sent, perhaps, and whoever has sent it does not know its number.
 func (e *Engine) heardEvent(event store.SentEvent) {
+	if event.ID == 0 {
+		e.heardSomeEvent(eventChannel(event.Type))
+		return
+	}
 	id := strconv.FormatInt(event.ID, 10)
 	channel := eventChannel(event.Type)
 	e.mu.Lock()
@@ -57,6 +63,16 @@ func (e *Engine) heardEvent(event store.SentEvent) {
 		e.matchingOn.add(channel)
 	}
 	e.coldEvents.add(id)
+}
+
+// heardSomeEvent has all looked at who wait for a type of event.
+func (e *Engine) heardSomeEvent(channel string) {
+	e.mu.Lock()
+	for r := range e.cache.receiving[channel] {
+		e.looking.add(r, channel)
+	}
+	e.mu.Unlock()
+	e.coldEvents.tooMany()
 }
 
 // hintAllLocked has all polled for who wait for a type of event here.

@@ -305,11 +305,19 @@ func (e *Engine) queueLater(lane *commit.Committer, ask store.Later, then func(c
 			e.armBeginning(ask.Start, *created)
 		case len(found) == 1:
 			started.Run = found[0]
+			e.armFound(found[0])
 		default:
 			err = fmt.Errorf("id %q was taken by a run that is gone: %w", ask.ID, ErrIDConflict)
 		}
 		then(started, err)
 	})
+}
+
+// armFound has a run that begins later claimed in time: an attempt of ours whose answer was lost may have created it.
+func (e *Engine) armFound(run store.Run) {
+	if run.Status == string(StatusWaiting) && run.Token == 1 && run.Worker == 0 && e.executes() {
+		e.cold.add(run.ID)
+	}
 }
 
 // armBeginning has the run claimed when it is to begin, and tells the others.

@@ -184,7 +184,12 @@ func (e *Engine) tellEnded(run store.Run) {
 	case e.watch.awaited(run.ID):
 		e.watch.asked.add(run.ID)
 	}
-	text, err := json.Marshal(namedRun{InstanceID: run.ID})
+	e.tellWaiting(run.ID)
+}
+
+// tellWaiting tells those in other processes who wait for the end of a run.
+func (e *Engine) tellWaiting(id string) {
+	text, err := json.Marshal(namedRun{InstanceID: id})
 	if err != nil {
 		return // a string always encodes
 	}

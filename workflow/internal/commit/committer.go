@@ -102,9 +102,10 @@ type Config struct {
 	FlushTimeout time.Duration
 	// Lazy: connect when there is something to do, not at Open.
 	Lazy bool
-	// Sent is told, after the commit, of the messages a flush put into mailboxes. It must not block.
+	// Sent is told, after the commit, of the messages a flush put into mailboxes, and, without an ID, of those that it has put there perhaps:
+	// the answer was lost. It must not block.
 	Sent func([]store.Sent)
-	// SentEvents is told, after the commit, of the events that a flush has kept. It must not block.
+	// SentEvents is told the same of the events that a flush has kept. It must not block.
 	SentEvents func([]store.SentEvent)
 	// Holds reports whether worker still has its lease: for as long as it has, operations of its runs are kept. It must not
 	// block. nil: it has.
@@ -264,6 +265,7 @@ type operation struct {
 	wide      bool // it publishes to more than one statement reaches
 
 	sent      bool      // its answer was lost: it may have been carried out
+	unheard   bool      // the same of one that is not kept: whom it is for may not have been told
 	suspect   bool      // a flush that it was in was refused, or one of its kind is
 	refusals  int       // by itself
 	notBefore time.Time // when its next attempt is due

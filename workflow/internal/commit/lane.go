@@ -351,6 +351,9 @@ func (c *Committer) refuse(ctx context.Context, ops []*operation) []*operation {
 // settle answers op with what the flush stored in it.
 func (c *Committer) settle(op *operation) {
 	c.release(op)
+	if op.unheard {
+		c.hint(op)
+	}
 	op.tell()
 	op.confirm(nil)
 }

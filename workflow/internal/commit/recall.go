@@ -70,7 +70,7 @@ func (op *operation) recognise(found store.Traces) bool {
 		}
 		return found.Recorded
 	case store.More:
-		op.result = store.Mail{Messages: found.Record}
+		op.result = store.Mail{Messages: found.Record, Left: true} // perhaps
 		return found.Recorded
 	case store.Retry:
 		return op.recogniseRetry(found)
@@ -219,18 +219,23 @@ func (l *lane) find(ctx context.Context, ops []*operation) (map[*operation]store
 // recognised answers an operation that was carried out before. Whoever it was for has not been told yet.
 func (l *lane) recognised(op *operation) {
 	op.err = nil
-	config := l.committer.config
+	l.committer.hint(op)
+	l.committer.settle(op)
+}
+
+// hint has those looked at whom a message or an event may be for that was sent, perhaps, by a statement without an answer. Under which
+// number is not known.
+func (c *Committer) hint(op *operation) {
 	switch ask := op.ask.(type) {
 	case store.Deliver:
-		if config.Sent != nil && op.result.(store.Delivered).Receivers > 0 { //nolint:forcetypeassert // recognise has made it
-			config.Sent([]store.Sent{{Channel: ask.Channel, Receiver: ask.Target, Direct: ask.Target != ""}})
+		if c.config.Sent != nil {
+			c.config.Sent([]store.Sent{{Channel: ask.Channel, Receiver: ask.Target, Direct: ask.Target != ""}})
 		}
 	case store.SendEvent:
-		if config.SentEvents != nil {
-			config.SentEvents([]store.SentEvent{{Type: ask.Type}})
+		if c.config.SentEvents != nil {
+			c.config.SentEvents([]store.SentEvent{{Type: ask.Type}})
 		}
 	}
-	l.committer.settle(op)
 }
 
 // findStarted answers starts whose ids were taken with the runs that have them.

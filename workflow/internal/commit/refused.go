@@ -249,6 +249,7 @@ func (l *lane) lose(ctx context.Context, ops []*operation, cause error) (again [
 	}
 	for _, op := range ops {
 		op.losses++
+		op.unheard = op.unheard || !unsent && !op.kept()
 		switch {
 		case op.stream != nil && op.kind != kindAppend && planted.Has(planted.LostFlushFailsStream):
 			op.err = fmt.Errorf("%w: %w", ErrOutcomeUnknown, cause)
