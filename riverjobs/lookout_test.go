@@ -140,6 +140,7 @@ func TestAnAnnouncedDeadlineIsOverdueBeforeTheNextRegularLook(t *testing.T) {
 // Deadlines that this process's types of time do not reach are not overdue: they are as good as none, and hide none.
 // Those of the distant past are overdue.
 func TestDeadlinesBeyondAllMeasureAreClamped(t *testing.T) {
+	t.Parallel()
 	year := func(n int) time.Time { return time.Date(n, 12, 31, 23, 59, 59, 0, time.UTC) }
 	for name, test := range map[string]struct {
 		at   time.Time

@@ -64,9 +64,12 @@ func TestInstantsStayInTheYearsOfBoth(t *testing.T) {
 func TestSumsDoNotTurnRound(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct{ a, b, want int64 }{
-		{1, 2, 3}, {-1, 1, 0},
-		{math.MaxInt64, 1, math.MaxInt64}, {math.MaxInt64, math.MaxInt64, math.MaxInt64},
-		{math.MinInt64, -1, math.MinInt64}, {math.MinInt64, math.MinInt64, math.MinInt64},
+		{1, 2, 3},
+		{-1, 1, 0},
+		{math.MaxInt64, 1, math.MaxInt64},
+		{math.MaxInt64, math.MaxInt64, math.MaxInt64},
+		{math.MinInt64, -1, math.MinInt64},
+		{math.MinInt64, math.MinInt64, math.MinInt64},
 		{math.MaxInt64, math.MinInt64, -1},
 	} {
 		if got := clamp.Sum(test.a, test.b); got != test.want {
