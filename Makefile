@@ -29,8 +29,9 @@ soak: ## Run the tests that make test reduces at their full size: 100,000 commit
 	ROMANCY_SOAK=1 $(GO) test $(RACE) -count=1 -v -timeout=90m -run '$(SOAK)' -skip '^TestFaultMatrix$$' ./bus ./outbox ./workflow ./integration
 	ROMANCY_SOAK=1 $(GO) test -count=1 -v -timeout=90m -run '^TestFaultMatrix$$' ./integration
 
-fuzz: ## Decode forged payloads for 30 s
+fuzz: ## Decode forged payloads for 30 s, and give the engine forged notifications for 30 s
 	$(GO) test -run '^$$' -fuzz '^FuzzDecode$$' -fuzztime 30s ./bus
+	$(GO) test -run '^$$' -fuzz '^FuzzHint$$' -fuzztime 30s ./workflow
 
 lint: ## Run the linters (the first run builds them: two to three minutes)
 	$(LINT) run ./...

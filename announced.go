@@ -31,7 +31,7 @@ func (d *announced) start(ctx context.Context) error {
 		return err
 	}
 	d.subscription = subscription
-	d.foreign = outage.NewFlood(d.logger, "more foreign notifications were ignored", 1)
+	d.foreign = outage.NewFlood(d.logger, "more foreign notifications were ignored", 1).Once()
 	d.loop.Go(func() { d.run(context.WithoutCancel(ctx)) })
 	return nil
 }
@@ -56,7 +56,7 @@ func (d *announced) run(ctx context.Context) {
 		}
 		timer, err := bus.Decode[bus.TimerRegistered](message.NewMessage("", message.Payload(notification.Payload)))
 		if err != nil {
-			if d.foreign.Pass("", slog.String("channel", notification.Channel)) {
+			if d.foreign.Pass("") {
 				d.logger.WarnContext(ctx, "foreign notification ignored", slog.String("channel", notification.Channel), slog.Any("error", err))
 			}
 			continue

@@ -151,6 +151,7 @@ type Listener struct {
 	closed    bool
 	connected bool // there was a connection before
 	subs      map[string][]*Subscription
+	overload  overload        // of any of them
 	listened  map[string]bool // LISTEN is committed on the connection there is, and no UNLISTEN under way
 	stale     bool            // listened is no longer what the subscriptions ask for
 	poked     bool            // there is something to do other than wait

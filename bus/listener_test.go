@@ -312,26 +312,22 @@ func TestSubscriptionThatIsNotReadCollapsesIntoOneCatchUp(t *testing.T) {
 			t.Fatal("the quick subscription lost something")
 		}
 	}
-	catchUps, others := map[string]int{}, 0
-	for range 2 {
-		n := next(t, slow)
-		if !n.CatchUp {
-			t.Fatalf("got %+v, want a catch-up", n)
-		}
-		catchUps[n.Channel]++
-	}
+	catchUps, kept, others := map[string]int{}, map[string]int{}, 0
 	for {
 		n, ok, err := slow.take()
 		if err != nil || !ok {
 			break
 		}
 		if n.CatchUp {
-			t.Errorf("a second catch-up: %+v", n)
+			catchUps[n.Channel]++
+			continue
 		}
+		kept[n.Channel]++
 		others++
 	}
-	if catchUps["busy"] != 1 || catchUps["calm"] != 1 || others > 10 {
-		t.Errorf("got the catch-ups %v and %d others", catchUps, others)
+	// What came for the calm channel before the overflow has a catch-up as well; what came after it is there.
+	if catchUps["busy"] != 1 || catchUps["calm"]+kept["calm"] != 1 || others > 10 {
+		t.Errorf("got the catch-ups %v and %v", catchUps, kept)
 	}
 	if dropped := l.Status().Dropped; int(dropped)+others != 1001 {
 		t.Errorf("%d dropped and %d kept, want 1001 together", dropped, others)

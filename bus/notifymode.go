@@ -110,7 +110,7 @@ func (n *Notifier) notifyTx(ctx context.Context, tx pgx.Tx, messages []Message, 
 		}
 		number, err := strconv.ParseUint(xid, 10, 64)
 		if err != nil || number == nobody {
-			return fmt.Errorf("notify: %q is no transaction id: give what pg_current_xact_id()::text returns", xid)
+			return fmt.Errorf("notify: a text of %d bytes is given that is no transaction id: give what pg_current_xact_id()::text returns", len(xid))
 		}
 		remembered, withheld := n.remember(number, messages)
 		if remembered {

@@ -21,6 +21,8 @@ const (
 	pingTimeout = 2 * time.Second
 	// lullBefore is how long nothing must have come for a notification to be taken for one by itself.
 	lullBefore = 500 * time.Microsecond
+	// receiveBurst is after how many notifications without a lull the listener rests if receivers are overloaded.
+	receiveBurst = 200
 	// partTimeout bounds the goodbye to a server that may be gone.
 	partTimeout = time.Second
 )
@@ -196,7 +198,11 @@ func (s *session) interruptBy(wait context.Context) (release func()) {
 // receive takes notifications until the wait is over, the connection ends, or a probe has arrived, which changes what is
 // due. A wait that ends in the middle of a message is resumed by the next: pgx keeps what has arrived.
 func (s *session) receive(wait context.Context) error {
+	burst := 0
 	for wait.Err() == nil {
+		if burst++; burst%receiveBurst == 0 {
+			pause(wait, s.l.overloaded())
+		}
 		n, err := s.conn.WaitForNotification(context.Background()) // interruptBy ends it
 		if n != nil {
 			now := time.Now()
@@ -204,6 +210,7 @@ func (s *session) receive(wait context.Context) error {
 			s.heard, s.proof = now, now
 			s.take(wait, n, true)
 			if lull {
+				burst = 0
 				runtime.Gosched() // those it is for go first: nothing more is here, most likely
 			}
 		}
@@ -248,8 +255,18 @@ func (l *Listener) dispatch(n *pgconn.Notification, at time.Time) {
 	l.status.Received++
 	l.status.LastNotification = at
 	for _, s := range l.subs[n.Channel] {
-		l.status.Dropped += int64(s.push(note))
+		if dropped := s.push(note); dropped > 0 {
+			l.status.Dropped += int64(dropped)
+			l.overload.overflowed(at)
+		}
 	}
+}
+
+// overloaded returns how long to leave what arrives where it is, because receivers are overloaded.
+func (l *Listener) overloaded() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.overload.rest(time.Now())
 }
 
 // tend does what is due between two waits.

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"go.opentelemetry.io/otel/metric"
 
+	"github.com/romancy-go/romancy/internal/outage"
 	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/internal/schema"
 	"github.com/romancy-go/romancy/internal/sqlfile"
@@ -126,6 +127,7 @@ type Subscriber struct {
 	log     *slog.Logger
 	queries sqlfile.Queries
 	metrics *subscriberMetrics
+	refused *outage.Flood // of notifications that are not what their channel carries
 
 	ctx  context.Context // ended by Close
 	stop context.CancelFunc
@@ -156,6 +158,7 @@ func NewSubscriber(cfg SubscriberConfig) (*Subscriber, error) {
 		return nil, fmt.Errorf("bus.SubscriberConfig.MeterProvider: %w", err)
 	}
 	s := &Subscriber{cfg: cfg, log: cfg.Logger, queries: loaded, metrics: metrics}
+	s.refused = outage.NewFlood(s.log, refusedSummary, 1).Once()
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	return s, nil
 }
@@ -241,6 +244,7 @@ func (s *Subscriber) Close() error {
 	s.mu.Unlock()
 	s.stop()
 	s.topics.Wait()
+	s.refused.Close()
 	return nil
 }
 

@@ -12,7 +12,8 @@ import (
 const DefaultQueue = 1000
 
 // Subscription is the bounded queue of one receiver. When it is full, what it holds is replaced by one catch-up for each
-// channel concerned, so a slow receiver loses precision and nothing else, and never holds up the connection.
+// channel concerned, so a slow receiver loses precision and nothing else, and never holds up the connection. What
+// comes for these channels before the receiver has taken their catch-ups is dropped as well.
 type Subscription struct {
 	listener *Listener
 	channels []string
@@ -22,12 +23,14 @@ type Subscription struct {
 	ready     chan struct{} // holds a token while there may be something to take
 	done      chan struct{}
 
-	mu     sync.Mutex
-	queue  []Notification
-	weight int      // of queue
-	missed []string // channels to catch up on, each once
-	heard  bool     // listening is closed
-	closed bool
+	mu       sync.Mutex
+	queue    []Notification
+	weight   int      // of queue
+	missed   []string // channels to catch up on, each once
+	lossy    []string // those of them of which an overflow has dropped something: more of them is dropped at once
+	heard    bool     // listening is closed
+	closed   bool
+	overload overload
 }
 
 func newSubscription(l *Listener, limit int, channels []string) *Subscription {
@@ -42,9 +45,11 @@ func newSubscription(l *Listener, limit int, channels []string) *Subscription {
 }
 
 // Next returns what came first, and waits for it if nothing is there. It returns ctx's error when ctx ends before, and
-// [ErrClosed] once the subscription or its listener is closed. It may be called by several goroutines at once.
+// [ErrClosed] once the subscription or its listener is closed. It may be called by several goroutines at once. For a
+// second after notifications were dropped for a catch-up it rests for 2 ms out of 4.
 func (s *Subscription) Next(ctx context.Context) (Notification, error) {
 	for {
+		s.rest(ctx)
 		n, ok, err := s.take()
 		if ok || err != nil {
 			return n, err
@@ -74,7 +79,7 @@ func (s *Subscription) end() bool {
 		return false
 	}
 	s.closed = true
-	s.queue, s.weight, s.missed = nil, 0, nil
+	s.queue, s.weight, s.missed, s.lossy = nil, 0, nil, nil
 	close(s.done)
 	return true
 }
@@ -90,6 +95,7 @@ func (s *Subscription) take() (Notification, bool, error) {
 	case len(s.missed) > 0:
 		n = Notification{Channel: s.missed[0], CatchUp: true, Received: time.Now()}
 		s.missed = s.missed[1:]
+		s.lossy = slices.DeleteFunc(s.lossy, func(channel string) bool { return channel == n.Channel })
 	case len(s.queue) > 0:
 		n = s.queue[0]
 		s.queue[0] = Notification{} // lets go of the payload
@@ -111,6 +117,9 @@ func (s *Subscription) push(n Notification) int {
 	if s.closed {
 		return 0
 	}
+	if slices.Contains(s.lossy, n.Channel) {
+		return 1 // the catch-up that is on its way to the receiver is for this one, too
+	}
 	defer s.signal()
 	if fits(n.Payload, s.weight, s.limit) {
 		s.queue = append(s.queue, n)
@@ -119,11 +128,28 @@ func (s *Subscription) push(n Notification) int {
 	}
 	dropped := len(s.queue) + 1
 	for _, old := range s.queue {
-		s.miss(old.Channel)
+		s.lose(old.Channel)
 	}
-	s.miss(n.Channel)
-	s.queue, s.weight = nil, 0
+	s.lose(n.Channel)
+	clear(s.queue)
+	s.queue, s.weight = s.queue[:0], 0
+	s.overload.overflowed(time.Now())
 	return dropped
+}
+
+func (s *Subscription) lose(channel string) {
+	s.miss(channel)
+	if !slices.Contains(s.lossy, channel) {
+		s.lossy = append(s.lossy, channel)
+	}
+}
+
+// rest returns at once, unless more comes than the receiver gets through, see overload, or ctx has ended.
+func (s *Subscription) rest(ctx context.Context) {
+	s.mu.Lock()
+	wait := s.overload.rest(time.Now())
+	s.mu.Unlock()
+	pause(ctx, wait)
 }
 
 // catchUp tells the receiver to catch up on channels, whose LISTEN is committed. all: so it is for all of its channels.

@@ -49,7 +49,7 @@ type topic struct {
 	metrics   topicMetrics
 	unsettled sync.WaitGroup
 	outage    *outage.Reporter // of catch-ups
-	refused   *outage.Flood    // of notifications that are not what the channel carries
+	refused   *outage.Flood    // the subscriber's
 	next      *draft           // nil if none is written
 
 	// Of catch-ups that notifications ask for: what was received before answered is answered, and none begins before rested.
@@ -101,10 +101,10 @@ func newTopic(s *Subscriber, sub *Subscription, channel string) *topic {
 		changed:  make(chan struct{}, 1),
 		slots:    make(chan struct{}, s.cfg.MaxInFlight),
 		metrics:  s.metrics.of(channel),
+		refused:  s.refused,
 	}
 	t.outage = outage.New(t.log, "cannot read what notifications may have been missed, trying again",
 		"what notifications may have been missed can be read again")
-	t.refused = outage.NewFlood(t.log, refusedSummary, 1)
 	if t.event, t.ours = s.cfg.Channels.Event(channel); t.ours {
 		t.pending = newCatchUp(s.cfg.Pool, s.queries, t.event, s.cfg.BatchSize)
 	}
@@ -118,7 +118,6 @@ func (t *topic) run(ctx context.Context) {
 	defer t.unsettled.Wait()
 	defer cancel() // before the wait: the listener may be what ended it
 	defer t.sub.Close()
-	defer t.refused.Close()
 	defer t.listener.OnChange(func(State) {
 		select {
 		case t.changed <- struct{}{}:
@@ -137,6 +136,7 @@ func (t *topic) run(ctx context.Context) {
 			look.Reset(t.untilLook())
 		default:
 		}
+		t.sub.rest(ctx)
 		n, ok, err := t.sub.take()
 		switch {
 		case err != nil || ctx.Err() != nil:

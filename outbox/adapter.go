@@ -14,6 +14,8 @@ import (
 	watermillsql "github.com/ThreeDotsLabs/watermill-sql/v4/pkg/sql"
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/jackc/pgx/v5"
+
+	"github.com/romancy-go/romancy/internal/clamp"
 )
 
 const (
@@ -305,7 +307,7 @@ func (cl *claim) QueryContext(ctx context.Context, query string, args ...any) (w
 		r.alarm.wake()
 	}
 	if dueIn != nil {
-		r.alarm.wakeAt(time.Now().Add(time.Duration(*dueIn * float64(time.Millisecond))))
+		r.alarm.wakeAt(time.Now().Add(clamp.Millis(*dueIn)))
 	}
 	if b != nil {
 		b.owner, b.leaseEnds = c.owner, asked.Add(r.config.Lease)

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/romancy-go/romancy/internal/clamp"
 )
 
 // mostCounted bounds what Stats reads.
@@ -45,7 +47,7 @@ func (r *Relay) Stats(ctx context.Context) (Stats, error) {
 		return Stats{}, fmt.Errorf("outbox statistics: %w", err)
 	}
 	if oldest != nil {
-		s.OldestAge = time.Duration(*oldest * float64(time.Millisecond))
+		s.OldestAge = clamp.Millis(*oldest)
 	}
 	s.LeasesLost, s.Unsettled = r.lost.Load(), r.unsettled.Load()
 	s.Published, s.Failed, s.Late = r.published.Load(), r.failed.Load(), int(r.late.Load())

@@ -31,7 +31,7 @@ type Jobs struct {
 	sweeps   map[string]*Sweep
 	lookouts map[string]*lookout         // by kind, of the sweeps with a NextDue
 	outages  map[string]*outage.Reporter // by kind
-	flood    *outage.Flood               // of an own client's lines
+	floods   *floods                     // of an own client's lines
 
 	lastTick atomic.Int64 // when River last called a constructor here, Unix nanoseconds
 	lastWork atomic.Int64 // when a sweep last ran here
@@ -82,7 +82,7 @@ func New(config Config) (*Jobs, error) {
 		sweeps:   map[string]*Sweep{},
 		lookouts: map[string]*lookout{},
 		outages:  map[string]*outage.Reporter{},
-		flood:    newFlood(config.Logger),
+		floods:   newFloods(config.Logger),
 		idle:     make(chan struct{}),
 		turn:     make(chan struct{}, 1),
 	}
@@ -146,7 +146,7 @@ func (j *Jobs) makeClient() error {
 		DiscardedJobRetentionPeriod: 10 * time.Minute,
 		FetchOnlyKnownKinds:         true, // other processes of this schema may have other sweeps
 		JobTimeout:                  sweepTimeout,
-		Logger:                      slog.New(quiet{j.logger.Handler(), j.flood}),
+		Logger:                      slog.New(quiet{j.logger.Handler(), j.floods}),
 		PollOnly:                    j.config.PollOnly,
 		Queues:                      map[string]river.QueueConfig{Queue: {MaxWorkers: maxWorkers}},
 		RescueStuckJobsAfter:        2 * sweepTimeout,

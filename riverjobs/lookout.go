@@ -44,7 +44,7 @@ type lookout struct {
 
 	overdue       atomic.Bool   // for the tick: a deadline has passed
 	earliest      atomic.Int64  // the earliest deadline known, in nanoseconds since epoch
-	databaseEpoch atomic.Int64  // epoch on the database's clock, in Unix nanoseconds
+	databaseEpoch atomic.Int64  // epoch on the database's clock, in Unix microseconds
 	renew         atomic.Bool   // look even if no deadline has come
 	wake          chan struct{} // capacity 1
 
@@ -59,7 +59,7 @@ func newLookout(config lookoutConfig) *lookout {
 	l := &lookout{lookoutConfig: config, epoch: time.Now(), wake: make(chan struct{}, 1)}
 	l.outage = outage.New(config.logger, "the earliest deadline cannot be read, trying again", "the earliest deadline can be read again")
 	l.earliest.Store(noDeadline)
-	l.databaseEpoch.Store(l.epoch.UnixNano()) // until the first look has asked
+	l.databaseEpoch.Store(l.epoch.UnixMicro()) // until the first look has asked
 	return l
 }
 
@@ -77,7 +77,7 @@ func (l *lookout) lookAgain() {
 
 // announce takes note of a deadline on the database's clock. It never blocks.
 func (l *lookout) announce(at time.Time) {
-	l.lower(time.Duration(at.UnixNano() - l.databaseEpoch.Load()))
+	l.lower(at.Sub(time.UnixMicro(l.databaseEpoch.Load()))) // up to 292 years: what is later is as good as never
 }
 
 func (l *lookout) lower(sinceEpoch time.Duration) {
@@ -138,7 +138,7 @@ func (l *lookout) nextLook() time.Time {
 		next = l.lastLook.Add(l.pause)
 	}
 	if nanos := l.earliest.Load(); nanos != noDeadline {
-		if at := l.epoch.Add(time.Duration(nanos) + ownerGrace); at.Before(next) {
+		if at := l.epoch.Add(time.Duration(nanos)).Add(ownerGrace); at.Before(next) {
 			next = at
 		}
 	}
@@ -170,7 +170,7 @@ func (l *lookout) look(ctx context.Context) {
 		return
 	}
 	l.outage.Succeeded(ctx)
-	l.databaseEpoch.Store(databaseNow.Add(-read.Sub(l.epoch)).UnixNano())
+	l.databaseEpoch.Store(databaseNow.Add(-read.Sub(l.epoch)).UnixMicro())
 
 	if !ok || time.Since(at) < ownerGrace {
 		l.pause, l.stuck = 0, time.Time{}

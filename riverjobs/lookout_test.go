@@ -3,6 +3,7 @@ package riverjobs
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -134,6 +135,53 @@ func TestAnAnnouncedDeadlineIsOverdueBeforeTheNextRegularLook(t *testing.T) {
 		b.after(3*time.Second + ownerGrace)
 		b.wantOverdue(t, true)
 	})
+}
+
+// Deadlines that this process's types of time do not reach are not overdue: they are as good as none, and hide none.
+// Those of the distant past are overdue.
+func TestDeadlinesBeyondAllMeasureAreClamped(t *testing.T) {
+	t.Parallel()
+	year := func(n int) time.Time { return time.Date(n, 12, 31, 23, 59, 59, 0, time.UTC) }
+	for name, test := range map[string]struct {
+		at   time.Time
+		past bool
+	}{
+		"the last year of 64 bits of nanoseconds": {year(2261), false},
+		"the year after":               {year(2262), false},
+		"the last year of JSON":        {year(9999), false},
+		"the last year of PostgreSQL":  {year(294_275), false},
+		"the end of time":              {time.Unix(1<<60, 0), false},
+		"the first year of JSON":       {year(1), true},
+		"the first year of PostgreSQL": {year(-4712), true},
+	} {
+		for _, announced := range []bool{true, false} {
+			t.Run(fmt.Sprint(name, ", announced: ", announced), func(t *testing.T) {
+				inBubble(t, func(t *testing.T, b *lookoutBundle) {
+					b.db.mu.Lock()
+					b.db.at = append(b.db.at, test.at)
+					b.db.mu.Unlock()
+					before := b.db.asked()
+					if announced {
+						b.announce(test.at)
+					} else {
+						b.lookAgain()
+						before++
+					}
+					b.after(10 * time.Second)
+					b.wantOverdue(t, test.past)
+					if got := b.db.asked(); !test.past && got != before {
+						t.Errorf("asked %d times more in ten seconds, although nothing is due", got-before)
+					}
+					if test.past {
+						return
+					}
+					b.announce(b.db.add(time.Second))
+					b.after(time.Second + ownerGrace)
+					b.wantOverdue(t, true)
+				})
+			})
+		}
+	}
 }
 
 func TestADeadlineItsOwnerServesIsNeverOverdue(t *testing.T) {

@@ -44,7 +44,7 @@ func (j *Jobs) Stop(ctx context.Context) error {
 	if err = errors.Join(err, j.awaitLoops(ctx)); err != nil {
 		return err
 	}
-	j.flood.Close()
+	j.floods.close()
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.state = stateStopped

@@ -77,7 +77,7 @@ func (e *Engine) Cancel(ctx context.Context, id, reason string, options ...Cance
 		return err
 	}
 	if len(reason) > maxReason || !utf8.ValidString(reason) {
-		return fmt.Errorf("cancel run %q: the reason must be valid UTF-8 of at most %d bytes, this has %d", id, maxReason, len(reason))
+		return fmt.Errorf("cancel run %q: the reason must be valid UTF-8 of at most %d bytes, this has %d and is valid: %t", id, maxReason, len(reason), utf8.ValidString(reason))
 	}
 	var chosen cancelOptions
 	for _, option := range options {
@@ -290,7 +290,7 @@ func (e *Engine) checkHeld(ctx context.Context, fences []store.Fence) error {
 		page := fences[:min(len(fences), heldPage)]
 		fences = fences[len(page):]
 		found := new([]store.Held)
-		if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.HeldRuns(b, page, found) }); err != nil {
+		if err := e.doHinted(ctx, func(b *pgx.Batch) { e.store.HeldRuns(b, page, found) }); err != nil {
 			return err
 		}
 		e.correctHeld(page, *found)

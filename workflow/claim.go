@@ -27,6 +27,13 @@ func (e *Engine) do(ctx context.Context, repeat bool, statements func(*pgx.Batch
 	return err
 }
 
+// doHinted does the same for what a hint asks for, which goes after what the runs here have to write. The statements
+// may be repeated.
+func (e *Engine) doHinted(ctx context.Context, statements func(*pgx.Batch)) error {
+	_, err := commit.Await(ctx, func(then func(struct{}, error)) { e.committer.Hinted().Do(statements, then) })
+	return err
+}
+
 // claimSize bounds what one claim takes, whose answer brings the inputs of all the runs: after one that was lost it is a quarter, and
 // grows again with those that come. It belongs to one loop.
 type claimSize struct{ lowered int } // 0: it is not

@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/romancy-go/romancy/internal/clamp"
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
 
@@ -58,6 +59,7 @@ type dueClock struct {
 	base time.Time // what follows counts from here
 
 	mu           sync.Mutex
+	origin       int64         // the first time that the database's clock showed: what follows counts from there
 	began        time.Time     // of the present window
 	lag, earlier time.Duration // the least time by which this process's clock is behind the database's, in this window and the one before
 }
@@ -66,9 +68,12 @@ func newDueClock(now time.Time) *dueClock { return &dueClock{base: now} }
 
 // observe takes note that the database's clock showed micros, since 1970, at some time before at.
 func (c *dueClock) observe(micros int64, at time.Time) {
-	lag := at.Sub(c.base) - time.Duration(micros)*time.Microsecond
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.began.IsZero() {
+		c.origin = micros
+	}
+	lag := at.Sub(c.base) - clamp.Micros(micros-c.origin)
 	switch age := at.Sub(c.began); {
 	case c.began.IsZero() || age >= 2*clockWindow:
 		c.began, c.lag, c.earlier = at, lag, lag
@@ -83,7 +88,7 @@ func (c *dueClock) observe(micros int64, at time.Time) {
 func (c *dueClock) when(micros int64) time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.base.Add(min(c.lag, c.earlier) + time.Duration(micros)*time.Microsecond)
+	return c.base.Add(min(c.lag, c.earlier)).Add(clamp.Micros(micros - c.origin))
 }
 
 // readClock is told by the lease keeper what time it is.
@@ -102,8 +107,8 @@ func (e *Engine) observeClock(waited store.Waited) {
 // due returns the deadline in an answer that has one, by this process's clock.
 func (e *Engine) due(waited store.Waited) time.Time {
 	if waited.NowMicros == 0 {
-		return time.Now().Add(micros(*waited.RemainingMicros))
+		return time.Now().Add(clamp.Micros(*waited.RemainingMicros))
 	}
 	e.observeClock(waited)
-	return e.clock.when(waited.NowMicros + *waited.RemainingMicros)
+	return e.clock.when(clamp.Sum(waited.NowMicros, *waited.RemainingMicros))
 }

@@ -5,6 +5,33 @@ import (
 	"time"
 )
 
+// A deadline that is further away than a time.Duration reaches is far away, whatever the database's clock shows.
+func TestDueClockKeepsWhatIsFarAwayFarAway(t *testing.T) {
+	t.Parallel()
+	const century = 100 * 365 * 24 * time.Hour
+	for _, year := range []int{1, 1969, 2026, 2262, 9999} {
+		now := time.Now()
+		c := newDueClock(now)
+		shown := time.Date(year, 12, 31, 23, 0, 0, 0, time.UTC).UnixMicro()
+		c.observe(shown, now.Add(time.Millisecond))
+		if got := c.when(shown + 1000).Sub(now); got != 2*time.Millisecond {
+			t.Errorf("in the year %d a deadline in a millisecond is %s away", year, got)
+		}
+		for _, micros := range []int64{
+			shown + (200 * 365 * 24 * time.Hour).Microseconds(),
+			time.Date(year+1000, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro(),
+			time.Date(290_000, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro(),
+		} {
+			if got := c.when(micros).Sub(now); got < century {
+				t.Errorf("in the year %d a deadline in %s is %s away", year, time.UnixMicro(micros).UTC(), got)
+			}
+		}
+		if got := now.Sub(c.when(time.Date(-4000, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro())); got < century {
+			t.Errorf("in the year %d a deadline long ago was %s ago", year, got)
+		}
+	}
+}
+
 // The quickest answer of late decides, whatever way the clocks go.
 func TestDueClockIsNeverEarlyAndForgets(t *testing.T) {
 	t.Parallel()

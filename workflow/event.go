@@ -157,7 +157,7 @@ func encodeAttributes(attributes map[string]string) ([]byte, error) {
 		size += len(name) + len(value)
 		switch {
 		case name == "":
-			return nil, fmt.Errorf("the attribute with the value %.40q has no name", value)
+			return nil, errors.New("an attribute has no name")
 		case !utf8.ValidString(name) || !utf8.ValidString(value):
 			return nil, fmt.Errorf("attribute %.40q is not valid UTF-8", name)
 		case strings.ContainsRune(name, 0) || strings.ContainsRune(value, 0):

@@ -353,7 +353,7 @@ func TestEventsAreCheckedBeforeTheyAreSent(t *testing.T) {
 		"33 attributes":                          func(e *workflow.OutgoingEvent) { e.Attributes = many },
 		"encode the data":                        func(e *workflow.OutgoingEvent) { e.Data = func() {} },
 		"data is not valid UTF-8":                func(e *workflow.OutgoingEvent) { e.Data = json.RawMessage("\"\xff\"") },
-		"unexpected end of JSON":                 func(e *workflow.OutgoingEvent) { e.Data = json.RawMessage("{") },
+		"json.RawMessage is encoded as is no":    func(e *workflow.OutgoingEvent) { e.Data = json.RawMessage("{") },
 		"retention is -1s":                       func(e *workflow.OutgoingEvent) { e.Retention = -time.Second },
 	} {
 		event := paid("1", "x")

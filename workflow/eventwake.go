@@ -122,7 +122,7 @@ func (e *Engine) matchLoop(ctx context.Context) {
 		if len(ids) == 0 || worker == 0 { // without a lease nothing is parked here
 			continue
 		}
-		err := e.do(ctx, true, func(b *pgx.Batch) { e.store.MatchEvents(b, ids, worker, found) })
+		err := e.doHinted(ctx, func(b *pgx.Batch) { e.store.MatchEvents(b, ids, worker, found) })
 		noteOutcome(ctx, e.reports.waits, err)
 		if again.after(err != nil); err != nil {
 			e.matching.putBack(counts, false)
@@ -173,7 +173,7 @@ func (e *Engine) sweepEventsFor(ctx context.Context, ids []int64, more bool) (he
 	}
 	for again := len(ids) > 0; again; {
 		woken, first, full, skipped := new([]store.Named), new(int64), new(bool), new(bool)
-		if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.SweepEventsFor(b, ids, eventRuns, woken, first, full, skipped) }); err != nil {
+		if err := e.doHinted(ctx, func(b *pgx.Batch) { e.store.SweepEventsFor(b, ids, eventRuns, woken, first, full, skipped) }); err != nil {
 			return held, err
 		}
 		if *first != 0 {

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/romancy-go/romancy/internal/clamp"
 	"github.com/romancy-go/romancy/workflow/internal/commit"
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
@@ -160,7 +161,7 @@ func (r *run) launch(s step, body stepBody, undo func(position int32, output []b
 		f.failed.input = f.step.digest
 	}
 	if past.Failed > 0 && !recorded {
-		f.due, f.dueMicros = time.Now().Add(micros(past.Until)), past.NextAt
+		f.due, f.dueMicros = time.Now().Add(clamp.Micros(past.Until)), past.NextAt
 	}
 	r.air.flights = append(r.air.flights, f)
 	if !r.journal.Replaying() && r.asked.Load() == nil {
@@ -346,7 +347,7 @@ func (r *run) delayFlight(f *flight, cause error) {
 	}
 	r.air.mu.Lock()
 	defer r.air.mu.Unlock()
-	f.due = time.Now().Add(micros(*waited.RemainingMicros))
+	f.due = time.Now().Add(clamp.Micros(*waited.RemainingMicros))
 	f.dueMicros = *waited.FiresAtMicros
 	f.state = delayed
 	r.air.up--

@@ -54,7 +54,7 @@ func (e *Engine) heard(notification bus.Notification) {
 // foreign counts a payload that is not one of ours. What it says stands nowhere: it is anybody's text.
 func (e *Engine) foreign(channel string) {
 	e.metrics.foreignPayload(channel)
-	if e.reports.foreign.Pass(channel, "channel", channel) {
+	if e.reports.foreign.Pass("") { // one for all channels: the metric tells them apart
 		e.logger.Warn("foreign payload ignored: somebody else notifies on this channel", "channel", channel)
 	}
 }
@@ -186,7 +186,7 @@ const (
 	// mostTrust is how many polls in a row may find nothing before hints are looked into first.
 	mostTrust = 2000
 	// trustPerSecond is how much comes back by itself: what has come late, or twice, finds nothing either.
-	trustPerSecond = 500
+	trustPerSecond = 100
 )
 
 // trust is how far hints are followed without a look. A poll that finds something earns as much as one that
@@ -227,7 +227,7 @@ func (e *Engine) answered(channel string, waited store.Waited) {
 }
 
 // lookPage is how many looks are under way at a time because of hints.
-const lookPage = 1000
+const lookPage = 250
 
 // looking holds the runs that are to be looked at for mail or events, each channel of each once: no more than
 // wait here.
@@ -315,7 +315,7 @@ func (e *Engine) lookAt(ctx context.Context, page []lookedAt) {
 	looks := 0
 	for _, at := range page {
 		if on, listens := at.run.on(at.channel); listens {
-			e.lookLocked(at.run, on, func() { answered <- struct{}{} })
+			e.lookLocked(e.committer.Hinted(), at.run, on, func() { answered <- struct{}{} })
 			looks++
 		}
 	}

@@ -327,11 +327,11 @@ func (f Filter) check() (below string, err error) {
 		errs = append(errs, fmt.Errorf("Filter.Limit is %d: use 1 to %d, or 0 for %d", f.Limit, maxListLimit, defaultListLimit))
 	}
 	last, err := base64.RawURLEncoding.DecodeString(f.Cursor)
-	if err == nil && f.Cursor != "" {
-		err = checkName("its run", string(last))
+	if err == nil && f.Cursor != "" && checkName("its run", string(last)) != nil {
+		err = errors.New("no run can be called what it says")
 	}
 	if err != nil {
-		errs = append(errs, fmt.Errorf("Filter.Cursor %q is not the Next of a page: %w", f.Cursor, err))
+		errs = append(errs, fmt.Errorf("Filter.Cursor, of %d bytes, is not the Next of a page: %w", len(f.Cursor), err))
 	}
 	return string(last), errors.Join(errs...)
 }
@@ -361,7 +361,8 @@ func (f Filter) chosen() store.Filter {
 func (e *Engine) checkPath(ctx context.Context, path string) error {
 	err := e.read(ctx, func(b *pgx.Batch) { e.store.CheckPath(b, path) })
 	if refusal.Said(err) {
-		return fmt.Errorf("Filter.InputPath %q is not an SQL/JSON path: %w", path, err)
+		// The path may compare with values, and the server quotes a part of it.
+		return fmt.Errorf("Filter.InputPath, of %d bytes, is not an SQL/JSON path: %w", len(path), refusal.Withheld(err))
 	}
 	return err
 }

@@ -28,7 +28,10 @@ const (
 // are the engine's own records, metadata and attributes, which it reads itself. A test holds the package to that.
 
 // marshalValue encodes a value of the application's.
-func marshalValue(value any) ([]byte, error) { return json.Marshal(value) }
+func marshalValue(value any) ([]byte, error) {
+	text, err := json.Marshal(value)
+	return text, refusal.Encoding(err)
+}
 
 // newValueEncoder returns what encodes values as marshalValue does, each followed by a line's end.
 func newValueEncoder(w io.Writer) *json.Encoder { return json.NewEncoder(w) }

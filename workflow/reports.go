@@ -28,7 +28,7 @@ func newReports(logger *slog.Logger) *reports {
 	return &reports{
 		failures:   outage.NewFlood(logger, "more runs failed in the last minute than are logged", failureLines),
 		forgotten:  outage.NewFlood(logger, "more runs of which the database knows less than this worker does", failureLines),
-		foreign:    outage.NewFlood(logger, "more foreign payloads came in the last minute than are logged", 1),
+		foreign:    outage.NewFlood(logger, "more foreign payloads came in the last minute than are logged", 1).Once(),
 		claims:     of("claiming runs failed, will be tried again", "runs are claimed again"),
 		coldClaims: of("claiming runs that are due failed, will be tried again", "runs that are due are claimed again"),
 		loads:      of("loading the history of claimed runs failed, they are given back", "the history of claimed runs is loaded again"),

@@ -6,6 +6,8 @@ import (
 	"math"
 	"slices"
 	"time"
+
+	"github.com/romancy-go/romancy/internal/clamp"
 )
 
 // RetryPolicy says when a failed activity is attempted again. Its state is stored: attempts are counted across crashes.
@@ -82,5 +84,5 @@ func (p RetryPolicy) retries(err error) bool {
 func (p RetryPolicy) delay(failed int, random float64) time.Duration {
 	wait := float64(p.InitialInterval) * math.Pow(p.Multiplier, float64(failed-1))
 	wait = min(wait, float64(p.MaxInterval))
-	return time.Duration(wait * (1 - p.Jitter*random))
+	return clamp.Nanos(wait * (1 - p.Jitter*random))
 }

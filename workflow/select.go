@@ -122,7 +122,8 @@ func (r *run) choice(cases []Case) (then func(ctx *Context) error, err error) {
 		}
 	})
 	if chosen < 0 {
-		r.stuck(fmt.Errorf("replay diverged at position %d: the Select has no case for the choice recorded (%.100s); deploy the code that wrote this history", r.journal.Issued(), payload))
+		r.stuck(fmt.Errorf("replay diverged at position %d: the Select has no case for the choice recorded (%s); deploy the code that wrote this history",
+			r.journal.Issued(), landed.said(message)))
 	}
 	for i, c := range cases {
 		if i != chosen && c.flight != nil && c.flight != cases[chosen].flight {
@@ -131,6 +132,18 @@ func (r *run) choice(cases []Case) (then func(ctx *Context) error, err error) {
 		}
 	}
 	return func(ctx *Context) error { return cases[chosen].chosen(ctx, message) }, nil
+}
+
+// said tells what was chosen, without what has come.
+func (c choiceRecord) said(message storedMessage) string {
+	switch {
+	case c.Future > 0:
+		return fmt.Sprintf("the step at position %d", c.Future)
+	case message.Timeout:
+		return "the deadline"
+	default:
+		return fmt.Sprintf("a message on channel %q", message.Channel)
+	}
 }
 
 // firstLanded returns the record that chooses the first future that has ended; nil if none has.

@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/romancy-go/romancy/bus"
+	"github.com/romancy-go/romancy/internal/clamp"
 	"github.com/romancy-go/romancy/workflow/internal/commit"
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
@@ -155,7 +156,7 @@ func (e *Engine) newStart(workflow string, in any, options []StartOption) (newSt
 	ask.given, ask.later = chosen.given, chosen.later
 	switch {
 	case !chosen.at.IsZero():
-		at := chosen.at.UnixMicro()
+		at := clamp.UnixMicro(chosen.at)
 		ask.AtMicros = &at
 	case chosen.later:
 		delay := chosen.delay.Microseconds()
@@ -322,7 +323,7 @@ func (e *Engine) armFound(run store.Run) {
 
 // armBeginning has the run claimed when it is to begin, and tells the others.
 func (e *Engine) armBeginning(run store.Start, when store.StartedLater) {
-	e.armCold(run.ID, 1, micros(when.RemainingMicros))
+	e.armCold(run.ID, 1, clamp.Micros(when.RemainingMicros))
 	e.tellTimer(run.ID, 0, when.AtMicros)
 }
 

@@ -216,7 +216,7 @@ func (e *Engine) sweepMailFor(ctx context.Context, runs, channels []string, more
 	for i, name := range channels {
 		since[i] = e.mail.since(name)
 	}
-	if err := e.do(ctx, true, func(b *pgx.Batch) { e.store.SweepMailFor(b, runs, channels, since, mailSweepLimit, found) }); err != nil {
+	if err := e.doHinted(ctx, func(b *pgx.Batch) { e.store.SweepMailFor(b, runs, channels, since, mailSweepLimit, found) }); err != nil {
 		return nil, err
 	}
 	e.roused(found)

@@ -186,3 +186,54 @@ func TestHangingActivitiesDelayNoTimer(t *testing.T) {
 	release()
 	waitForRuns(t, pool, sleepers+2*hanging)
 }
+
+// A deadline that is further away than the 292 years of a time.Duration, or than PostgreSQL's timestamps go, is
+// waited for in silence, in memory and, after a change of workers, out of it.
+func TestSleepUntilTheDistantFutureIsQuiet(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	flow := workflow.Define("patient", func(ctx *workflow.Context, year int) (int, error) {
+		return year, workflow.SleepUntil(ctx, time.Date(year, 1, 1, 0, 0, 0, 0, time.UTC))
+	})
+	ctx := testContext(t)
+	years := []int{2262, 2263, 2400, 9999, 10_000, 289_000, 1_000_000, 1_000_000_000}
+	const waiting = "select count(*) from romancy.instances where status = 'waiting' and wake_at > clock_timestamp() + interval '200 years'"
+	begin := func() (*worker, meter) {
+		m := newMeter()
+		return startWorker(t, pool, []workflow.Definition{flow}, m.option(), configured(func(c *workflow.Config) { c.FallbackInterval = 50 * time.Millisecond })), m
+	}
+	flushes := func(m meter) uint64 {
+		return m.read(t)["romancy.workflow.commit.duration{committer=runs}"].count
+	}
+	one, m := begin()
+	for _, year := range years {
+		if _, err := flow.Start(ctx, one.Engine, year); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := flow.Start(ctx, one.Engine, year, workflow.WithStartAt(time.Date(year, 1, 1, 0, 0, 0, 0, time.UTC))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "all wait", func() bool { return count(t, pool, waiting) == 2*len(years) && one.Status().Parked == len(years) })
+	before := flushes(m)
+	time.Sleep(500 * time.Millisecond)
+	if after := flushes(m); before == 0 || after-before > 250 {
+		t.Errorf("%d flushes in half a second in which nothing was to be done, and %d before", after-before, before)
+	}
+	for _, sweep := range []func(context.Context) (int, error){one.SweepTimers, one.SweepResume} {
+		if woken, err := sweep(ctx); err != nil || woken != 0 {
+			t.Errorf("a sweep finds %d, %v", woken, err)
+		}
+	}
+	if at, ok, err := one.NextDeadline(ctx); err != nil || !ok || time.Until(at) < 200*365*24*time.Hour {
+		t.Errorf("the next deadline is %s, %t, %v", at, ok, err)
+	}
+	one.shutdown(t)
+	two, _ := begin()
+	if _, err := pool.Exec(ctx, "update romancy.instances set status = 'ready', ready_at = now(), wake_at = null where wake_position is not null"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "all are replayed and wait again", func() bool {
+		return two.Status().Replayed == int64(len(years)) && count(t, pool, waiting) == 2*len(years)
+	})
+}

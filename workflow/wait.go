@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/romancy-go/romancy/internal/clamp"
 	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/workflow/internal/commit"
 	"github.com/romancy-go/romancy/workflow/internal/journal"
@@ -48,7 +49,7 @@ func (r *run) cancelWait(recorded bool) error {
 }
 
 func (d until) fill(ask *store.Wait) {
-	micros := d.at.UnixMicro()
+	micros := clamp.UnixMicro(d.at)
 	if d.relative {
 		micros = d.delay.Microseconds()
 		ask.DelayMicros, ask.Asked = &micros, time.Now()
@@ -338,7 +339,7 @@ func (r *run) untilNextLook(waited store.Waited, channels []listening) <-chan ti
 		until = r.engine.fallback()
 	}
 	if left := waited.RemainingMicros; left != nil {
-		due := micros(max(*left, 0))
+		due := clamp.Micros(max(*left, 0))
 		if until == 0 || due < until {
 			until = due
 		}

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/romancy-go/romancy/bus"
+	"github.com/romancy-go/romancy/internal/clamp"
 	"github.com/romancy-go/romancy/internal/planted"
 	"github.com/romancy-go/romancy/workflow/internal/commit"
 	"github.com/romancy-go/romancy/workflow/internal/store"
@@ -95,7 +96,7 @@ func (e *Engine) look(r *run) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, on := range r.listening {
-		e.lookLocked(r, on, func() {})
+		e.lookLocked(e.committer, r, on, func() {})
 	}
 }
 
@@ -113,9 +114,15 @@ func (e *Engine) lookFor(runs []string) {
 	}
 }
 
+// poller asks the database whether a parked run has messages or events: the committer, or its way for hints.
+type poller interface {
+	Look(ask store.Wake, then func(bool, error))
+	LookEvent(ask store.WakeEvent, then func(bool, error))
+}
+
 // lookLocked looks whether r has mail on a channel, and wakes it if so. One that waits without being parked
 // looks itself. answered is called when that is done, and must not block.
-func (e *Engine) lookLocked(r *run, on listening, answered func()) {
+func (e *Engine) lookLocked(with poller, r *run, on listening, answered func()) {
 	if r.phase != parked {
 		r.tellMail()
 		answered()
@@ -137,10 +144,10 @@ func (e *Engine) lookLocked(r *run, on listening, answered func()) {
 		}
 	}
 	if on.event != nil {
-		e.committer.LookEvent(e.asWakeEvent(r, on), then)
+		with.LookEvent(e.asWakeEvent(r, on), then)
 		return
 	}
-	e.committer.Look(e.asWake(r, on), then)
+	with.Look(e.asWake(r, on), then)
 }
 
 func (r *run) tellMail() {
@@ -247,7 +254,7 @@ func (e *Engine) woken(r *run, ask store.Wake, waited store.Waited, durable chan
 		e.verifyLocked(r)
 	case waited.Outcome != store.Parked:
 		if waited.Outcome == store.Due || waited.Outcome == store.Nudged {
-			e.metrics.late(-micros(*waited.RemainingMicros))
+			e.metrics.late(-clamp.Micros(*waited.RemainingMicros))
 		}
 		e.resumeLocked(r, ask.Token+1, resumption{outcome: waited.Outcome, message: waited.Message, durable: durable})
 	default:
@@ -268,7 +275,7 @@ func (e *Engine) foundNothingLocked(r *run, waited store.Waited) {
 	e.freeLocked(r)
 	if waited.RemainingMicros != nil && r.timed() {
 		// It has just been said how long. Not by e.clock: if the database's clock has been set back, that would be now, again and again.
-		e.armLocked(r, time.Now().Add(micros(*waited.RemainingMicros)))
+		e.armLocked(r, time.Now().Add(clamp.Micros(*waited.RemainingMicros)))
 	}
 }
 
@@ -283,7 +290,7 @@ func (e *Engine) nextCompetitorLocked(channel string) (found bool) {
 		case r.reasons.polling:
 			polling = r
 		default:
-			e.lookLocked(r, on, func() {})
+			e.lookLocked(e.committer, r, on, func() {})
 			return true
 		}
 	}

@@ -156,7 +156,7 @@ func (w *watch) loop(ctx context.Context) {
 
 func (w *watch) lookAt(ctx context.Context, ids []string) {
 	found, newest := new([]store.Run), w.newest()
-	err := w.engine.do(ctx, true, func(b *pgx.Batch) { w.engine.store.QueueFindRuns(b, ids, found) })
+	err := w.engine.doHinted(ctx, func(b *pgx.Batch) { w.engine.store.QueueFindRuns(b, ids, found) })
 	if noteOutcome(ctx, w.engine.reports.results, err); err != nil {
 		return
 	}

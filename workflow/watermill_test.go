@@ -156,8 +156,8 @@ func TestSendHandlerSendsEveryMessageOnce(t *testing.T) {
 	for _, poison := range []struct {
 		uuid, payload, target, says string
 	}{
-		{"3", `{"Text":`, "", "unexpected end of JSON"},
-		{"4", ``, "", "unexpected end of JSON"},
+		{"3", `{"Text":`, "", "json.RawMessage is encoded as is no JSON"},
+		{"4", ``, "", "json.RawMessage is encoded as is no JSON"},
 		{"5", "\"\xff\"", "", "character not in repertoire"},
 		{"", `{}`, "", "UUID is empty"},
 		{strings.Repeat("x", 256), `{}`, "", "at most 255"},

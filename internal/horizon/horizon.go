@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/romancy-go/romancy/internal/clamp"
 	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/internal/sqlfile"
 )
@@ -75,7 +76,7 @@ func look(ctx context.Context, db Querier, query string) (Reading, error) {
 	if kind != nil {
 		reading.Oldest = &Holder{
 			Kind: Kind(*kind), PID: orZero(pid), Name: orZero(name), Role: orZero(role), State: orZero(state), Statement: orZero(text),
-			Age: time.Duration(orZero(micros)) * time.Microsecond, Transactions: orZero(transactions), horizon: orZero(horizon),
+			Age: clamp.Micros(orZero(micros)), Transactions: orZero(transactions), horizon: orZero(horizon),
 		}
 	}
 	return reading, nil

@@ -17,6 +17,7 @@ type Flood struct {
 	logger  *slog.Logger
 	summary string
 	most    int
+	again   int // lines of its own that a minute has which follows one that had too many
 
 	mu     sync.Mutex
 	kinds  map[string]*tide
@@ -34,7 +35,14 @@ type tide struct {
 // NewFlood returns a Flood that lets most lines of a kind pass in a minute and then logs summary, with the number of the others as
 // "count".
 func NewFlood(logger *slog.Logger, summary string, most int) *Flood {
-	return &Flood{logger: logger, summary: summary, most: most, kinds: map[string]*tide{}}
+	return &Flood{logger: logger, summary: summary, most: most, again: 1, kinds: map[string]*tide{}}
+}
+
+// Once has no line of its own follow the first minute of a flood, only counts: for what says nothing new. It returns
+// f, and is called before f is used.
+func (f *Flood) Once() *Flood {
+	f.again = 0
+	return f
 }
 
 // Pass reports whether the caller is to log its line about an event of this kind. If not, the event is counted; attrs say in the
@@ -76,7 +84,7 @@ func (f *Flood) turn(kind string) {
 		return
 	}
 	f.say(now)
-	now.kept, now.left = 0, 1
+	now.kept, now.left = 0, f.again
 	now.over.Reset(between)
 }
 

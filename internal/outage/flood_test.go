@@ -58,6 +58,32 @@ func TestAFloodIsAFewLinesAndOneCountAMinute(t *testing.T) {
 	})
 }
 
+func TestAFloodThatSaysNothingNewIsOneLineAndThenCounts(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var log logText
+		f := NewFlood(slog.New(slog.NewTextHandler(&log, nil)), "and more", 1).Once()
+		defer f.Close()
+		lines := 0
+		for minute := range 5 {
+			for range 100 {
+				if f.Pass("") {
+					lines++
+				}
+			}
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			if counts := strings.Count(log.String(), "and more"); lines != 1 || counts != minute+1 {
+				t.Fatalf("after %d minutes there are %d lines and %d counts, want 1 and one for each", minute+1, lines, counts)
+			}
+		}
+		time.Sleep(2 * time.Minute)
+		if synctest.Wait(); !f.Pass("") {
+			t.Error("what comes after quiet minutes has no line")
+		}
+	})
+}
+
 // logText collects lines, of any goroutine.
 type logText struct {
 	mu   sync.Mutex

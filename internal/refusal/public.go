@@ -60,6 +60,19 @@ func Public(err error) error {
 	return &publicError{text: text, err: err}
 }
 
+// Withheld is Public for an error that quotes what a caller has given: of the database's words only the SQLSTATE is
+// told. Nil stays nil.
+func Withheld(err error) error {
+	if err == nil {
+		return nil
+	}
+	text := fmt.Sprintf("a %T, whose text may quote it and is withheld", err)
+	if code := Code(err); code != "" {
+		text = fmt.Sprintf("the database's message, which may quote it, is withheld (SQLSTATE %s)", code)
+	}
+	return &publicError{text: text, err: err}
+}
+
 // errorIs reports whether err itself, not its chain, is of the type of target.
 func errorIs[T error](err error, target *T) bool {
 	found, ok := err.(T) //nolint:errorlint // the outermost decides what is printed

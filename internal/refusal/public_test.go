@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net/netip"
 	"strings"
 	"testing"
@@ -160,4 +161,54 @@ func TestWhatCannotBeDecodedIsNotQuoted(t *testing.T) {
 	if Decoding(nil) != nil {
 		t.Error("nothing is an error")
 	}
+}
+
+// secretive is encoded by a method that quotes what it encodes.
+type secretive string
+
+func (s secretive) MarshalJSON() ([]byte, error) {
+	return nil, fmt.Errorf("cannot encode %s", string(s))
+}
+
+func TestEncodingNeverQuotesWhatWasEncoded(t *testing.T) {
+	t.Parallel()
+	encode := func(value any) error {
+		_, err := json.Marshal(value)
+		return err
+	}
+	for name, test := range map[string]struct {
+		err  error
+		want string
+	}{
+		"a number's literal":     {encode(json.Number("hunter2")), "errors.errorString"},
+		"a type's own encoder":   {encode(secretive("hunter2")), "secretive"},
+		"JSON that is none":      {encode(json.RawMessage(`{"a": 4111111 hunter2}`)), "json.RawMessage is encoded as is no JSON"},
+		"no number":              {encode(math.NaN()), "float64"},
+		"a type that has none":   {encode(make(chan int)), "chan int"},
+		"a value within a value": {encode(map[string]any{"hunter2": []any{math.Inf(1)}}), "float64"},
+	} {
+		told := Encoding(test.err)
+		if test.err == nil || !errors.Is(told, test.err) || !strings.Contains(told.Error(), test.want) {
+			t.Errorf("%s: %v is told as %v", name, test.err, told)
+		}
+		for how, text := range ways(t, told) {
+			mustNotQuote(t, name+", "+how, text)
+		}
+	}
+	if Encoding(nil) != nil || Withheld(nil) != nil {
+		t.Error("nothing is an error")
+	}
+}
+
+func TestWithheldTellsTheCodeAlone(t *testing.T) {
+	t.Parallel()
+	refused := &pgconn.PgError{Severity: "ERROR", Code: "42601", Message: `syntax error at or near "hunter2" of jsonpath input`}
+	told := Withheld(fmt.Errorf("check: %w", refused))
+	if !errors.Is(told, refused) || !strings.Contains(told.Error(), "42601") {
+		t.Errorf("%v is told as %v", refused, told)
+	}
+	for how, text := range ways(t, told) {
+		mustNotQuote(t, how, text)
+	}
+	mustNotQuote(t, "another error", Withheld(errors.New("hunter2")).Error())
 }

@@ -44,8 +44,9 @@ var (
 // as soon as they are as many as in that flush, because runs wait for them that are due.
 const worthALane = 64
 
-// A class is the wakes, what is wide, or everything else. Wakes are answered before the disk has them, and wait for no flush that does. A
-// run that is to be woken is parked, and has nothing else in the queue but looks, which may as well come after.
+// A class is the wakes, what is wide, what hints ask for, or everything else. Wakes are answered before the disk has them, and wait
+// for no flush that does. A run that is to be woken is parked, and has nothing else in the queue but polls, which may
+// as well come after. Hints are the last: see hints.go.
 type class struct {
 	free   int // queued operations that a lane may take: those of runs that are not busy
 	flying int // operations of the flushes under way
@@ -64,16 +65,17 @@ func (c *Committer) classOf(op *operation) *class {
 		return &c.wakes
 	case op.wide:
 		return &c.wides
+	case op.hinted:
+		return &c.hints
 	default:
 		return &c.others
 	}
 }
 
 // flying returns how many operations are in flushes. The caller holds the mutex.
-func (c *Committer) flying() int { return c.wakes.flying + c.others.flying + c.wides.flying }
-
-// anyFree reports whether a lane may take something. The caller holds the mutex.
-func (c *Committer) anyFree() bool { return c.wakes.free+c.others.free+c.wides.free > 0 }
+func (c *Committer) flying() int {
+	return c.wakes.flying + c.others.flying + c.wides.flying + c.hints.flying
+}
 
 // maxBatch bounds a flush, so that the first operation of a burst does not wait for all of it.
 const maxBatch = 2000
@@ -100,6 +102,9 @@ type Config struct {
 	LockTimeout time.Duration
 	// FlushTimeout is after how long without an answer a connection counts as lost. Default 10 s.
 	FlushTimeout time.Duration
+	// HintPatience is for how long what hints ask for stands back while there is other work for every lane. Default
+	// 200 ms.
+	HintPatience time.Duration
 	// Lazy: connect when there is something to do, not at Open.
 	Lazy bool
 	// Sent is told, after the commit, of the messages a flush put into mailboxes, and, without an ID, of those that it has put there perhaps:
@@ -127,7 +132,7 @@ type Committer struct {
 	mu            sync.Mutex
 	queue         []*operation
 	wakes, others class
-	wides         class               // one at a time
+	wides, hints  class               // one flush of each at a time
 	busy          map[string]struct{} // runs with operations in a flush: what follows for them waits for its end
 	blocked       map[string]struct{} // runs of which an operation waits for another attempt: what follows for them waits, too
 	ready         [tiers]int          // operations that a lane may take now
@@ -152,8 +157,10 @@ type Committer struct {
 func New(config Config) *Committer {
 	config.LockTimeout = cmp.Or(config.LockTimeout, 200*time.Millisecond)
 	config.FlushTimeout = cmp.Or(config.FlushTimeout, 10*time.Second)
+	config.HintPatience = cmp.Or(config.HintPatience, 200*time.Millisecond)
 	c := &Committer{
-		config: config, busy: map[string]struct{}{}, blocked: map[string]struct{}{}, others: class{least: worthALane}, wides: class{least: math.MaxInt},
+		config: config, busy: map[string]struct{}{}, blocked: map[string]struct{}{}, others: class{least: worthALane},
+		wides: class{least: math.MaxInt}, hints: class{least: math.MaxInt},
 		connecting: outage.New(config.Logger, "the engine cannot connect to the database, what it has to write is kept", "the engine is connected again"),
 		recording:  outage.New(config.Logger, "the database refuses what the engine has to write; it is kept and tried again", "the database takes everything again"),
 	}
@@ -251,6 +258,7 @@ type operation struct {
 	stream    *Stream
 	ask       any
 	custom    func(*pgx.Batch)
+	hinted    bool // asked for by somebody whom nobody vouches for; guarded by the committer's mutex while it is queued
 	repeat    bool // may be repeated although a first attempt may have been committed
 	answer    func(result any, err error)
 	committed func(error) // nil: nobody goes on before the commit
@@ -329,10 +337,11 @@ func (c *Committer) rouse() {
 
 // recount follows a change of queue or busy, or the passing of time. The caller holds the mutex.
 func (c *Committer) recount() {
-	c.wakes.free, c.others.free, c.wides.free, c.ready = 0, 0, 0, [tiers]int{}
+	c.wakes.free, c.others.free, c.wides.free, c.hints.free, c.ready = 0, 0, 0, 0, [tiers]int{}
 	clear(c.blocked)
 	now, next := time.Now(), time.Time{}
 	for _, op := range c.queue {
+		op.hinted = op.hinted && now.Sub(op.queued) < c.config.HintPatience
 		if due := c.caution.due(op); due.After(now) {
 			if next.IsZero() || due.Before(next) {
 				next = due

@@ -58,7 +58,7 @@ func (l *lane) needed() bool {
 	case c.closed && l.extra && l.conn == nil:
 		return false // it would not connect any more
 	case c.flying() > 0:
-		return c.wakes.worth() || c.others.worth() || c.wides.worth()
+		return c.wakes.worth() || c.others.worth() || c.wides.worth() || c.hints.worth()
 	case l.extra:
 		return c.anyFree() && c.disconnected && l.conn != nil
 	default:
@@ -71,6 +71,9 @@ func (l *lane) needed() bool {
 func (c *Committer) over() bool {
 	return c.stopped || c.closed && len(c.queue)+c.flying() == 0
 }
+
+// anyFree reports whether there is anything that a lane may take. The caller holds the mutex.
+func (c *Committer) anyFree() bool { return c.wakes.free+c.others.free+c.wides.free+c.hints.free > 0 }
 
 // next waits for the operations of the next flush. Without any the lane is to connect first.
 func (l *lane) next() (ops []*operation, goOn bool) {
@@ -145,10 +148,21 @@ func (l *lane) choose(tier int) []*operation {
 		return l.chooseSuspects(tier)
 	}
 	c := l.committer
+	wakes, others := c.wakes.worth(), c.others.worth()
+	if ops := l.chooseHealthy(func(op *operation) bool {
+		return wakes && c.classOf(op) == &c.wakes || others && c.classOf(op) == &c.others
+	}); len(ops) > 0 || !c.hints.worth() {
+		return ops
+	}
+	return l.chooseHealthy(func(op *operation) bool { return op.hinted })
+}
+
+// chooseHealthy removes from the queue what shares the next flush, of the classes that may. The caller holds the mutex.
+func (l *lane) chooseHealthy(may func(*operation) bool) []*operation {
+	c := l.committer
 	now := time.Now()
 	ops := make([]*operation, 0, min(len(c.queue), l.most))
 	rest := c.queue[:0]
-	wakes, others := c.wakes.worth(), c.others.worth()
 	bytes := 0
 	passed := map[string]struct{}{} // runs of which an earlier operation stays
 	for i, op := range c.queue {
@@ -165,7 +179,7 @@ func (l *lane) choose(tier int) []*operation {
 			}
 			continue
 		}
-		if op.wakes() && !wakes || !op.wakes() && !others {
+		if !may(op) {
 			rest = append(rest, op)
 			continue
 		}
@@ -182,7 +196,7 @@ func (l *lane) choose(tier int) []*operation {
 func (l *lane) chooseSuspects(tier int) []*operation {
 	c := l.committer
 	now := time.Now()
-	wakes, others := c.wakes.worth(), c.others.worth()
+	worth := map[*class]bool{&c.wakes: c.wakes.worth(), &c.others: c.others.worth(), &c.hints: c.hints.worth()}
 	var eligible []*operation
 	passed := map[string]struct{}{} // runs of which an earlier operation comes first
 	for _, op := range c.queue {
@@ -191,7 +205,7 @@ func (l *lane) chooseSuspects(tier int) []*operation {
 		if op.run != "" {
 			passed[op.run] = struct{}{}
 		}
-		if busy || waits || op.tier() != tier || c.caution.due(op).After(now) || op.wakes() && !wakes || !op.wakes() && !others {
+		if busy || waits || op.tier() != tier || c.caution.due(op).After(now) || !worth[c.classOf(op)] {
 			continue
 		}
 		eligible = append(eligible, op)
