@@ -47,7 +47,7 @@ func TestChannelsReportAllMistakes(t *testing.T) {
 
 func TestChannelsAreNotThoseOfEngines(t *testing.T) {
 	t.Parallel()
-	for _, private := range []string{schema.EndedChannel("shop"), schema.CancelledChannel("shop"), schema.LeftChannel("shop")} {
+	for _, private := range []string{schema.EndedChannel("shop"), schema.CancelledChannel("shop"), schema.LeftChannel("shop"), schema.LaterChannel("shop")} {
 		c := ChannelsFor("shop")
 		c.ChannelMessage = private
 		if err := c.Validate(); err == nil || !strings.Contains(err.Error(), private) {

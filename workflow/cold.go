@@ -47,6 +47,20 @@ func (e *Engine) armColdLocked(id string, token int64, at time.Time) {
 // those that have passed, may be the worker that has just died.
 func (e *Engine) lookAhead(ctx context.Context) (int, error) { return e.armNext(ctx, maxArmed) }
 
+// laterLoop looks ahead when somebody says that there is something to find.
+func (e *Engine) laterLoop(ctx context.Context) {
+	rounds := spacing{gap: 5 * time.Millisecond, share: 4, credit: 200 * time.Millisecond} // anybody can say so
+	again := retrying{}
+	for again.wait(ctx, e.laters, nil) {
+		rounds.begin(time.Now())
+		_, err := e.lookAhead(ctx)
+		if again.after(err != nil); err != nil {
+			e.laters.give() // the look of the next fallback interval says why
+		}
+		rounds.rest(ctx)
+	}
+}
+
 // armNext arms the first of those deadlines, up to limit, and has somebody look again in time if that may not be all.
 func (e *Engine) armNext(ctx context.Context, limit int) (int, error) {
 	asked := new([]store.Deadline) // its own: an operation that is not waited for any more may still write to it

@@ -212,6 +212,7 @@ type Engine struct {
 	endedOn     string   // the channel on which the end of runs is told
 	cancelledOn string   // the channel on which the workers of cancelled runs are told
 	leftOn      string   // the channel on which workers that shut down say so
+	laterOn     string   // the channel on which whoever starts runs for later and does not wait for their moments says so
 
 	committer  *commit.Committer // for what belongs to runs of this worker
 	side       *commit.Committer // for starts with a caller's id, which another transaction may hold
@@ -233,6 +234,7 @@ type Engine struct {
 	claims       signal // there may be ready runs
 	timers       signal // the earliest deadline has changed
 	takeovers    signal // a worker may have died
+	laters       signal // a run that begins soon may have been started elsewhere
 	orphans      signal // the database may say that we own runs which are not here
 	held         *tally // runs in memory here that may be cancelled, or somebody else's
 	published    *tally // channels on which something was published
@@ -277,8 +279,8 @@ func NewEngine(config Config) (*Engine, error) {
 	e := &Engine{
 		config: config, store: statements, metrics: metrics, tracer: config.TracerProvider.Tracer(scope), unobserve: func() {}, unheed: func() {},
 		definitions: map[string]Definition{},
-		endedOn:     schema.EndedChannel(config.Schema), cancelledOn: schema.CancelledChannel(config.Schema), leftOn: schema.LeftChannel(config.Schema),
-		claims: newSignal(), timers: newSignal(), takeovers: newSignal(), orphans: newSignal(), held: newTally(),
+		endedOn:     schema.EndedChannel(config.Schema), cancelledOn: schema.CancelledChannel(config.Schema), leftOn: schema.LeftChannel(config.Schema), laterOn: schema.LaterChannel(config.Schema),
+		claims: newSignal(), timers: newSignal(), takeovers: newSignal(), laters: newSignal(), orphans: newSignal(), held: newTally(),
 		published: newTally(), mailRuns: newTally(), mailChannels: newTally(), cold: newTally(),
 		admission: newAdmission(config), intake: make(intake, maxIntake),
 		lingering: newLingering(),
@@ -373,7 +375,7 @@ func (e *Engine) startLoops(ctx context.Context) error {
 	if e.config.Listener != nil {
 		channels := []string{e.endedOn}
 		if e.executes() {
-			channels = append(channels, e.config.Channels.WorkflowResumable, e.config.Channels.ChannelMessage, e.cancelledOn, e.leftOn)
+			channels = append(channels, e.config.Channels.WorkflowResumable, e.config.Channels.ChannelMessage, e.cancelledOn, e.leftOn, e.laterOn)
 		}
 		var err error
 		if subscription, err = e.config.Listener.Subscribe(0, channels...); err != nil {
@@ -411,6 +413,7 @@ func (e *Engine) startLoops(ctx context.Context) error {
 	e.loops.Go(func() { e.claimLoop(loopCtx) })
 	e.loops.Go(func() { e.timerLoop(loopCtx) })
 	e.loops.Go(func() { e.takeoverLoop(loopCtx) })
+	e.loops.Go(func() { e.laterLoop(loopCtx) })
 	e.loops.Go(func() { e.publishedLoop(loopCtx) })
 	e.loops.Go(func() { e.lookLoop(loopCtx) })
 	e.loops.Go(func() { e.mailSweepLoop(loopCtx) })

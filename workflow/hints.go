@@ -46,6 +46,8 @@ func (e *Engine) heard(notification bus.Notification) {
 		e.heardEnded(notification)
 	case e.cancelledOn:
 		e.heardCancelled(notification)
+	case e.laterOn:
+		e.laters.give() // which looks at the deadlines that come soon, whoever is said to have started something
 	case e.leftOn:
 		e.takeovers.give() // which takes over those whose lease has run out, whoever is said to have left
 	}

@@ -70,7 +70,7 @@ func (h *hearer) repopulate(definition Definition) {
 }
 
 func (h *hearer) channels() []string {
-	return []string{h.config.Channels.WorkflowResumable, h.config.Channels.ChannelMessage, h.endedOn, h.cancelledOn, h.leftOn}
+	return []string{h.config.Channels.WorkflowResumable, h.config.Channels.ChannelMessage, h.endedOn, h.cancelledOn, h.leftOn, h.laterOn}
 }
 
 // failer is a test, of whatever kind.

@@ -58,6 +58,7 @@ func forgeries(id string) (told []forgery) {
 	add("workflow_cancelled", `{"instance_id":"ID","reason":"x"}`, `{"instance_id":"ID","ended":true}`, `{"instance_id":"ID","reason":"x","ended":true}`,
 		`{"instance_id":"ID"}`, ``, `{"instance_id":"ID","reason":"`+strings.Repeat("x", 7900)+`"}`, `{"instance_id":"ID","later":{"than":["this"]}}`)
 	add("workflow_ended", `{"instance_id":"ID"}`, ``, `{"instance_id":"ID","status":"completed","output":7}`, `{"instance_id":"nobody"}`)
+	add("run_later", ``, `{"worker":1}`, `ID`)
 	add("worker_left", ``, `{"worker":1}`, `ID`)
 	add("workflow_resumable", `{"instance_id":"ID","workflow_name":"hinted"}`, `{"instance_id":"ID"}`, ``, `{"instance_id":"nobody","workflow_name":"hinted"}`)
 	add("timer_expired", `{"instance_id":"ID","timer_id":"timer:1","expires_at":"1970-01-01T00:00:00Z"}`,
@@ -339,7 +340,7 @@ func TestNoNotificationTellsWhyARunIsCancelled(t *testing.T) {
 	w := startWorker(t, pool, []workflow.Definition{flow})
 	stranger := connectAsStranger(t, pool)
 	ctx := testContext(t)
-	for _, channel := range []string{"workflow_resumable", "timer_expired", "channel_message", "outbox_pending", "workflow_ended", "workflow_cancelled", "worker_left"} {
+	for _, channel := range []string{"workflow_resumable", "timer_expired", "channel_message", "outbox_pending", "workflow_ended", "workflow_cancelled", "worker_left", "run_later"} {
 		if _, err := stranger.Exec(ctx, "listen romancy_"+channel); err != nil {
 			t.Fatal(err)
 		}

@@ -68,6 +68,7 @@ func storm(ctx context.Context, stranger *pgx.Conn, runs []string, notifications
 				{"workflow_cancelled", fmt.Sprintf(`{"instance_id":%q,"reason":"%d","ended":true}`, id, n)},
 				{"workflow_ended", fmt.Sprintf(`{"instance_id":%q,"n":%d}`, id, n)},
 				{"worker_left", fmt.Sprint(n)},
+				{"run_later", fmt.Sprint(n)},
 				{"workflow_resumable", fmt.Sprintf(`{"instance_id":"%s-%d","workflow_name":"listens"}`, id, n)},
 				{"channel_message", fmt.Sprintf(`{"channel_name":"letters","message_id":%d,"target_instance_id":%q}`, n, id)},
 				{"channel_message", fmt.Sprintf(`{"channel_name":"news","message_id":%d}`, n)},

@@ -325,6 +325,9 @@ func (e *Engine) armFound(run store.Run) {
 func (e *Engine) armBeginning(run store.Start, when store.StartedLater) {
 	e.armCold(run.ID, 1, clamp.Micros(when.RemainingMicros))
 	e.tellTimer(run.ID, 0, when.AtMicros)
+	if !e.executes() {
+		e.config.Notifier.Notify(e.laterOn, "") // no payload: many are one
+	}
 }
 
 func (e *Engine) startTx(ctx context.Context, tx pgx.Tx, ask newStart) (existing bool, err error) {
@@ -333,13 +336,12 @@ func (e *Engine) startTx(ctx context.Context, tx pgx.Tx, ask newStart) (existing
 	}
 	span := e.beginStart(ctx, &ask)
 	defer func() { finishStart(span, existing, err) }()
-	channel := e.config.Channels.WorkflowResumable
-	payload := bus.Encode(bus.WorkflowResumable{InstanceID: ask.ID, WorkflowName: ask.Workflow})
+	tell := []bus.Message{{Channel: e.config.Channels.WorkflowResumable, Payload: bus.Encode(bus.WorkflowResumable{InstanceID: ask.ID, WorkflowName: ask.Workflow})}}
 	var created bool
 	if ask.later {
 		var when store.StartedLater
 		created, when, err = e.store.StartLaterTx(ctx, tx, ask.Later)
-		channel, payload = e.config.Channels.TimerExpired, timerAnnouncement(ask.ID, 0, when.AtMicros)
+		tell = []bus.Message{{Channel: e.config.Channels.TimerExpired, Payload: timerAnnouncement(ask.ID, 0, when.AtMicros)}, {Channel: e.laterOn}}
 	} else {
 		created, err = e.store.StartRunTx(ctx, tx, ask.Start)
 	}
@@ -356,7 +358,7 @@ func (e *Engine) startTx(ctx context.Context, tx pgx.Tx, ask newStart) (existing
 		}
 		return true, sameStart(ask.Start, found[0])
 	}
-	return false, e.config.Notifier.NotifyTx(ctx, tx, channel, payload)
+	return false, e.config.Notifier.NotifyTxMany(ctx, tx, tell)
 }
 
 // sameStart returns ErrIDConflict unless found is what ask would have created.

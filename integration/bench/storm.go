@@ -150,7 +150,7 @@ func (s *stormSite) measure(ctx context.Context, meanwhile func() error) (stormA
 // a secret.
 func stormChannels() []string {
 	channels := bus.ChannelsFor(romancy.DefaultSchema).All()
-	for _, private := range []string{"_workflow_ended", "_workflow_cancelled", "_worker_left"} {
+	for _, private := range []string{"_workflow_ended", "_workflow_cancelled", "_worker_left", "_run_later"} {
 		channels = append(channels, romancy.DefaultSchema+private)
 	}
 	for _, topic := range []string{"river_insert", "river_control", "river_leadership"} {
