@@ -190,7 +190,7 @@ func TestNothingThatCannotBeDecodedIsShown(t *testing.T) {
 	shown := newQuotes()
 	type small struct{ Amount int8 }
 	flow := workflow.Define("small", func(_ *workflow.Context, s small) (small, error) { return s, nil })
-	panics := workflow.Define("panics", func(_ *workflow.Context, l loud) (int, error) { return 1, nil })
+	panics := workflow.Define("panics", func(*workflow.Context, loud) (int, error) { return 1, nil })
 	w := startWorker(t, pool, []workflow.Definition{flow, panics}, shown.options()...)
 	ctx := testContext(t)
 	for _, payload := range []string{`{"Amount": 4111111}`, `{"Amount": "hunter2"}`, `{"Amount": 1, hunter2}`} {
