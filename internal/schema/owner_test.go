@@ -1,7 +1,10 @@
 package schema_test
 
 import (
+	"bytes"
 	"context"
+	"log/slog"
+	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -112,5 +115,24 @@ func TestEmptySchemaWithDefaultPrivilegesIsEmpty(t *testing.T) {
 	exec(t, pool, "create schema romancy; alter default privileges in schema romancy grant select on tables to public")
 	if err := schema.Migrate(t.Context(), pool, schema.Default); err != nil {
 		t.Error(err)
+	}
+}
+
+// Where everybody may create, a line says so, each time.
+func TestSchemaInWhichEverybodyMayCreateIsWarnedAbout(t *testing.T) {
+	t.Parallel()
+	pool := emptyPool(t)
+	for _, open := range []bool{false, true, false} {
+		exec(t, pool, "create schema if not exists romancy; "+map[bool]string{true: "grant create on schema romancy to public", false: "revoke create on schema romancy from public"}[open])
+		for range 2 {
+			var lines bytes.Buffer
+			options := schema.Options{Logger: slog.New(slog.NewTextHandler(&lines, &slog.HandlerOptions{Level: slog.LevelWarn}))}
+			if err := schema.MigrateWith(t.Context(), pool, schema.Default, options); err != nil {
+				t.Fatal(err)
+			}
+			if said := strings.Count(lines.String(), "revoke create on it from public"); said != map[bool]int{true: 1}[open] {
+				t.Errorf("open %t: said %d times: %s", open, said, lines.String())
+			}
+		}
 	}
 }

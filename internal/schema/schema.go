@@ -72,12 +72,17 @@ type mover struct {
 	migrations []migration
 	collisions int
 	applied    []string // the names of the migrations
+	open       bool     // everybody may create in the schema
 }
 
 // tell logs what has been done.
 func (m *mover) tell(ctx context.Context, logger *slog.Logger, began time.Time) {
 	if len(m.applied) > 0 {
 		logger.InfoContext(ctx, "schema migrated", "schema", m.schema, "migrations", m.applied, "duration", time.Since(began).Round(time.Millisecond))
+	}
+	if m.open {
+		logger.WarnContext(ctx, "everybody who may connect may create objects in the schema, and so take names that later migrations use: "+
+			"revoke create on it from public, or use a schema of its own", "schema", m.schema)
 	}
 }
 
@@ -98,6 +103,7 @@ func (m *mover) advance(ctx context.Context) (done bool, err error) {
 	if err := m.session.Read(ctx, read); err != nil {
 		return false, err
 	}
+	m.open = found.open
 	want := int32(len(m.migrations))
 	if found.version > want || found.version == want && found.ready {
 		return true, found.accept(m.schema, want)

@@ -94,6 +94,7 @@ type state struct {
 	tableThere  bool
 	ready       bool // the version table has a key and says what older builds can live with
 	tablesThere bool // of the first migration
+	open        bool // everybody may create in the schema
 	readOnly    bool
 	standby     bool
 }
@@ -103,12 +104,13 @@ func readState(ctx context.Context, tx pgx.Tx, schema string) (state, error) {
 	err := tx.QueryRow(ctx, `select n.oid is not null, v.oid is not null, t.oid is not null,
 			exists (select from pg_index where indrelid = v.oid and indisprimary)
 			and exists (select from pg_attribute where attrelid = v.oid and attname = 'compatible_since' and not attisdropped),
+			coalesce(has_schema_privilege('public', n.oid, 'create'), false),
 			current_setting('transaction_read_only') = 'on', pg_is_in_recovery()
 		from (values ($1::text)) given (name)
 		left join pg_namespace n on n.nspname = given.name
 		left join pg_class v on v.relnamespace = n.oid and v.relname = 'schema_version'
 		left join pg_class t on t.relnamespace = n.oid and t.relname = 'instances'`, schema).
-		Scan(&s.schemaThere, &s.tableThere, &s.tablesThere, &s.ready, &s.readOnly, &s.standby)
+		Scan(&s.schemaThere, &s.tableThere, &s.tablesThere, &s.ready, &s.open, &s.readOnly, &s.standby)
 	if err == nil && s.tableThere {
 		err = s.read(ctx, schema, tx.QueryRow)
 	}
