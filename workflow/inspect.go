@@ -285,8 +285,8 @@ func (e *Engine) list(ctx context.Context, filter Filter) (Page, error) {
 			depth = max(depth/10, leastDepth)
 			continue
 		case late:
-			return page, fmt.Errorf("Filter.InputPath %q takes the server more than %s for %d runs: go down step by step, without .** one after the other: %w",
-				filter.InputPath, listTime, depth, err)
+			return page, fmt.Errorf("Filter.InputPath, of %d bytes, takes the server more than %s for %d runs: go down step by step, without .** one after the other: %w",
+				len(filter.InputPath), listTime, depth, err)
 		case err != nil:
 			return page, err
 		}
