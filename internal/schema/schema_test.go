@@ -324,7 +324,7 @@ func TestMigrationFindsLinesThatAreThere(t *testing.T) {
 func TestInfiniteMomentsAreRefused(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Pool(t)
-	exec(t, pool, "insert into romancy.instances (id, workflow, status, token, ready_at, wake_at, ended_at) values ('a', 'w', 'waiting', 1, now(), now(), now())")
+	exec(t, pool, "insert into romancy.instances (id, workflow, status, token, ready_at, wake_at, ended_at) values ('a', 'w', 'waiting', 1, now(), now() + interval '1 hour', now())")
 	exec(t, pool, "insert into romancy.outbox (event_id, topic, key, slot, payload) values ('a', 't', 'k', 1, '')")
 	for _, moment := range []string{"instances set wake_at", "instances set ready_at", "instances set ended_at", "instances set created_at", "outbox set created_at", "outbox set dead_at"} {
 		for _, infinite := range []string{"infinity", "-infinity"} {
