@@ -1,12 +1,9 @@
 package workflow
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"reflect"
 	"time"
 
 	"github.com/google/uuid"
@@ -96,8 +93,8 @@ type newStart struct {
 }
 
 // Start starts a run of the workflow, which e must have been given in its configuration. The run is stored when Start
-// returns. It returns ErrIDConflict if the id given belongs to a run of another workflow or with another input,
-// ErrNotStarted, ErrClosed, or an error that names what is wrong with the id or the input.
+// returns. It returns ErrIDConflict if the id given belongs to a run of another workflow or with another input (compared by what it means:
+// 1 is 1.0, and a member that is null is as one that is not there), ErrNotStarted, ErrClosed, or an error that names what is wrong with the id or the input.
 func (w *Workflow[In, Out]) Start(ctx context.Context, e *Engine, in In, options ...StartOption) (*Run[Out], error) {
 	ask, err := e.newStart(w.name, in, options)
 	if err != nil {
@@ -373,19 +370,4 @@ func sameStart(ask store.Start, found store.Run) error {
 		return fmt.Errorf("id %q: %w: with another input", ask.ID, ErrIDConflict)
 	}
 	return nil
-}
-
-func sameJSON(a, b []byte) bool {
-	if bytes.Equal(a, b) {
-		return true
-	}
-	var values [2]any
-	for i, text := range [][]byte{a, b} {
-		decoder := json.NewDecoder(bytes.NewReader(text))
-		decoder.UseNumber()
-		if decoder.Decode(&values[i]) != nil {
-			return false
-		}
-	}
-	return reflect.DeepEqual(values[0], values[1])
 }

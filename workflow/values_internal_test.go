@@ -16,7 +16,7 @@ import (
 var engineJSON = []string{
 	"cancel.go cancelledAnnouncement", "hints.go", "channel.go encodeMetadata", "continue.go continueAs", "continue.go decodeContinued",
 	"errors.go decodeAttempt", "errors.go decodeFailure", "errors.go describe", "errors.go mustEncode", "event.go encodeAttributes",
-	"eventwait.go waitEvent", "metrics.go resumed", "select.go choice", "select.go firstLanded", "start.go sameJSON", "step.go decodeStepRecord",
+	"eventwait.go waitEvent", "metrics.go resumed", "select.go choice", "select.go firstLanded", "sameinput.go sameJSON", "step.go decodeStepRecord",
 	"trace.go", "wait.go decodeMessage", "wait.go firesAt", "wait.go receiveMany", "wait.go subscribe", "wake.go", "watch.go",
 }
 
