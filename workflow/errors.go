@@ -45,8 +45,9 @@ var (
 	ErrErased = errors.New("the run was erased")
 	// ErrTooLarge says that a value is larger than MaxPayload, or nested too deep to be read back (9,990 levels). An activity whose result is has failed, for good.
 	ErrTooLarge = errors.New("too large to be stored")
-	// ErrOutcomeUnknown says that the connection was lost before the database confirmed: it may have been carried out or not.
-	ErrOutcomeUnknown = errors.New("outcome unknown: the connection was lost before the database confirmed")
+	// ErrOutcomeUnknown says that the connection was lost, or the caller's context ended, before the database confirmed: what was asked may
+	// have been carried out, may be carried out soon, or not. With an id or a key of its own it can be asked again.
+	ErrOutcomeUnknown = errors.New("outcome unknown: the database has not confirmed it")
 )
 
 // Error is an error with a type and details that survive being recorded: for a failure of a step, live and replayed,

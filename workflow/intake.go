@@ -17,6 +17,9 @@ type intake chan struct{}
 
 // enter must be followed by leave when what was queued has been answered.
 func (i intake) enter(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err // nothing was queued
+	}
 	select {
 	case i <- struct{}{}:
 		return nil

@@ -94,7 +94,8 @@ type newStart struct {
 
 // Start starts a run of the workflow, which e must have been given in its configuration. The run is stored when Start
 // returns. It returns ErrIDConflict if the id given belongs to a run of another workflow or with another input (compared by what it means:
-// 1 is 1.0, and a member that is null is as one that is not there), ErrNotStarted, ErrClosed, or an error that names what is wrong with the id or the input.
+// 1 is 1.0, and a member that is null is as one that is not there), ErrOutcomeUnknown if the connection was lost or ctx ended
+// on the way (start it again with the same id), ErrNotStarted, ErrClosed, or an error that names what is wrong with the id or the input.
 func (w *Workflow[In, Out]) Start(ctx context.Context, e *Engine, in In, options ...StartOption) (*Run[Out], error) {
 	ask, err := e.newStart(w.name, in, options)
 	if err != nil {
@@ -203,7 +204,7 @@ func awaitOutcome(ctx context.Context, outcome <-chan startOutcome) startOutcome
 	case started := <-outcome:
 		return started
 	default:
-		return startOutcome{err: ctx.Err()}
+		return startOutcome{err: fmt.Errorf("%w: %w", commit.ErrOutcomeUnknown, ctx.Err())}
 	}
 }
 

@@ -31,7 +31,7 @@ var (
 	ErrClosed = errors.New("committer is closed")
 	// ErrOutcomeUnknown answers operations from outside that were under way when the connection was lost and must not be
 	// repeated.
-	ErrOutcomeUnknown = errors.New("connection lost before the database answered")
+	ErrOutcomeUnknown = errors.New("the database has not answered")
 	// ErrFenced answers operations of a run that this worker does not own any more; nothing was written. It may have lost
 	// its lease.
 	ErrFenced = errors.New("the run has another owner")

@@ -2,6 +2,7 @@ package commit
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/jackc/pgx/v5"
 
@@ -120,7 +121,8 @@ func submit[T any](c *Committer, op *operation, then func(T, error)) {
 	c.submit(op)
 }
 
-// Await queues an operation and waits for its outcome, or for ctx: then the operation may still be carried out.
+// Await queues an operation and waits for its outcome, or for ctx: then the operation may still be carried out, and the error is
+// ErrOutcomeUnknown as well.
 func Await[T any](ctx context.Context, queue func(then func(T, error))) (T, error) {
 	type outcome struct {
 		value T
@@ -133,6 +135,6 @@ func Await[T any](ctx context.Context, queue func(then func(T, error))) (T, erro
 		return got.value, got.err
 	case <-ctx.Done():
 		var zero T
-		return zero, ctx.Err()
+		return zero, fmt.Errorf("%w: %w", ErrOutcomeUnknown, ctx.Err())
 	}
 }
