@@ -89,7 +89,7 @@ func (e *Error) Is(target error) bool {
 
 // ActivityError is how an activity's failure reaches the workflow. It is made from what was recorded, so it is the same
 // live and replayed. Of the error that the activity returned its chain has an *Error with type, message and details, and
-// context.DeadlineExceeded or ErrTooLarge if that was its cause; the Go error itself is not in it.
+// context.DeadlineExceeded, ErrTooLarge, ErrTimeout, ErrUndeliverable or ErrModeConflict if that was its cause; the Go error itself is not in it.
 type ActivityError struct {
 	Activity string // the activity's name
 	Type     string // see [Error.ErrorType]; the Go type of the error if it names none; "panic" for a panic; "goexit" if it ended its goroutine
@@ -116,19 +116,25 @@ func (e *ActivityError) trace() string { return e.Stack }
 // Unwrap returns the *Error that the activity's error is recorded as.
 func (e *ActivityError) Unwrap() error { return recordedError(e.Type, e.Message, e.Details) }
 
-const (
-	// typeDeadline is recorded for an error that comes from a context's deadline, such as WithTimeout sets.
-	typeDeadline = "deadline_exceeded"
-	typeTooLarge = "too_large" // of ErrTooLarge
-)
+// survivors are the errors that a recorded failure still is, if it was one when it was returned and names no type of its own, with the
+// types that they are recorded with. The first that fits is taken.
+var survivors = []struct {
+	err      error
+	recorded string
+}{
+	{ErrTooLarge, "too_large"},
+	{context.DeadlineExceeded, "deadline_exceeded"}, // such as WithTimeout of an activity sets
+	{ErrTimeout, "timeout"},
+	{ErrUndeliverable, "undeliverable"},
+	{ErrModeConflict, "mode_conflict"},
+}
 
 func recordedError(errorType, message string, details json.RawMessage) error {
 	recorded := &Error{Type: errorType, Message: message, Details: details}
-	switch errorType {
-	case typeDeadline:
-		return errors.Join(recorded, context.DeadlineExceeded)
-	case typeTooLarge:
-		return errors.Join(recorded, ErrTooLarge)
+	for _, survivor := range survivors {
+		if survivor.recorded == errorType {
+			return errors.Join(recorded, survivor.err)
+		}
 	}
 	return recorded
 }
@@ -159,7 +165,8 @@ func (e *RunError) ErrorType() string { return e.Type }
 // ErrorDetails returns the details of the error that ended the run.
 func (e *RunError) ErrorDetails() json.RawMessage { return e.Details }
 
-// Unwrap returns the *Error that the error which ended the run is recorded as.
+// Unwrap returns the *Error that the error which ended the run is recorded as, joined with context.DeadlineExceeded, ErrTooLarge, ErrTimeout,
+// ErrUndeliverable or ErrModeConflict if that was its cause.
 func (e *RunError) Unwrap() error { return recordedError(e.Type, e.Message, e.Details) }
 
 // Is reports whether target is ErrCancelled and the run was cancelled.
@@ -227,8 +234,9 @@ func checked(err error, targets ...error) (safe error) {
 		}
 	}()
 	describe(err)
-	errors.Is(err, ErrTooLarge) // these two describe asks of some only
-	errors.Is(err, context.DeadlineExceeded)
+	for _, survivor := range survivors { // describe asks these of some only
+		errors.Is(err, survivor.err)
+	}
 	for _, target := range targets {
 		errors.Is(err, target)
 	}
@@ -253,16 +261,15 @@ func describe(err error) failure {
 		}
 	}
 	var typed interface{ ErrorType() string }
-	switch {
-	case errors.As(err, &typed):
+	if errors.As(err, &typed) {
 		described.Type = clipped(typed.ErrorType())
 		return described
-	case errors.Is(err, ErrTooLarge):
-		described.Type = typeTooLarge
-		return described
-	case errors.Is(err, context.DeadlineExceeded):
-		described.Type = typeDeadline
-		return described
+	}
+	for _, survivor := range survivors {
+		if errors.Is(err, survivor.err) {
+			described.Type = survivor.recorded
+			return described
+		}
 	}
 	if terminal := (terminalError{}); errors.As(err, &terminal) {
 		err = terminal.err
