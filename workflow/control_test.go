@@ -127,6 +127,9 @@ func TestStuckRunGoesOnAfterRetry(t *testing.T) {
 	if err := second.SendTo(ctx, "order-1", "approvals", "granted"); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := wrong.Run(second.Engine, "order-1").Result(ctx); !errors.Is(err, workflow.ErrDiverged) {
+		t.Errorf("the result of a run that diverged is %v", err)
+	}
 	var info *workflow.RunInfo
 	eventually(t, "the run is stuck", func() bool {
 		if info, err = second.Get(ctx, "order-1"); err != nil {

@@ -45,6 +45,9 @@ var (
 	ErrErased = errors.New("the run was erased")
 	// ErrTooLarge says that a value is larger than MaxPayload, or nested too deep to be read back (9,990 levels). An activity whose result is has failed, for good.
 	ErrTooLarge = errors.New("too large to be stored")
+	// ErrDiverged is what a run is stuck with whose recorded history does not fit the code: the workflow issued another command than the one
+	// recorded, or what is recorded does not decode into its types. Deploy code that fits, and Retry the run.
+	ErrDiverged = journal.ErrDiverged
 	// ErrOutcomeUnknown says that the connection was lost, or the caller's context ended, before the database confirmed: what was asked may
 	// have been carried out, may be carried out soon, or not. With an id or a key of its own it can be asked again.
 	ErrOutcomeUnknown = errors.New("outcome unknown: the database has not confirmed it")
@@ -127,6 +130,7 @@ var survivors = []struct {
 	{ErrTimeout, "timeout"},
 	{ErrUndeliverable, "undeliverable"},
 	{ErrModeConflict, "mode_conflict"},
+	{ErrDiverged, "diverged"},
 }
 
 func recordedError(errorType, message string, details json.RawMessage) error {
@@ -166,7 +170,7 @@ func (e *RunError) ErrorType() string { return e.Type }
 func (e *RunError) ErrorDetails() json.RawMessage { return e.Details }
 
 // Unwrap returns the *Error that the error which ended the run is recorded as, joined with context.DeadlineExceeded, ErrTooLarge, ErrTimeout,
-// ErrUndeliverable or ErrModeConflict if that was its cause.
+// ErrUndeliverable, ErrModeConflict or ErrDiverged if that was its cause.
 func (e *RunError) Unwrap() error { return recordedError(e.Type, e.Message, e.Details) }
 
 // Is reports whether target is ErrCancelled and the run was cancelled.

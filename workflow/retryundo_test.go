@@ -357,7 +357,7 @@ func TestARunThatDoesNotFitTheCodeIsStuck(t *testing.T) {
 		w := startWorker(t, pool, []workflow.Definition{definition})
 		_, err := fitting.Run(w.Engine, run.ID()).Result(ctx)
 		failed := new(workflow.RunError)
-		if !errors.As(err, &failed) || failed.Status != workflow.StatusStuck || !strings.Contains(err.Error(), said) || !strings.Contains(err.Error(), "deploy code that fits") {
+		if !errors.Is(err, workflow.ErrDiverged) || !errors.As(err, &failed) || failed.Status != workflow.StatusStuck || !strings.Contains(err.Error(), said) || !strings.Contains(err.Error(), "deploy code that fits") {
 			t.Errorf("got %v, want a stuck run that says %s", err, said)
 		}
 		w.shutdown(t)

@@ -321,8 +321,14 @@ func (r *run) stuck(err error) {
 // misfit stops the run because what is recorded at a position (0: its input) is not what the code expects there.
 func (r *run) misfit(position int32, err error) {
 	r.settle() // it may have just been made
-	r.stuck(fmt.Errorf("history does not fit the code at position %d: %w; deploy code that fits and retry the run", position, err))
+	r.stuck(divergence{fmt.Errorf("history does not fit the code at position %d: %w; deploy code that fits and retry the run", position, err)})
 }
+
+// divergence is an error because of which the run is stuck with ErrDiverged.
+type divergence struct{ error }
+
+func (d divergence) Unwrap() error        { return d.error }
+func (d divergence) Is(target error) bool { return target == ErrDiverged }
 
 // issue takes the next position for a command. A replay that diverges ends the goroutine. The error says that the run is
 // cancelled, and that the command is not to be carried out.

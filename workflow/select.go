@@ -122,8 +122,8 @@ func (r *run) choice(cases []Case) (then func(ctx *Context) error, err error) {
 		}
 	})
 	if chosen < 0 {
-		r.stuck(fmt.Errorf("replay diverged at position %d: the Select has no case for the choice recorded (%s); deploy the code that wrote this history",
-			r.journal.Issued(), landed.said(message)))
+		r.stuck(divergence{fmt.Errorf("replay diverged at position %d: the Select has no case for the choice recorded (%s); deploy the code that wrote this history",
+			r.journal.Issued(), landed.said(message))})
 	}
 	for i, c := range cases {
 		if i != chosen && c.flight != nil && c.flight != cases[chosen].flight {

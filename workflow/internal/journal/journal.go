@@ -6,6 +6,7 @@
 package journal
 
 import (
+	"errors"
 	"fmt"
 )
 
@@ -50,6 +51,12 @@ type DivergenceError struct {
 	WantName, GotName   string
 	EndedWithoutIssuing bool // the workflow returned although history holds more commands
 }
+
+// ErrDiverged is what every DivergenceError is.
+var ErrDiverged = errors.New("the history does not fit the code")
+
+// Is reports whether target is ErrDiverged.
+func (*DivergenceError) Is(target error) bool { return target == ErrDiverged }
 
 func (e *DivergenceError) Error() string {
 	if e.EndedWithoutIssuing {
