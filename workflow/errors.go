@@ -260,7 +260,7 @@ func describe(err error) failure {
 			described.Message += fmt.Sprintf(" (its details are left out: they have %d bytes, and %d is the most)", len(details), maxErrorDetails)
 		case tooDeep(details):
 			described.Message += fmt.Sprintf(" (its details are left out: they are nested deeper than %d levels)", maxNesting)
-		case json.Valid(details):
+		case json.Valid(details) && utf8.Valid(details):
 			described.Details = details
 		}
 	}

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"strings"
+	"unicode/utf8"
 
 	"github.com/romancy-go/romancy/internal/refusal"
 )
@@ -44,6 +46,9 @@ func encodeValue(what, name string, value any) ([]byte, error) {
 	}
 	if err := checkSize(what, name, len(text)); err != nil {
 		return nil, err
+	}
+	if !utf8.Valid(text) { // of a json.RawMessage or a MarshalJSON: encoding/json does not look
+		return nil, fmt.Errorf("encode %s %q (%T): its JSON is not valid UTF-8, and cannot be stored", what, name, value)
 	}
 	if tooDeep(text) {
 		return nil, fmt.Errorf("%s %q: %w: it is nested deeper than %d levels, and could not be read back", what, name, ErrTooLarge, maxNesting)
@@ -109,7 +114,7 @@ func checkSize(what, name string, bytes int) error {
 }
 
 // clipped returns as much of an error's text as is stored.
-func clipped(text string) string { return clippedTo(text, maxErrorText) }
+func clipped(text string) string { return clippedTo(strings.ToValidUTF8(text, "\uFFFD"), maxErrorText) }
 
 // clippedTo returns text, or its beginning, of most bytes, with a note of how much is missing.
 func clippedTo(text string, most int) string {
