@@ -277,7 +277,7 @@ func NewEngine(config Config) (*Engine, error) {
 		return nil, fmt.Errorf("workflow engine: %w", err)
 	}
 	e := &Engine{
-		config: config, store: statements, metrics: metrics, tracer: config.TracerProvider.Tracer(scope), unobserve: func() {}, unheed: func() {},
+		config: config, store: statements, metrics: metrics, tracer: newCarefulTracer(config.TracerProvider.Tracer(scope), config.Logger), unobserve: func() {}, unheed: func() {},
 		definitions: map[string]Definition{},
 		endedOn:     schema.EndedChannel(config.Schema), cancelledOn: schema.CancelledChannel(config.Schema), leftOn: schema.LeftChannel(config.Schema), laterOn: schema.LaterChannel(config.Schema),
 		claims: newSignal(), timers: newSignal(), takeovers: newSignal(), laters: newSignal(), orphans: newSignal(), held: newTally(),
