@@ -29,7 +29,7 @@ func newCarefulTracer(tracer trace.Tracer, logger *slog.Logger) carefulTracer {
 
 // Start implements trace.Tracer.
 func (t carefulTracer) Start(ctx context.Context, name string, options ...trace.SpanStartOption) (within context.Context, span trace.Span) {
-	defer t.recovered(func() { within, span = ctx, noop.Span{} })
+	defer t.recovered(func() { within, span = ctx, noop.Span{} }) //nolint:fatcontext // it is the one given
 	within, span = t.tracer.Start(ctx, name, options...)
 	if !span.IsRecording() { // nobody is told of it
 		return within, span
