@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/romancy-go/romancy/internal/bounds"
 )
 
 // DeadLetter is an event that was given up.
@@ -24,15 +26,18 @@ type DeadLetter struct {
 	WrittenAt, DiedAt time.Time
 }
 
-// DeadLetters returns the oldest dead letters, at most limit of them. To see the next ones pass the last one seen, else
+// DeadLetters returns the oldest dead letters, at most limit of them (1 to 10,000). To see the next ones pass the last one seen, else
 // nil.
 func (r *Relay) DeadLetters(ctx context.Context, limit int, after *DeadLetter) ([]DeadLetter, error) {
-	if limit < 1 {
-		return nil, fmt.Errorf("list dead letters: limit is %d: use at least 1", limit)
+	if err := bounds.Number("limit", limit, 1, bounds.MostPerBatch, ""); err != nil {
+		return nil, fmt.Errorf("list dead letters: %w", err)
 	}
 	var diedAt time.Time
 	var seq int64
 	if after != nil {
+		if err := bounds.CheckInstant("after.DiedAt", after.DiedAt); err != nil {
+			return nil, fmt.Errorf("list dead letters: %w", err)
+		}
 		diedAt, seq = after.DiedAt, after.Seq
 	}
 	var letters []DeadLetter

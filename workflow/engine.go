@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,6 +19,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/romancy-go/romancy/bus"
+	"github.com/romancy-go/romancy/internal/bounds"
 	"github.com/romancy-go/romancy/internal/dial"
 	"github.com/romancy-go/romancy/internal/outage"
 	"github.com/romancy-go/romancy/internal/pace"
@@ -28,7 +30,8 @@ import (
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
 
-// Config configures an Engine. Only Pool is required.
+// Config configures an Engine. Only Pool is required. Numbers are 1 to 1,000,000, those of a batch 1 to 10,000, durations 1 ms to 8760 h (a
+// year), except where they say otherwise; 0 means the default.
 type Config struct {
 	// Pool is the application's; transactional activities and callers' transactions run on it. The engine never closes it,
 	// and makes connections of its own beside it, from its configuration: one for everything that it writes (a second under
@@ -46,7 +49,7 @@ type Config struct {
 	Notifier *bus.Notifier
 	// Channels are the names of the four channels. Default: made from Schema.
 	Channels bus.Channels
-	// Label is shown in the workers table, for people. Default: host name and process id.
+	// Label is shown in the workers table, for people: up to 255 bytes of UTF-8. Default: host name and process id.
 	Label string
 	// Lease is how long this worker owns its runs without a sign of life: after a crash they continue elsewhere when it
 	// has run out. Renewed three times as often, on a connection that is used for nothing else. A worker that cannot renew it cancels
@@ -82,13 +85,13 @@ type Config struct {
 	// FallbackInterval is how often this process looks for what a lost notification would have said. Default 30 s. While the
 	// listener is not healthy it looks for ready runs every second.
 	FallbackInterval time.Duration
-	// Retention is how long ended runs are kept, with their history. Default 0: for ever. Whoever calls SweepRetention
+	// Retention is how long ended runs are kept, with their history: at least 1 ms. Default 0: permanently. Whoever calls SweepRetention
 	// removes them: riverjobs does, once a minute or so. A run that continued as new is kept, without its history, for as long
 	// as the run that it continued as.
 	Retention time.Duration
-	// SendKeyRetention is how long the keys of WithSendKey are kept at least. Default 24 h. SweepRetention removes them later.
+	// SendKeyRetention is how long the keys of WithSendKey are kept at least: 1 ms or more. Default 24 h. SweepRetention removes them later.
 	SendKeyRetention time.Duration
-	// EventRetention is how long an event is kept that names no time of its own. Default 24 h. SweepRetention removes it later.
+	// EventRetention is how long an event is kept that names no time of its own: 1 ms or more. Default 24 h. SweepRetention removes it later.
 	EventRetention time.Duration
 	// HideErrorTexts leaves the texts of errors that activities, compensations and workflows return, and the stacks of their panics, out
 	// of the log and of spans, which then have their types only (see [Error.ErrorType]). History keeps them, up to 16 KiB each. Default
@@ -107,7 +110,7 @@ func (c Config) withDefaults() Config {
 	c.Channels = cmp.Or(c.Channels, bus.ChannelsFor(c.Schema))
 	if c.Label == "" {
 		host, _ := os.Hostname() // an empty host name is only a poorer label
-		c.Label = fmt.Sprintf("%s/%d", host, os.Getpid())
+		c.Label = fmt.Sprintf("%s/%d", strings.ToValidUTF8(host, "?"), os.Getpid())
 	}
 	c.Lease = cmp.Or(c.Lease, 15*time.Second)
 	c.MaxConcurrentRuns = cmp.Or(c.MaxConcurrentRuns, 1000)
@@ -131,37 +134,37 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
+// orDefault is the other remedy for a field of which zero means the default.
+const orDefault = ", or 0 for the default"
+
 func (c Config) validate() error {
 	var errs []error
-	if c.Pool == nil {
-		errs = append(errs, errors.New("workflow.Config.Pool is nil: pass the application's *pgxpool.Pool"))
+	if flaw := dial.Unusable(c.Pool); flaw != "" {
+		errs = append(errs, fmt.Errorf("workflow.Config.Pool %s: pass the application's *pgxpool.Pool", flaw))
 	}
 	if err := c.Channels.Validate(); err != nil {
 		errs = append(errs, fmt.Errorf("workflow.Config.Channels: %w", err))
 	}
-	if c.Lease < time.Second {
-		errs = append(errs, fmt.Errorf("workflow.Config.Lease is %s: use at least 1s", c.Lease))
+	errs = append(errs,
+		checkText("workflow.Config.Label", c.Label, MaxIDLength),
+		bounds.Number("workflow.Config.Lease", c.Lease, time.Second, bounds.Longest, orDefault),
+		bounds.Count("workflow.Config.MaxConcurrentRuns", c.MaxConcurrentRuns),
+		bounds.Count("workflow.Config.MaxConcurrentActivities", c.MaxConcurrentActivities),
+		bounds.Count("workflow.Config.MaxDeaths", c.MaxDeaths),
+		bounds.Count("workflow.Config.MaxInterruptions", c.MaxInterruptions),
+		bounds.Count("workflow.Config.CacheSize", c.CacheSize),
+		bounds.Batch("workflow.Config.MaxWorkflowsPerBatch", c.MaxWorkflowsPerBatch),
+		bounds.Batch("workflow.Config.MaxTimersPerBatch", c.MaxTimersPerBatch),
+		bounds.Batch("workflow.Config.MaxMessagesPerBatch", c.MaxMessagesPerBatch),
+		bounds.Interval("workflow.Config.FallbackInterval", c.FallbackInterval),
+		bounds.Age("workflow.Config.EventRetention", c.EventRetention, "for the default"),
+		bounds.Age("workflow.Config.SendKeyRetention", c.SendKeyRetention, "for the default"),
+		bounds.Age("workflow.Config.Retention", c.Retention, "to keep ended runs permanently"))
+	if c.MeterProvider != nil && bounds.Nothing(c.MeterProvider) {
+		errs = append(errs, fmt.Errorf("workflow.Config.MeterProvider is a nil %T: give a meter provider, or leave it out", c.MeterProvider))
 	}
-	for field, value := range map[string]int{
-		"MaxConcurrentRuns": c.MaxConcurrentRuns, "CacheSize": c.CacheSize, "MaxWorkflowsPerBatch": c.MaxWorkflowsPerBatch,
-		"MaxTimersPerBatch": c.MaxTimersPerBatch, "MaxMessagesPerBatch": c.MaxMessagesPerBatch,
-		"MaxConcurrentActivities": c.MaxConcurrentActivities, "MaxDeaths": c.MaxDeaths, "MaxInterruptions": c.MaxInterruptions,
-	} {
-		if value < 1 {
-			errs = append(errs, fmt.Errorf("workflow.Config.%s is %d: use at least 1, or 0 for the default", field, value))
-		}
-	}
-	if c.FallbackInterval < 0 {
-		errs = append(errs, fmt.Errorf("workflow.Config.FallbackInterval is %s: use a positive duration, or 0 for the default", c.FallbackInterval))
-	}
-	if c.EventRetention < 0 {
-		errs = append(errs, fmt.Errorf("workflow.Config.EventRetention is %s: use a positive duration, or 0 for the default", c.EventRetention))
-	}
-	if c.SendKeyRetention < 0 {
-		errs = append(errs, fmt.Errorf("workflow.Config.SendKeyRetention is %s: use a positive duration, or 0 for the default", c.SendKeyRetention))
-	}
-	if c.Retention < 0 {
-		errs = append(errs, fmt.Errorf("workflow.Config.Retention is %s: use a positive duration, or 0 to keep ended runs for ever", c.Retention))
+	if bounds.Nothing(c.TracerProvider) {
+		errs = append(errs, fmt.Errorf("workflow.Config.TracerProvider is a nil %T: give a tracer provider, or leave it out", c.TracerProvider))
 	}
 	return errors.Join(append(errs, validateWorkflows(c.Workflows))...)
 }
@@ -170,15 +173,15 @@ func validateWorkflows(definitions []Definition) error {
 	var errs []error
 	names := map[string]bool{}
 	for i, definition := range definitions {
-		if definition == nil {
-			errs = append(errs, fmt.Errorf("workflow.Config.Workflows[%d] is nil", i))
+		if bounds.Nothing(definition) {
+			errs = append(errs, fmt.Errorf("workflow.Config.Workflows[%d] is nil: give what Define returns", i))
 			continue
 		}
 		if err := definition.validate(); err != nil {
 			errs = append(errs, fmt.Errorf("workflow.Config.Workflows[%d]: %w", i, err))
 		}
 		if names[definition.Name()] {
-			errs = append(errs, fmt.Errorf("workflow.Config.Workflows[%d]: two workflows are named %q: rename one", i, definition.Name()))
+			errs = append(errs, fmt.Errorf("workflow.Config.Workflows[%d]: two workflows are named %.40q: rename one", i, definition.Name()))
 		}
 		names[definition.Name()] = true
 	}

@@ -354,7 +354,7 @@ func TestEventsAreCheckedBeforeTheyAreSent(t *testing.T) {
 		"encode the data":                        func(e *workflow.OutgoingEvent) { e.Data = func() {} },
 		"data is not valid UTF-8":                func(e *workflow.OutgoingEvent) { e.Data = json.RawMessage("\"\xff\"") },
 		"unexpected end of JSON":                 func(e *workflow.OutgoingEvent) { e.Data = json.RawMessage("{") },
-		"retention is -1s":                       func(e *workflow.OutgoingEvent) { e.Retention = -time.Second },
+		"OutgoingEvent.Retention is -1s":         func(e *workflow.OutgoingEvent) { e.Retention = -time.Second },
 	} {
 		event := paid("1", "x")
 		change(&event)

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/romancy-go/romancy/internal/bounds"
 	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/workflow/internal/commit"
 	"github.com/romancy-go/romancy/workflow/internal/journal"
@@ -180,7 +181,7 @@ func newFailures(past journal.Attempts) failures {
 	return failures{count: past.Failed, since: time.Now().Add(-micros(past.Since))}
 }
 
-func micros(n int64) time.Duration { return time.Duration(n) * time.Microsecond }
+func micros(n int64) time.Duration { return bounds.Micros(n) }
 
 // add counts a failed attempt and reports whether it was the last.
 func (f *failures) add(policy RetryPolicy, err error) (final bool) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/romancy-go/romancy/internal/bounds"
 	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/workflow/internal/commit"
 	"github.com/romancy-go/romancy/workflow/internal/journal"
@@ -48,13 +49,25 @@ func (r *run) cancelWait(recorded bool) error {
 }
 
 func (d until) fill(ask *store.Wait) {
-	micros := d.at.UnixMicro()
 	if d.relative {
-		micros = d.delay.Microseconds()
+		micros := max(d.delay, 0).Microseconds()
 		ask.DelayMicros, ask.Asked = &micros, time.Now()
 		return
 	}
+	micros := bounds.Instant(d.at).UnixMicro()
 	ask.AtMicros = &micros
+}
+
+// within returns the end of a wait on kind that lasts for timeout at most; nil: it has none. A build before a timeout of zero or less
+// ended a wait at once has recorded what such a wait brought without a deadline before it.
+func (r *run) within(timeout *time.Duration, kind journal.Kind) *until {
+	if timeout == nil {
+		return nil
+	}
+	if next, ok := r.journal.Next(); ok && *timeout <= 0 && next.Kind == kind && next.Position == r.journal.Issued()+1 {
+		return nil
+	}
+	return &until{relative: true, delay: *timeout}
 }
 
 func (r *run) firesAt(position int32, record journal.Record) *int64 {
@@ -62,7 +75,8 @@ func (r *run) firesAt(position int32, record journal.Record) *int64 {
 	if err := json.Unmarshal(record.Payload, &timer); err != nil {
 		r.stuck(fmt.Errorf("history is damaged: position %d: %w", position, refusal.Decoding(err)))
 	}
-	return &timer.FiresAtMicros
+	fires := bounds.InstantMicros(timer.FiresAtMicros) // former builds took others, too
+	return &fires
 }
 
 // listening is a channel that a run waits on.
@@ -77,11 +91,8 @@ func (r *run) listenTo(channel string) listening {
 }
 
 // receive waits for a message. A timeout has a row of its own before it: the deadline, stored with the first wait.
-func (r *run) receive(channel string, timeout time.Duration) (storedMessage, error) {
-	var end *until
-	if timeout > 0 {
-		end = &until{relative: true, delay: timeout}
-	}
+func (r *run) receive(channel string, timeout *time.Duration) (storedMessage, error) {
+	end := r.within(timeout, journal.Receive)
 	payload, err := r.choose(journal.Receive, channel, "receive:"+channel, end, []listening{r.listenTo(channel)}, nil)
 	if err != nil {
 		return storedMessage{}, err
@@ -94,7 +105,7 @@ func (r *run) receive(channel string, timeout time.Duration) (storedMessage, err
 }
 
 // receiveMany takes what is there besides the first message in one step of its own.
-func (r *run) receiveMany(channel string, timeout time.Duration, limit int) ([]storedMessage, error) {
+func (r *run) receiveMany(channel string, timeout *time.Duration, limit int) ([]storedMessage, error) {
 	first, err := r.receive(channel, timeout)
 	if err != nil || limit == 1 {
 		return []storedMessage{first}, err
@@ -213,7 +224,9 @@ func (r *run) await(ask *store.Wait, channels []listening, landed func() bool) (
 		}
 	}()
 	var next <-chan time.Time // when a run that is not parked looks again
-	for look, full := true, false; ; {
+	// A poll from a mark on may miss what another follows for; there is none if this wait ends at once.
+	full := ask.DelayMicros != nil && *ask.DelayMicros == 0
+	for look := true; ; {
 		r.checkpoint()
 		if outcome := r.decideStay(ask, landed); outcome != "" {
 			return outcome, nil

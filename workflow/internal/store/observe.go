@@ -6,6 +6,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/romancy-go/romancy/internal/bounds"
 	"github.com/romancy-go/romancy/internal/refusal"
 )
 
@@ -26,7 +27,7 @@ func (s *Store) CountReady(ctx context.Context, db Querier, workflows []string, 
 		var ready Ready
 		var micros int64
 		err := row.Scan(&ready.Workflow, &ready.Runs, &micros)
-		ready.Age = time.Duration(micros) * time.Microsecond
+		ready.Age = bounds.Micros(micros)
 		return ready, err
 	}))
 }

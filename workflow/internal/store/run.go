@@ -7,6 +7,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/romancy-go/romancy/internal/bounds"
 	"github.com/romancy-go/romancy/internal/refusal"
 )
 
@@ -184,7 +185,7 @@ func scanLook(worker int64, into *Look) func(pgx.Rows) error {
 			if err := rows.Scan(&into.Mark, &took, &id, &workflow, &token, &input, &priority, &readyAt, &trace, &heir); err != nil {
 				return err
 			}
-			into.Took = time.Duration(took) * time.Microsecond
+			into.Took = bounds.Micros(took)
 			if id != nil {
 				into.Claimed = append(into.Claimed, Claimed{ID: *id, Workflow: *workflow, Token: *token, Worker: worker, Input: bytes(input), Trace: bytes(trace), Heir: orZero(heir)})
 				into.Priority = append(into.Priority, *priority)
@@ -211,7 +212,7 @@ func (s *Store) ClaimWaiting(b *pgx.Batch, ids []string, worker int64, into *Due
 		var heir *bool
 		_, err := pgx.ForEachRow(rows, []any{&run.ID, &run.Workflow, &run.Token, &input, &trace, &lateMicros, &untilMicros, &heir}, func() error {
 			if untilMicros != nil {
-				left := Deadline{Fence: Fence{ID: run.ID, Token: run.Token}, Until: time.Duration(*untilMicros) * time.Microsecond}
+				left := Deadline{Fence: Fence{ID: run.ID, Token: run.Token}, Until: bounds.Micros(*untilMicros)}
 				into.Left = append(into.Left, left)
 				return nil
 			}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/romancy-go/romancy/internal/bounds"
 	"github.com/romancy-go/romancy/internal/refusal"
 )
 
@@ -59,7 +60,7 @@ func (s *Store) Heartbeat(b *pgx.Batch, worker int64, listening bool, lease time
 		now(clock)
 		beat.NextExpiry = nil
 		if micros != nil {
-			expiry := time.Duration(*micros) * time.Microsecond
+			expiry := bounds.Micros(*micros)
 			beat.NextExpiry = &expiry
 		}
 		return nil
@@ -134,7 +135,7 @@ func (s *Store) TakeOver(b *pgx.Batch, limit int, full bool, maxDeaths int, caus
 		_, err := pgx.ForEachRow(rows, []any{&run.ID, &run.Workflow, &run.Token, &run.Stuck, &micros}, func() error {
 			run.Until = nil
 			if micros != nil {
-				until := time.Duration(*micros) * time.Microsecond
+				until := bounds.Micros(*micros)
 				run.Until = &until
 			}
 			*into = append(*into, run)
@@ -239,7 +240,7 @@ func (s *Store) SweepDeadlines(b *pgx.Batch, receiving bool, limit int, grace ti
 		var lateMicros *int64
 		_, err := pgx.ForEachRow(rows, []any{seen, &id, &workflow, &lateMicros}, func() error {
 			if id != nil {
-				*into = append(*into, Overdue{Named{ID: *id, Workflow: *workflow}, time.Duration(*lateMicros) * time.Microsecond})
+				*into = append(*into, Overdue{Named{ID: *id, Workflow: *workflow}, bounds.Micros(*lateMicros)})
 			}
 			return nil
 		})
@@ -261,7 +262,7 @@ func (s *Store) ColdDeadlines(b *pgx.Batch, workflows []string, horizon time.Dur
 		var due Deadline
 		var micros int64
 		_, err := pgx.ForEachRow(rows, []any{&due.ID, &due.Token, &micros}, func() error {
-			due.Until = time.Duration(micros) * time.Microsecond
+			due.Until = bounds.Micros(micros)
 			*into = append(*into, due)
 			return nil
 		})
@@ -301,7 +302,7 @@ func (s *Store) Glance(b *pgx.Batch, workflows []string, into *Glance) {
 		}
 		into.Until, into.Answered = nil, time.Now()
 		if micros != nil {
-			until := time.Duration(*micros) * time.Microsecond
+			until := bounds.Micros(*micros)
 			into.Until = &until
 		}
 		return nil
@@ -314,7 +315,7 @@ func (s *Store) NextDeadline(b *pgx.Batch, mark int64, into **time.Duration) {
 		*into = nil
 		var micros int64
 		_, err := pgx.ForEachRow(rows, []any{&micros}, func() error {
-			until := time.Duration(micros) * time.Microsecond
+			until := bounds.Micros(micros)
 			*into = &until
 			return nil
 		})

@@ -4,6 +4,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/romancy-go/romancy/internal/bounds"
 )
 
 // Unexecuted is how many runs of a workflow are ready that no living worker executes.
@@ -32,7 +34,7 @@ func (s *Store) FindUnexecuted(b *pgx.Batch, page *UnexecutedPage, worker int64,
 		_, err := pgx.ForEachRow(rows, []any{&page.First, &page.Last, &examined, &name, &count, &micros}, func() error {
 			page.Full = examined == limit
 			if name != nil {
-				page.Found = append(page.Found, Unexecuted{*name, *count, time.Duration(*micros) * time.Microsecond})
+				page.Found = append(page.Found, Unexecuted{*name, *count, bounds.Micros(*micros)})
 			}
 			return nil
 		})

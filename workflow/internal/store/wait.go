@@ -6,6 +6,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/romancy-go/romancy/internal/bounds"
 	"github.com/romancy-go/romancy/workflow/internal/journal"
 )
 
@@ -183,7 +184,7 @@ func (s *Store) ParkedRuns(b *pgx.Batch, ids []string, into *[]ParkedRun) {
 		_, err := pgx.ForEachRow(rows, []any{&found.ID, &found.Status, &found.Token, &found.Worker, &micros}, func() error {
 			found.Until = nil
 			if micros != nil {
-				until := time.Duration(*micros) * time.Microsecond
+				until := bounds.Micros(*micros)
 				found.Until = &until
 			}
 			*into = append(*into, found)
