@@ -139,7 +139,7 @@ func WithClientOnly() Option {
 }
 
 // WithLease sets how long this process owns its runs without a sign of life: after a crash they continue elsewhere when it
-// has run out. Default: 15 s; 1 s to 8760 h (a year).
+// has run out. Default: 15 s; 1 s to 24 h.
 func WithLease(lease time.Duration) Option {
 	return optionFunc(func(o *options) { o.lease = lease })
 }
@@ -461,7 +461,7 @@ func checkDurations(o *options) (mistakes []error) {
 		fallback    time.Duration
 		instead     string
 	}{
-		{"WithLease", &o.lease, time.Second, bounds.Longest, DefaultLease, ""},
+		{"WithLease", &o.lease, time.Second, bounds.LongestLease, DefaultLease, ""},
 		{"WithRetention", &o.retention, bounds.Shortest, math.MaxInt64, 0, "to keep ended runs permanently"},
 		{"WithNotifyFallbackInterval", &o.fallbackInterval, bounds.Shortest, bounds.Longest, DefaultNotifyFallbackInterval, ""},
 		{"WithNotifyReconnectDelay", &o.reconnectDelay, bounds.Shortest, bounds.Longest, DefaultNotifyReconnectDelay, ""},

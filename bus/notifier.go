@@ -25,8 +25,6 @@ const (
 	closeFlush = time.Second
 	// closeStep is how often it looks meanwhile.
 	closeStep = 5 * time.Millisecond
-	// maxWindow is the longest Window: what is notified waits for five of them.
-	maxWindow = time.Minute
 	// reconnectCeiling is the longest wait between attempts to connect, short because wake-ups wait for it.
 	reconnectCeiling = 10 * time.Second
 )
@@ -39,7 +37,7 @@ type NotifierConfig struct {
 
 	// Window is the least time between two statements while there is much to send. The first after a pause leaves at once;
 	// if there is much to send for long, up to five windows pass, so that statements take a tenth of the time.
-	// A server that takes longer than a window for one is left alone for as long again, up to five windows. Default 2 ms; 1 ms to 1 min.
+	// A server that takes longer than a window for one is left alone for as long again, up to five windows. Default 2 ms; 1 µs to 8760 h (a year).
 	Window time.Duration
 
 	// MaxPending is how many different payloads wait for each channel, and for each open transaction and channel; all open
@@ -100,7 +98,7 @@ func (c NotifierConfig) validate() error {
 	errs = append(errs,
 		checkProvider("bus.NotifierConfig.MeterProvider", c.MeterProvider),
 		bounds.Interval("bus.NotifierConfig.QueueInterval", c.QueueInterval),
-		bounds.Number("bus.NotifierConfig.Window", c.Window, bounds.Shortest, maxWindow, ", or 0 for the default"),
+		bounds.Number("bus.NotifierConfig.Window", c.Window, time.Microsecond, bounds.Longest, ", or 0 for the default"),
 		bounds.Count("bus.NotifierConfig.MaxPending", c.MaxPending),
 		bounds.Count("bus.NotifierConfig.RateThreshold", c.RateThreshold))
 	return errors.Join(errs...)

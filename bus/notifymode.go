@@ -118,7 +118,7 @@ func (n *Notifier) notifyTx(ctx context.Context, tx pgx.Tx, messages []Message, 
 		}
 		number, err := strconv.ParseUint(xid, 10, 64)
 		if err != nil || number == nobody {
-			return fmt.Errorf("notify: %.40q is no transaction id: give what pg_current_xact_id()::text returns", xid)
+			return fmt.Errorf("notify: the transaction id %.40q (%d bytes) is none: give what pg_current_xact_id()::text returns", xid, len(xid))
 		}
 		remembered, withheld := n.remember(number, messages)
 		if remembered {

@@ -140,6 +140,9 @@ func (w *Waker) Close() {
 // messages is due, and returns for how long watermill-sql is to sleep after that, which is 0 but for errors and after
 // Close.
 func (w *Waker) HandleError(logger watermill.LoggerAdapter, noMsg bool, err error) time.Duration {
+	if logger == nil {
+		logger = watermill.NopLogger{}
+	}
 	switch {
 	case err != nil:
 		return w.failed(logger, err)

@@ -136,7 +136,7 @@ func (c RelayConfig) validate() error {
 		wrong("Lease is %v: use at least twice PublishTimeout (%v), so that no call outlives it", c.Lease, c.PublishTimeout)
 	}
 	if c.MaxBackoff < c.InitialBackoff {
-		wrong("MaxBackoff is %v: it cannot be below InitialBackoff (%v)", c.MaxBackoff, c.InitialBackoff)
+		wrong("MaxBackoff is %v: use at least InitialBackoff (%v)", c.MaxBackoff, c.InitialBackoff)
 	}
 	return errors.Join(mistakes...)
 }

@@ -3,6 +3,7 @@ package outbox
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -94,6 +95,15 @@ func (r *Relay) DiscardDeadLetters(ctx context.Context, ids ...string) (int, err
 // eachLetter runs a query on all dead letters with the given IDs, a bounded number of them a transaction. An ID may have
 // many.
 func (r *Relay) eachLetter(ctx context.Context, query string, ids []string) (int, error) {
+	var mistakes []error
+	for i, id := range ids {
+		if id != "" && checkName(id) != "" { // it would be an error of the database, or is no ID
+			mistakes = append(mistakes, fmt.Errorf("ID %d of %d (%.40q) %s", i+1, len(ids), id, checkName(id)))
+		}
+	}
+	if err := errors.Join(mistakes...); err != nil {
+		return 0, err
+	}
 	total := 0
 	for chunk := range slices.Chunk(ids, retainBatch) {
 		for {

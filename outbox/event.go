@@ -120,7 +120,7 @@ func (e *Event) check(maxSize int) (headers string, found []problem) {
 		case !utf8.ValidString(name) || !utf8.ValidString(value):
 			found = append(found, problem{headersField, fmt.Sprintf("%.40q is not valid UTF-8: encode binary values, for instance in base64", name)})
 		case strings.ContainsRune(name, 0) || strings.ContainsRune(value, 0):
-			found = append(found, problem{headersField, fmt.Sprintf("%.40q contains a NUL character, which PostgreSQL cannot store", name)})
+			found = append(found, problem{headersField, fmt.Sprintf("%.40q contains a NUL character, which PostgreSQL cannot store: leave it out", name)})
 		}
 	}
 	if len(e.Headers) > 0 {
@@ -145,7 +145,7 @@ func checkName(name string) string {
 	case !utf8.ValidString(name):
 		return "is not valid UTF-8: encode binary values, for instance in base64"
 	case strings.ContainsRune(name, 0):
-		return "contains a NUL character, which PostgreSQL cannot store"
+		return "contains a NUL character, which PostgreSQL cannot store: leave it out"
 	}
 	return ""
 }

@@ -137,7 +137,7 @@ func Subscribe(ctx *Context, channel string, mode Mode) error {
 		return err
 	}
 	if mode != Broadcast && mode != Competing && mode != Direct {
-		return fmt.Errorf("mode %q: use workflow.Broadcast, workflow.Competing or workflow.Direct", mode)
+		return fmt.Errorf("mode %.40q: use workflow.Broadcast, workflow.Competing or workflow.Direct", mode)
 	}
 	return ctx.current().carryOut(commandSubscribe, func() error { return ctx.run.subscribe(channel, mode) })
 }

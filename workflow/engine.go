@@ -53,7 +53,7 @@ type Config struct {
 	Label string
 	// Lease is how long this worker owns its runs without a sign of life: after a crash they continue elsewhere when it
 	// has run out. Renewed three times as often, on a connection that is used for nothing else. A worker that cannot renew it cancels
-	// the contexts of its steps before it runs out, and comes back under another id. Default 15 s, at least 1 s.
+	// the contexts of its steps before it runs out, and comes back under another id. Default 15 s; 1 s to 24 h.
 	Lease time.Duration
 	// MaxConcurrentRuns bounds the runs executing here at one time, parked ones not counted; others wait in the database, or
 	// parked. The workflows share it: who has fewest goes first, and the last slots are kept for workflows that have none.
@@ -147,7 +147,7 @@ func (c Config) validate() error {
 	}
 	errs = append(errs,
 		checkText("workflow.Config.Label", c.Label, MaxIDLength),
-		bounds.Number("workflow.Config.Lease", c.Lease, time.Second, bounds.Longest, orDefault),
+		bounds.Number("workflow.Config.Lease", c.Lease, time.Second, bounds.LongestLease, orDefault),
 		bounds.Count("workflow.Config.MaxConcurrentRuns", c.MaxConcurrentRuns),
 		bounds.Count("workflow.Config.MaxConcurrentActivities", c.MaxConcurrentActivities),
 		bounds.Count("workflow.Config.MaxDeaths", c.MaxDeaths),
@@ -273,8 +273,11 @@ type Engine struct {
 func NewEngine(config Config) (*Engine, error) {
 	config = config.withDefaults()
 	statements, storeErr := store.New(config.Schema)
-	metrics, metricsErr := newEngineMetrics(config.MeterProvider)
-	if err := errors.Join(config.validate(), storeErr, metricsErr); err != nil {
+	if err := errors.Join(config.validate(), storeErr); err != nil {
+		return nil, fmt.Errorf("workflow engine: %w", err)
+	}
+	metrics, err := newEngineMetrics(config.MeterProvider)
+	if err != nil {
 		return nil, fmt.Errorf("workflow engine: %w", err)
 	}
 	e := &Engine{
@@ -341,6 +344,9 @@ func (e *Engine) executes() bool { return len(e.names) > 0 }
 // Start connects and begins to execute runs. It returns an error if the database cannot be reached, if the role lacks privileges that
 // executing runs takes, all of which it names, if the engine was started before, and ErrClosed after Shutdown. Cancelling ctx afterwards stops nothing: call Shutdown.
 func (e *Engine) Start(ctx context.Context) error {
+	if e == nil {
+		return errors.New("the engine is nil: make one with NewEngine, or start the App that you have it from")
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	switch e.state {

@@ -328,7 +328,7 @@ func (f Filter) check() (below string, err error) {
 		err = checkName("its run", string(last))
 	}
 	if err != nil {
-		errs = append(errs, fmt.Errorf("Filter.Cursor %.40q is not the Next of a page: %w", f.Cursor, err))
+		errs = append(errs, fmt.Errorf("Filter.Cursor %.40q is not the Next of a page, use that: %w", f.Cursor, err))
 	}
 	return string(last), errors.Join(errs...)
 }
@@ -358,7 +358,7 @@ func (f Filter) chosen() store.Filter {
 func (e *Engine) checkPath(ctx context.Context, path string) error {
 	err := e.read(ctx, func(b *pgx.Batch) { e.store.CheckPath(b, path) })
 	if refusal.Said(err) {
-		return fmt.Errorf("Filter.InputPath %.40q is not an SQL/JSON path: %w", path, err)
+		return fmt.Errorf("Filter.InputPath %.40q is not an SQL/JSON path, use one like $.customer: %w", path, err)
 	}
 	return err
 }

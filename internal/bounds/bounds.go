@@ -20,8 +20,11 @@ const (
 
 	// Shortest is the shortest duration of an option: the database counts in milliseconds.
 	Shortest = time.Millisecond
-	// Longest is the longest interval, limit or lease of an option: multiplied by what it is multiplied by, it is a duration still.
+	// Longest is the longest interval or limit of an option: multiplied by what it is multiplied by, it is a duration still.
 	Longest = 365 * 24 * time.Hour
+	// LongestLease is the longest lease of a worker: the limits of its statements, of which PostgreSQL counts the milliseconds in 32
+	// bits, are made from it.
+	LongestLease = 24 * time.Hour
 )
 
 // Number reports a value that is not between least and most, NaN included. instead, which may be empty, follows the remedy.
