@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -23,23 +24,18 @@ import (
 type extremeOption struct {
 	name   string // as in the table
 	option any    // a function of one value
-	base   func(w *extremeWorld) []romancy.Option
-	// elsewhere: an accepted value leads to another database or schema.
-	elsewhere bool
-}
-
-func onNoPool(w *extremeWorld) []romancy.Option {
-	return []romancy.Option{romancy.WithWorkflows(w.probe), romancy.WithLogger(w.logger)}
+	alone  bool   // it cannot be given together with others, or leads to another database or schema
+	secret bool   // no error shows the value
 }
 
 var extremeOptions = []extremeOption{
-	{name: "romancy.WithDatabase(url)", option: romancy.WithDatabase, base: onNoPool, elsewhere: true},
+	{name: "romancy.WithDatabase(url)", option: romancy.WithDatabase, alone: true, secret: true},
 	{name: "romancy.WithEventRetention(age)", option: romancy.WithEventRetention},
 	{name: "romancy.WithLease(lease)", option: romancy.WithLease},
 	{name: "romancy.WithListenNotify(enabled)", option: romancy.WithListenNotify},
-	{name: "romancy.WithListenURL(url)", option: romancy.WithListenURL, elsewhere: true},
-	{name: "romancy.WithListener(listener)", option: romancy.WithListener},
-	{name: "romancy.WithLogger(logger)", option: romancy.WithLogger},
+	{name: "romancy.WithListenURL(url)", option: romancy.WithListenURL, alone: true, secret: true},
+	{name: "romancy.WithListener(listener)", option: romancy.WithListener, alone: true},
+	{name: "romancy.WithLogger(logger)", option: romancy.WithLogger, alone: true},
 	{name: "romancy.WithMaxConcurrentActivities(n)", option: romancy.WithMaxConcurrentActivities},
 	{name: "romancy.WithMaxConcurrentRuns(n)", option: romancy.WithMaxConcurrentRuns},
 	{name: "romancy.WithMaxDeaths(n)", option: romancy.WithMaxDeaths},
@@ -51,11 +47,23 @@ var extremeOptions = []extremeOption{
 	{name: "romancy.WithNotifyFallbackInterval(interval)", option: romancy.WithNotifyFallbackInterval},
 	{name: "romancy.WithNotifyReconnectDelay(delay)", option: romancy.WithNotifyReconnectDelay},
 	{name: "romancy.WithOutboxPublisher(publisher)", option: romancy.WithOutboxPublisher},
-	{name: "romancy.WithPool(pool)", option: romancy.WithPool, base: onNoPool},
+	{name: "romancy.WithPool(pool)", option: romancy.WithPool, alone: true},
 	{name: "romancy.WithRetention(age)", option: romancy.WithRetention},
-	{name: "romancy.WithSchema(name)", option: romancy.WithSchema, elsewhere: true},
+	{name: "romancy.WithSchema(name)", option: romancy.WithSchema, alone: true},
 	{name: "romancy.WithSendKeyRetention(age)", option: romancy.WithSendKeyRetention},
 	{name: "romancy.WithTracerProvider(provider)", option: romancy.WithTracerProvider},
+}
+
+// word is what an error calls the option.
+func (o extremeOption) word() string {
+	word, _, _ := strings.Cut(strings.TrimPrefix(o.name, "romancy."), "(")
+	return word
+}
+
+func (o extremeOption) values() []reflect.Value { return extremesOf(reflect.TypeOf(o.option).In(0)) }
+
+func (o extremeOption) with(value reflect.Value) romancy.Option {
+	return reflect.ValueOf(o.option).Call([]reflect.Value{value})[0].Interface().(romancy.Option)
 }
 
 // errAccepted is the end of a context that an App is started with to hear of its mistakes alone.
@@ -68,43 +76,68 @@ func mistakes(options ...romancy.Option) error {
 	return romancy.NewApp(options...).Start(ctx)
 }
 
-// tryOptions tries each option alone, and then has Apps work with many that were accepted.
+// tryOptions gives Apps all options at their extremes: what is wrong they say of each, all at once, and with what is not they work.
 func (w *extremeWorld) tryOptions() {
 	w.t.Helper()
-	var accepted [][]romancy.Option
 	rounds := 0
 	for _, tried := range extremeOptions {
+		if !tried.alone {
+			rounds = max(rounds, len(tried.values()))
+			continue
+		}
 		base := w.options
-		if tried.base != nil {
-			base = func(option ...romancy.Option) []romancy.Option { return append(tried.base(w), option...) }
+		if word := tried.word(); word == "WithPool" || word == "WithDatabase" {
+			base = func(tried ...romancy.Option) []romancy.Option {
+				return append(tried, romancy.WithWorkflows(w.probe), romancy.WithLogger(w.logger))
+			}
 		}
-		apply := reflect.ValueOf(tried.option)
-		word := tried.name[len("romancy."):]
-		word = word[:len(word)-len(word[indexOf(word, '('):])]
-		var good []romancy.Option
-		for _, value := range extremesOf(apply.Type().In(0)) {
-			option := apply.Call([]reflect.Value{value})[0].Interface().(romancy.Option)
+		for _, value := range tried.values() {
 			shown := value.Interface()
-			if tried.elsewhere && word != "WithSchema" {
-				shown = nil // no error shows what may hold a password
+			if tried.secret {
+				shown = nil
 			}
-			if w.judge(tried.name, word, shown, func() error { return unshown(mistakes(base(option)...), shown) }, errAccepted) {
-				good = append(good, option)
-			}
-		}
-		if len(good) > 0 && !tried.elsewhere && tried.base == nil {
-			accepted = append(accepted, good)
-			rounds = max(rounds, len(good))
+			w.judge(tried.name, tried.word(), shown, func() error { return unshown(mistakes(base(tried.with(value))...), shown) }, errAccepted)
 		}
 	}
 	for round := range rounds {
-		options := w.options()
-		for _, good := range accepted {
-			options = append(options, good[round%len(good)])
+		given := map[string]reflect.Value{}
+		all := w.options()
+		for _, tried := range extremeOptions {
+			if !tried.alone {
+				given[tried.name] = tried.values()[round%len(tried.values())]
+				all = append(all, tried.with(given[tried.name]))
+			}
 		}
-		if err, _ := attempt(func() error { return w.useApp(options) }); err != nil {
-			w.t.Errorf("options at their extremes, round %d, are accepted and break later: %v", round, err)
+		said, broken := attempt(func() error { return mistakes(all...) })
+		if broken {
+			w.t.Errorf("options at their extremes, round %d: %v", round, said)
+			continue
 		}
+		w.useAccepted(round, given, said)
+	}
+}
+
+// useAccepted judges what an App has said of each of its options, and has one work with those that it has not spoken of.
+func (w *extremeWorld) useAccepted(round int, given map[string]reflect.Value, said error) {
+	w.t.Helper()
+	options := w.options()
+	for _, tried := range extremeOptions {
+		value, ok := given[tried.name]
+		if !ok {
+			continue
+		}
+		var about []error
+		for line := range strings.Lines(said.Error()) {
+			if strings.Contains(line, tried.word()+"(") {
+				about = append(about, errors.New(strings.TrimSpace(line)))
+			}
+		}
+		if w.judge(tried.name, tried.word(), value.Interface(), func() error { return errors.Join(about...) }) {
+			options = append(options, tried.with(value))
+		}
+	}
+	if err, _ := attempt(func() error { return w.useApp(options) }); err != nil {
+		w.t.Errorf("options at their extremes, round %d, are accepted and break later: %v", round, err)
 	}
 }
 
@@ -114,15 +147,6 @@ func unshown(err error, shown any) error {
 		return fmt.Errorf("%w (the value is not shown: nil)", err)
 	}
 	return err
-}
-
-func indexOf(text string, of rune) int {
-	for i, letter := range text {
-		if letter == of {
-			return i
-		}
-	}
-	return len(text)
 }
 
 // useApp starts an App, has it do a little of everything and shuts it down.

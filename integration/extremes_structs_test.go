@@ -98,21 +98,33 @@ func (w *extremeWorld) tryStruct(s extremeStruct) {
 		return
 	}
 	for round := range rounds {
-		given := s.sample(w)
-		for _, field := range s.fields() {
-			if field.Name == "Logger" {
-				continue // what is logged of the others is looked at
-			}
-			if values := accepted[field.Name]; len(values) > 0 && !slices.Contains(s.elsewhere, field.Name) {
-				if next := withField(given, field.Name, values[round%len(values)]); s.use(w, next) == nil { // else they exclude each other
-					given = next
-				}
-			}
-		}
+		given := w.together(s, accepted, round)
 		if err, _ := attempt(func() error { return s.exercise(w, given) }); err != nil {
 			w.t.Errorf("%s is accepted and breaks later: %v\nwith %+v", s.name, err, given)
 		}
 	}
+}
+
+// together returns a struct with all fields at extremes that are accepted, as far as they do not exclude each other.
+func (w *extremeWorld) together(s extremeStruct, accepted map[string][]reflect.Value, round int) any {
+	all := s.sample(w)
+	chosen := map[string]reflect.Value{}
+	for name, values := range accepted {
+		if name != "Logger" && !slices.Contains(s.elsewhere, name) { // what is logged of the others is looked at
+			chosen[name] = values[round%len(values)]
+			all = withField(all, name, chosen[name])
+		}
+	}
+	if s.use(w, all) == nil {
+		return all
+	}
+	given := s.sample(w)
+	for name, value := range chosen {
+		if next := withField(given, name, value); s.use(w, next) == nil {
+			given = next
+		}
+	}
+	return given
 }
 
 // extremeStructs are the structs that users fill in.

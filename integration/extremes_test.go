@@ -34,8 +34,8 @@ const extremePatience = 30 * time.Second
 var (
 	mebibyte = strings.Repeat("x", 1<<20)
 
-	extremeInts      = []int{0, 1, -1, math.MinInt64, math.MaxInt32, math.MaxInt32 + 1, math.MaxInt64, 10_000, 1_000_000}
-	extremeDurations = []time.Duration{0, 1, -1, time.Millisecond, -time.Hour, math.MinInt64, math.MaxInt64, 24 * time.Hour, 365 * 24 * time.Hour}
+	extremeInts      = []int{0, 1, -1, math.MinInt64, math.MaxInt32 + 1, math.MaxInt64, 10_000, 1_000_000}
+	extremeDurations = []time.Duration{0, 1, -1, time.Millisecond, math.MinInt64, math.MaxInt64, 24 * time.Hour, 365 * 24 * time.Hour}
 	extremeFloats    = []float64{0, 1, -1, math.NaN(), math.Inf(1), math.Inf(-1), math.MaxFloat64, math.SmallestNonzeroFloat64}
 	extremeTexts     = []string{"", "a", mebibyte, "\xff\xfe", "a\x00b", `'"; -- %s 🚂`}
 	extremeTimes     = []time.Time{

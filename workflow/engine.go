@@ -25,6 +25,7 @@ import (
 	"github.com/romancy-go/romancy/internal/pace"
 	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/internal/schema"
+	"github.com/romancy-go/romancy/internal/sqlfile"
 	"github.com/romancy-go/romancy/workflow/internal/commit"
 	"github.com/romancy-go/romancy/workflow/internal/lease"
 	"github.com/romancy-go/romancy/workflow/internal/store"
@@ -142,7 +143,9 @@ func (c Config) validate() error {
 	if flaw := dial.Unusable(c.Pool); flaw != "" {
 		errs = append(errs, fmt.Errorf("workflow.Config.Pool %s: pass the application's *pgxpool.Pool", flaw))
 	}
-	if err := c.Channels.Validate(); err != nil {
+	if err := sqlfile.CheckSchema(c.Schema); err != nil {
+		errs = append(errs, fmt.Errorf("workflow.Config.Schema: %w", err))
+	} else if err := c.Channels.Validate(); err != nil {
 		errs = append(errs, fmt.Errorf("workflow.Config.Channels: %w", err))
 	}
 	errs = append(errs,
@@ -272,8 +275,11 @@ type Engine struct {
 // NewEngine returns an engine that Start sets to work. It returns all mistakes in config at once.
 func NewEngine(config Config) (*Engine, error) {
 	config = config.withDefaults()
-	statements, storeErr := store.New(config.Schema)
-	if err := errors.Join(config.validate(), storeErr); err != nil {
+	if err := config.validate(); err != nil {
+		return nil, fmt.Errorf("workflow engine: %w", err)
+	}
+	statements, err := store.New(config.Schema)
+	if err != nil {
 		return nil, fmt.Errorf("workflow engine: %w", err)
 	}
 	metrics, err := newEngineMetrics(config.MeterProvider)
