@@ -1,11 +1,7 @@
 package romancy
 
 import (
-	"cmp"
-	"errors"
-	"fmt"
 	"log/slog"
-	"math"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -16,11 +12,8 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/romancy-go/romancy/bus"
-	"github.com/romancy-go/romancy/internal/bounds"
-	"github.com/romancy-go/romancy/internal/dial"
 	"github.com/romancy-go/romancy/internal/schema"
 	"github.com/romancy-go/romancy/internal/secret"
-	"github.com/romancy-go/romancy/internal/sqlfile"
 	"github.com/romancy-go/romancy/workflow"
 )
 
@@ -166,8 +159,9 @@ func WithListenNotify(enabled *bool) Option {
 	return optionFunc(func(o *options) { o.listenNotify = enabled })
 }
 
-// WithNotifyFallbackInterval sets how often sweeps look for lost notifications while none seem to be lost. Default: 30 s.
-// While the listening connection is down they run at the polling intervals (1 s, 5 s for channel timeouts). 1 ms to 8760 h (a year).
+// WithNotifyFallbackInterval sets how often sweeps look for lost notifications while none seem to be lost. Default: 30
+// s. While the listening connection is down they run at the polling intervals (1 s, 5 s for channel timeouts). 1 ms to
+// 8760 h (a year).
 func WithNotifyFallbackInterval(interval time.Duration) Option {
 	return optionFunc(func(o *options) { o.fallbackInterval = interval })
 }
@@ -206,35 +200,36 @@ func WithMaxMessagesPerBatch(n int) Option {
 	return optionFunc(func(o *options) { o.maxMessages = n })
 }
 
-// WithMaxConcurrentRuns bounds the runs that execute in this process at one time, parked ones not counted. Others wait in the
-// database, or parked; the workflows share the room among them. Default: 1000; at most 1,000,000. A workflow can have a limit of its own:
-// workflow.WithMaxConcurrentRuns.
+// WithMaxConcurrentRuns bounds the runs that execute in this process at one time, parked ones not counted. Others wait
+// in the database, or parked; the workflows share the room among them. Default: 1000; at most 1,000,000. A workflow
+// can have a limit of its own: workflow.WithMaxConcurrentRuns.
 func WithMaxConcurrentRuns(n int) Option {
 	return optionFunc(func(o *options) { o.maxRuns = n })
 }
 
 // WithMaxConcurrentActivities bounds the activities that execute in this process at one time; others wait in memory.
-// Default: 1000; at most 1,000,000. A workflow and an activity can have limits of their own: workflow.WithMaxConcurrentActivities and
-// workflow.WithMaxConcurrent.
+// Default: 1000; at most 1,000,000. A workflow and an activity can have limits of their own:
+// workflow.WithMaxConcurrentActivities and workflow.WithMaxConcurrent.
 func WithMaxConcurrentActivities(n int) Option {
 	return optionFunc(func(o *options) { o.maxActivities = n })
 }
 
-// WithMaxDeaths sets how many workers in a row may die with a run, having recorded nothing, before it is stuck. Default: 5; at most 1,000,000.
-// See workflow.Config.MaxDeaths for what counts.
+// WithMaxDeaths sets how many workers in a row may die with a run, having recorded nothing, before it is stuck.
+// Default: 5; at most 1,000,000. See workflow.Config.MaxDeaths for what counts.
 func WithMaxDeaths(n int) Option {
 	return optionFunc(func(o *options) { o.maxDeaths = n })
 }
 
-// WithMaxInterruptions sets how often the database may refuse the transaction of a step, for a reason that is not the step's fault, and
-// have it executed again, before its run is stuck. Default: 20; at most 1,000,000. See workflow.Config.MaxInterruptions for what counts.
+// WithMaxInterruptions sets how often the database may refuse the transaction of a step, for a reason that is not the
+// step's fault, and have it executed again, before its run is stuck. Default: 20; at most 1,000,000. See
+// workflow.Config.MaxInterruptions for what counts.
 func WithMaxInterruptions(n int) Option {
 	return optionFunc(func(o *options) { o.maxInterruptions = n })
 }
 
-// WithRetention sets how long runs that have ended are kept, with their history: 1 ms or more. Default: 0, permanently. They are removed in
-// small batches by the periodic job romancy_retention. A run that continued as new is kept, without its history, for as long as
-// the run that it continued as.
+// WithRetention sets how long runs that have ended are kept, with their history: 1 ms or more. Default: 0,
+// permanently. They are removed in small batches by the periodic job romancy_retention. A run that continued as new is
+// kept, without its history, for as long as the run that it continued as.
 func WithRetention(age time.Duration) Option {
 	return optionFunc(func(o *options) { o.retention = age })
 }
@@ -299,206 +294,3 @@ func (o *options) listens() bool  { return o.listenNotify == nil || *o.listenNot
 func (o *options) executes() bool { return o.workflowsGiven && !o.client }
 func (o *options) relays() bool   { return o.outboxGiven }
 func (o *options) sweeps() bool   { return o.executes() || o.relays() }
-
-// check returns the options with their defaults, and all mistakes. An option with a mistake has its default too, so that
-// the parts can be made from the others and report what only they can find.
-func check(o options) (options, error) {
-	var errs []error
-	mistake := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-
-	errs = append(errs, o.checkDatabase()...)
-	errs = append(errs, o.checkListening()...)
-
-	setDefault(&o.schema, DefaultSchema)
-	if err := sqlfile.CheckSchema(o.schema); err != nil {
-		mistake("WithSchema: %w", err)
-		o.schema = DefaultSchema
-	}
-	names := bus.ChannelsFor(o.schema)
-	setDefault(&o.channels.WorkflowResumable, names.WorkflowResumable)
-	setDefault(&o.channels.TimerExpired, names.TimerExpired)
-	setDefault(&o.channels.ChannelMessage, names.ChannelMessage)
-	setDefault(&o.channels.OutboxPending, names.OutboxPending)
-	if err := o.channels.Validate(); err != nil {
-		mistake("WithChannels: %w", err)
-		o.channels = names
-	}
-
-	o.workflowsGiven = len(o.workflows) > 0
-	var err error
-	if o.workflows, err = distinct(o.workflows); err != nil {
-		errs = append(errs, err)
-	}
-	errs = append(errs, checkDurations(&o)...)
-	errs = append(errs, checkNumbers(&o)...)
-
-	if o.outboxGiven && bounds.Nothing(o.publisher) {
-		o.publisher = nil
-		mistake("WithOutboxPublisher(nil): give the Watermill publisher to relay to, or leave it out")
-	}
-	if o.loggerGiven && o.logger == nil {
-		mistake("WithLogger(nil): give a logger, or leave it out for slog.Default()")
-	}
-	if o.logger == nil {
-		o.logger = slog.Default()
-	}
-	if o.meterGiven && bounds.Nothing(o.meter) {
-		o.meter = nil
-		mistake("WithMeterProvider(nil): give a meter provider, or leave it out for otel.GetMeterProvider()")
-	}
-	if o.tracerGiven && bounds.Nothing(o.tracer) {
-		o.tracer = nil
-		mistake("WithTracerProvider(nil): give a tracer provider, or leave it out for otel.GetTracerProvider()")
-	}
-	switch {
-	case !o.riverGiven:
-	case o.river == nil || o.workers == nil:
-		mistake("WithRiver with a nil client or nil workers: give your river.Client and the river.Workers it was made with, or leave it out for a client of the App's own")
-	case !o.sweeps():
-		mistake("WithRiver without anything to sweep: give WithWorkflows to execute or WithOutboxPublisher as well, or leave it out")
-	}
-	return o, errors.Join(errs...)
-}
-
-func (o *options) checkDatabase() (errs []error) {
-	switch given := len(o.urls) + len(o.pools); {
-	case given == 0:
-		return []error{errors.New("no database: give WithDatabase(url) or WithPool(pool)")}
-	case given > 1:
-		errs = append(errs, fmt.Errorf("%d databases (WithDatabase %d times, WithPool %d times): give exactly one", given, len(o.urls), len(o.pools)))
-	}
-	for _, url := range o.urls {
-		if url.Reveal() == "" {
-			errs = append(errs, errors.New(`WithDatabase(""): give a URL like postgres://user:password@localhost:5432/dbname`))
-		} else if _, err := secret.Parse(url.Reveal()); err != nil {
-			errs = append(errs, fmt.Errorf("WithDatabase: %w: give a URL like postgres://user:password@localhost:5432/dbname", err))
-		}
-	}
-	for i, pool := range o.pools {
-		switch flaw := dial.Unusable(pool); {
-		case pool == nil:
-			errs = append(errs, errors.New("WithPool(nil): give the application's *pgxpool.Pool"))
-		case flaw != "":
-			errs = append(errs, fmt.Errorf("WithPool: the pool %s: give the application's *pgxpool.Pool", flaw))
-			o.pools[i] = nil
-		}
-	}
-	return errs
-}
-
-// checkListening drops what has a mistake.
-func (o *options) checkListening() (errs []error) {
-	mistake := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-	for _, url := range o.listenURLs {
-		if url.Reveal() == "" {
-			mistake(`WithListenURL(""): give a URL like postgres://user:password@localhost:5432/dbname, or leave it out to listen to the pool's database`)
-		} else if _, err := secret.Parse(url.Reveal()); err != nil {
-			mistake("WithListenURL: %w: give a URL like postgres://user:password@localhost:5432/dbname", err)
-		}
-	}
-	for _, listener := range o.listeners {
-		if listener == nil {
-			mistake("WithListener(nil): give the application's *bus.Listener, or leave it out for one of the App's own")
-		}
-	}
-	if given := len(o.listenURLs) + len(o.listeners); given > 1 {
-		mistake("%d ways to listen (WithListenURL %d times, WithListener %d times): give at most one", given, len(o.listenURLs), len(o.listeners))
-	} else if given > 0 && !o.listens() {
-		mistake("WithListenNotify(false) together with WithListenURL or WithListener: nothing would be listened to; leave one out")
-	}
-	if len(o.listeners) > 0 && o.reconnectDelay != 0 {
-		mistake("WithNotifyReconnectDelay(%s) has no effect on the listener of WithListener: set ReconnectDelay of its bus.ListenerConfig", o.reconnectDelay)
-	}
-	if len(errs) > 0 {
-		o.listenURLs, o.listeners = nil, nil
-	}
-	return errs
-}
-
-// listenURL returns what WithListenURL says, or "".
-func (o *options) listenURL() string {
-	if len(o.listenURLs) == 0 {
-		return ""
-	}
-	return o.listenURLs[0].Reveal()
-}
-
-// ownsListener reports whether the App makes its listener.
-func (o *options) ownsListener() bool { return len(o.listeners) == 0 }
-
-// distinct returns the definitions that can be told apart, and what is wrong with the others.
-func distinct(definitions []workflow.Definition) ([]workflow.Definition, error) {
-	var errs []error
-	var kept []workflow.Definition
-	names := map[string]bool{}
-	for i, definition := range definitions {
-		switch {
-		case bounds.Nothing(definition):
-			errs = append(errs, fmt.Errorf("WithWorkflows: workflow %d of %d is nil: give what workflow.Define returns", i+1, len(definitions)))
-		case names[definition.Name()]:
-			errs = append(errs, fmt.Errorf("WithWorkflows: two workflows are named %.40q: rename one, or register it once", definition.Name()))
-		default:
-			names[definition.Name()] = true
-			kept = append(kept, definition)
-		}
-	}
-	return kept, errors.Join(errs...)
-}
-
-func setDefault[T comparable](value *T, fallback T) {
-	var zero T
-	if *value == zero {
-		*value = fallback
-	}
-}
-
-// checkDurations puts defaults in the place of durations that were left out, and of those that cannot be used, which it reports.
-func checkDurations(o *options) (mistakes []error) {
-	for _, duration := range []struct {
-		option      string
-		value       *time.Duration
-		least, most time.Duration
-		fallback    time.Duration
-		instead     string
-	}{
-		{"WithLease", &o.lease, time.Second, bounds.LongestLease, DefaultLease, ""},
-		{"WithRetention", &o.retention, bounds.Shortest, math.MaxInt64, 0, "to keep ended runs permanently"},
-		{"WithNotifyFallbackInterval", &o.fallbackInterval, bounds.Shortest, bounds.Longest, DefaultNotifyFallbackInterval, ""},
-		{"WithNotifyReconnectDelay", &o.reconnectDelay, bounds.Shortest, bounds.Longest, DefaultNotifyReconnectDelay, ""},
-		{"WithEventRetention", &o.eventRetention, bounds.Shortest, math.MaxInt64, DefaultEventRetention, ""},
-		{"WithSendKeyRetention", &o.sendKeyRetention, bounds.Shortest, math.MaxInt64, DefaultSendKeyRetention, ""},
-	} {
-		d := *duration.value
-		if d != 0 && (d < duration.least || d > duration.most) {
-			instead := cmp.Or(duration.instead, "for "+duration.fallback.String())
-			mistakes = append(mistakes, fmt.Errorf("%s(%s): give %s to %s, or 0 %s", duration.option, d, duration.least, duration.most, instead))
-			*duration.value = 0
-		}
-		setDefault(duration.value, duration.fallback)
-	}
-	return mistakes
-}
-
-// checkNumbers does the same with numbers.
-func checkNumbers(o *options) (mistakes []error) {
-	for _, size := range []struct {
-		option         string
-		value          *int
-		most, fallback int
-	}{
-		{"WithMaxWorkflowsPerBatch", &o.maxWorkflows, bounds.MostPerBatch, DefaultMaxPerBatch},
-		{"WithMaxTimersPerBatch", &o.maxTimers, bounds.MostPerBatch, DefaultMaxPerBatch},
-		{"WithMaxMessagesPerBatch", &o.maxMessages, bounds.MostPerBatch, DefaultMaxPerBatch},
-		{"WithMaxConcurrentRuns", &o.maxRuns, bounds.Most, DefaultMaxConcurrent},
-		{"WithMaxConcurrentActivities", &o.maxActivities, bounds.Most, DefaultMaxConcurrent},
-		{"WithMaxDeaths", &o.maxDeaths, bounds.Most, DefaultMaxDeaths},
-		{"WithMaxInterruptions", &o.maxInterruptions, bounds.Most, DefaultMaxInterruptions},
-	} {
-		if n := *size.value; n < 0 || n > size.most {
-			mistakes = append(mistakes, fmt.Errorf("%s(%d): give 1 to %d, or 0 for %d", size.option, n, size.most, size.fallback))
-			*size.value = 0
-		}
-		setDefault(size.value, size.fallback)
-	}
-	return mistakes
-}

@@ -282,10 +282,11 @@ func (l *Listener) Retry() {
 	}
 }
 
-// Subscribe returns a queue for what is notified on channels, any time before Close. It keeps up to buffer notifications,
-// fewer if their payloads have a KiB or more, see [DefaultQueue], which is what 0 means. The channels are listened to as soon as there is a connection, which the subscription's first
-// catch-up tells. It returns an error for no channel, for a name that PostgreSQL would refuse, for a buffer that is negative or
-// above 1,000,000 and on a nil listener, and [ErrClosed] after Close.
+// Subscribe returns a queue for what is notified on channels, any time before Close. It keeps up to buffer
+// notifications, fewer if their payloads have a KiB or more, see [DefaultQueue], which is what 0 means. The channels
+// are listened to as soon as there is a connection, which the subscription's first catch-up tells. It returns an error
+// for no channel, for a name that PostgreSQL would refuse, for a buffer that is negative or above 1,000,000 and on a
+// nil listener, and [ErrClosed] after Close.
 func (l *Listener) Subscribe(buffer int, channels ...string) (*Subscription, error) {
 	var errs []error
 	if l == nil {

@@ -35,14 +35,16 @@ type NotifierConfig struct {
 	// the pool's connections is used, so a pool that is used up delays no notification. Required.
 	Pool *pgxpool.Pool
 
-	// Window is the least time between two statements while there is much to send. The first after a pause leaves at once;
-	// if there is much to send for long, up to five windows pass, so that statements take a tenth of the time.
-	// A server that takes longer than a window for one is left alone for as long again, up to five windows. Default 2 ms; 1 µs to 8760 h (a year).
+	// Window is the least time between two statements while there is much to send. The first after a pause leaves at
+	// once; if there is much to send for long, up to five windows pass, so that statements take a tenth of the time. A
+	// server that takes longer than a window for one is left alone for as long again, up to five windows. Default 2
+	// ms; 1 µs to 8760 h (a year).
 	Window time.Duration
 
-	// MaxPending is how many different payloads wait for each channel, and for each open transaction and channel; all open
-	// transactions together have ten times as many. A payload of a KiB or more counts once more for each KiB. The rest
-	// becomes one empty payload a channel, upon which subscribers catch up. Default 1000, which is a MiB a channel; at most 1,000,000.
+	// MaxPending is how many different payloads wait for each channel, and for each open transaction and channel; all
+	// open transactions together have ten times as many. A payload of a KiB or more counts once more for each KiB. The
+	// rest becomes one empty payload a channel, upon which subscribers catch up. Default 1000, which is a MiB a
+	// channel; at most 1,000,000.
 	MaxPending int
 
 	// Mode says how NotifyTx notifies. Default [ModeAdaptive].
@@ -58,7 +60,8 @@ type NotifierConfig struct {
 	// below again notifications are sent after the commit, or, where that cannot be, left to those who poll. Default 0.1.
 	QueueLimit float64
 
-	// QueueInterval is how often the server is asked for that, with a statement of the notifier's connection. Default 30 s; 1 ms to 8760 h (a year).
+	// QueueInterval is how often the server is asked for that, with a statement of the notifier's connection. Default
+	// 30 s; 1 ms to 8760 h (a year).
 	QueueInterval time.Duration
 
 	// Logger. Default slog.Default().

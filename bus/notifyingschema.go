@@ -50,9 +50,10 @@ func NotifyingSchema(adapter watermillsql.SchemaAdapter) watermillsql.SchemaAdap
 	return NotifyingSchemaOn(adapter, TopicChannel)
 }
 
-// NotifyingSchemaOn is [NotifyingSchema] for channels of your own: channelOf returns the channel of a topic. Subscribers
-// need the same, see [WokenConfig]. A name that PostgreSQL would refuse is an error of Publish, before the transaction is
-// touched. A nil channelOf means [TopicChannel]; a nil adapter, a nil pointer included, is returned as nil, for watermill-sql to complain of.
+// NotifyingSchemaOn is [NotifyingSchema] for channels of your own: channelOf returns the channel of a topic.
+// Subscribers need the same, see [WokenConfig]. A name that PostgreSQL would refuse is an error of Publish, before the
+// transaction is touched. A nil channelOf means [TopicChannel]; a nil adapter, a nil pointer included, is returned as
+// nil, for watermill-sql to complain of.
 func NotifyingSchemaOn(adapter watermillsql.SchemaAdapter, channelOf func(topic string) string) watermillsql.SchemaAdapter {
 	if bounds.Nothing(adapter) {
 		return nil

@@ -19,7 +19,8 @@ import (
 
 // PublisherConfig configures a [Publisher].
 type PublisherConfig struct {
-	// Timeout bounds each Publish, the wait for a connection of the pool included: 1 ms to 8760 h (a year). Default 10 s.
+	// Timeout bounds each Publish, the wait for a connection of the pool included: 1 ms to 8760 h (a year). Default 10
+	// s.
 	Timeout time.Duration
 }
 

@@ -20,7 +20,8 @@ import (
 	"github.com/romancy-go/romancy/internal/sqlfile"
 )
 
-// SubscriberConfig configures a [Subscriber]. Durations are 1 ms to 8760 h (a year), numbers 1 to 1,000,000, BatchSize to 10,000.
+// SubscriberConfig configures a [Subscriber]. Durations are 1 ms to 8760 h (a year), numbers 1 to 1,000,000, BatchSize
+// to 10,000.
 type SubscriberConfig struct {
 	// Listener receives the notifications. It is neither started nor closed here; one that is not connected, or
 	// disabled, makes the subscriber poll. Required.

@@ -14,9 +14,9 @@ var extremePackages = map[string]string{
 	"romancy": "..", "bus": "../bus", "outbox": "../outbox", "riverjobs": "../riverjobs", "workflow": "../workflow",
 }
 
-// givenNames lists what users give numbers, durations, times, strings and pointers (interfaces included, alone, in slices and in maps)
-// by: arguments of exported functions and methods as package.Function(argument), and exported fields of the structs that these take, and
-// of structs in those, as package.Type.Field.
+// givenNames lists what users give numbers, durations, times, strings and pointers (interfaces included, alone, in
+// slices and in maps) by: arguments of exported functions and methods as package.Function(argument), and exported
+// fields of the structs that these take, and of structs in those, as package.Type.Field.
 func givenNames(t *testing.T) map[string]bool {
 	t.Helper()
 	g := &given{types: map[string]*ast.TypeSpec{}, structs: map[string]bool{}, names: map[string]bool{}}

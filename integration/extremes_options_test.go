@@ -76,7 +76,8 @@ func mistakes(options ...romancy.Option) error {
 	return romancy.NewApp(options...).Start(ctx)
 }
 
-// tryOptions gives Apps all options at their extremes: what is wrong they say of each, all at once, and with what is not they work.
+// tryOptions gives Apps all options at their extremes: what is wrong they say of each, all at once, and with what is
+// not they work.
 func (w *extremeWorld) tryOptions() {
 	w.t.Helper()
 	rounds := 0
@@ -117,7 +118,8 @@ func (w *extremeWorld) tryOptions() {
 	}
 }
 
-// useAccepted judges what an App has said of each of its options, and has one work with those that it has not spoken of.
+// useAccepted judges what an App has said of each of its options, and has one work with those that it has not spoken
+// of.
 func (w *extremeWorld) useAccepted(round int, given map[string]reflect.Value, said error) {
 	w.t.Helper()
 	options := w.options()

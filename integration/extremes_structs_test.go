@@ -22,7 +22,8 @@ import (
 type extremeStruct struct {
 	name   string
 	sample func(w *extremeWorld) any // a valid one
-	// use takes one with a field at an extreme as far as its mistakes are found; nil: they are found when it is exercised.
+	// use takes one with a field at an extreme as far as its mistakes are found; nil: they are found when it is
+	// exercised.
 	use func(w *extremeWorld, given any) error
 	// exercise does with an accepted one what it is for; nil: use has.
 	exercise func(w *extremeWorld, given any) error

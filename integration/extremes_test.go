@@ -234,8 +234,8 @@ func attempt(do func() error) (err error, broken bool) { //nolint:revive // the 
 // remedy is what tells a caller what to do instead.
 var remedy = regexp.MustCompile(`\b(use|give|pass|leave|encode|send|make|name|must be)\b`)
 
-// judge fails the test unless err, of a call with value, is nil, one of the documented, or says which argument or field has which value and
-// what to use instead. It reports whether the value was accepted.
+// judge fails the test unless err, of a call with value, is nil, one of the documented, or says which argument or
+// field has which value and what to use instead. It reports whether the value was accepted.
 func (w *extremeWorld) judge(name, field string, value any, do func() error, documented ...error) (accepted bool) {
 	w.t.Helper()
 	err, broken := attempt(do)
@@ -342,7 +342,8 @@ func triedNames() (names []string) {
 	return names
 }
 
-// Whatever users give: a documented result, or an error that says which value it was and what to use. Nothing panics, hangs or breaks later.
+// Whatever users give: a documented result, or an error that says which value it was and what to use. Nothing panics,
+// hangs or breaks later.
 func TestExtremesOfEverythingGiveResultsOrErrorsThatSayWhatToUse(t *testing.T) {
 	t.Parallel()
 	w := newExtremeWorld(t)

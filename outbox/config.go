@@ -21,7 +21,8 @@ import (
 // maxPublishTimeout is the longest PublishTimeout. Twice as long, and a tenth longer, are durations that work as well.
 const maxPublishTimeout = 24 * time.Hour
 
-// RelayConfig configures a Relay. Pool and Publisher are required. Durations are 1 ms to 8760 h (a year), except where they say otherwise.
+// RelayConfig configures a Relay. Pool and Publisher are required. Durations are 1 ms to 8760 h (a year), except where
+// they say otherwise.
 type RelayConfig struct {
 	// Pool lends a connection for each short transaction, never while an event is being published. Beside it, and made from
 	// its configuration, the relay has a connection of its own that renews its leases, and, once the pool had none free for

@@ -27,8 +27,8 @@ type DeadLetter struct {
 	WrittenAt, DiedAt time.Time
 }
 
-// DeadLetters returns the oldest dead letters, at most limit of them (1 to 10,000). To see the next ones pass the last one seen, else
-// nil.
+// DeadLetters returns the oldest dead letters, at most limit of them (1 to 10,000). To see the next ones pass the last
+// one seen, else nil.
 func (r *Relay) DeadLetters(ctx context.Context, limit int, after *DeadLetter) ([]DeadLetter, error) {
 	if err := bounds.Number("limit", limit, 1, bounds.MostPerBatch, ""); err != nil {
 		return nil, fmt.Errorf("list dead letters: %w", err)

@@ -48,9 +48,9 @@ func WithRetry(policy RetryPolicy) ActivityOption {
 	})
 }
 
-// WithMaxConcurrent bounds the attempts of the activity, and of its compensation, that a worker executes at one time, within
-// Config.MaxConcurrentActivities: what lies behind it may not bear more. n is 1 to 1,000,000. Others wait in memory, in the order in which they
-// came, without their timeouts running.
+// WithMaxConcurrent bounds the attempts of the activity, and of its compensation, that a worker executes at one time,
+// within Config.MaxConcurrentActivities: what lies behind it may not bear more. n is 1 to 1,000,000. Others wait in
+// memory, in the order in which they came, without their timeouts running.
 func WithMaxConcurrent(n int) ActivityOption {
 	return activityOption(func(o *activityOptions) {
 		o.limit = &activityLimit{n: n}

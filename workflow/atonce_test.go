@@ -14,7 +14,8 @@ import (
 	"github.com/romancy-go/romancy/workflow"
 )
 
-// waitsForNothing is every wait with an end that has passed when it begins: what is there is taken, else it ends at once.
+// waitsForNothing is every wait with an end that has passed when it begins: what is there is taken, else it ends at
+// once.
 func waitsForNothing(ctx *workflow.Context, timeout time.Duration, note func(format string, args ...any)) error {
 	say := func(what string, got any, err error) {
 		note("%s %v %v", what, got, errors.Is(err, workflow.ErrTimeout))
@@ -48,7 +49,8 @@ func waitsForNothing(ctx *workflow.Context, timeout time.Duration, note func(for
 	return errors.Join(workflow.Sleep(ctx, timeout), workflow.SleepUntil(ctx, time.Now().Add(timeout)))
 }
 
-// A wait whose end is not after its beginning takes what is there, or ends at once, whatever kind of wait it is; and a replay says the same.
+// A wait whose end is not after its beginning takes what is there, or ends at once, whatever kind of wait it is; and a
+// replay says the same.
 func TestAWaitWithoutTimeTakesWhatIsThereOrEndsAtOnce(t *testing.T) {
 	t.Parallel()
 	for name, timeout := range map[string]time.Duration{"zero": 0, "negative": -time.Second, "shortest": math.MinInt64} {
@@ -121,7 +123,8 @@ func TestAWaitWithoutTimeTakesWhatIsThereOrEndsAtOnce(t *testing.T) {
 	}
 }
 
-// What a former build has recorded of a wait with a timeout of zero, which it took for none, is a message without a deadline before it.
+// What a former build has recorded of a wait with a timeout of zero, which it took for none, is a message without a
+// deadline before it.
 func TestAWaitWithoutTimeReplaysWhatWasRecordedWhenThatMeantNoTimeout(t *testing.T) {
 	t.Parallel()
 	ctx := testContext(t)
@@ -173,14 +176,16 @@ func TestAWaitWithoutTimeReplaysWhatWasRecordedWhenThatMeantNoTimeout(t *testing
 	}
 }
 
-// distantFuture and distantPast are, but for the first two of the past, beyond what PostgreSQL, JSON or microseconds in 64 bits can express.
+// distantFuture and distantPast are, but for the first two of the past, beyond what PostgreSQL, JSON or microseconds
+// in 64 bits can express.
 var distantFuture = []time.Time{
 	time.Date(10_000, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(292_278, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(300_000, 1, 1, 0, 0, 0, 0, time.UTC), time.Unix(1<<60, 0),
 }
 
 var distantPast = []time.Time{{}, time.Unix(0, math.MinInt64), time.Date(-1, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(-300_000, 1, 1, 0, 0, 0, 0, time.UTC), time.Unix(-1<<60, 0)}
 
-// A run can wait for any instant: one that is too far counts as the end of the year 9999, and is waited for, also elsewhere.
+// A run can wait for any instant: one that is too far counts as the end of the year 9999, and is waited for, also
+// elsewhere.
 func TestAWaitUntilAnyInstantNeitherFailsNorEndsEarly(t *testing.T) {
 	t.Parallel()
 	ctx := testContext(t)

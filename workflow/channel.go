@@ -52,8 +52,9 @@ type receiveOptions struct {
 // TimeoutOption bounds a wait, or each attempt of an activity.
 type TimeoutOption struct{ d time.Duration }
 
-// WithTimeout ends a wait after d with ErrTimeout: the deadline is stored, by the database's clock. With d zero or less the wait takes
-// what is there already, and else ends at once, which is recorded like any other timeout. Without WithTimeout it has no end.
+// WithTimeout ends a wait after d with ErrTimeout: the deadline is stored, by the database's clock. With d zero or
+// less the wait takes what is there already, and else ends at once, which is recorded like any other timeout. Without
+// WithTimeout it has no end.
 //
 // For an activity it bounds each attempt: its context ends after d, which must be positive. Without it an attempt may take any
 // time; it is not taken over while its worker lives.

@@ -39,8 +39,9 @@ type workflowOptions struct {
 // DefineOption sets how the runs of a workflow are executed.
 type DefineOption func(*workflowOptions)
 
-// WithMaxConcurrentRuns bounds the runs of the workflow that execute in a worker at one time, parked ones not counted, within
-// Config.MaxConcurrentRuns: n is 1 to 1,000,000. Others wait in the database, or parked, and do not hold up other workflows.
+// WithMaxConcurrentRuns bounds the runs of the workflow that execute in a worker at one time, parked ones not counted,
+// within Config.MaxConcurrentRuns: n is 1 to 1,000,000. Others wait in the database, or parked, and do not hold up
+// other workflows.
 func WithMaxConcurrentRuns(n int) DefineOption {
 	return func(o *workflowOptions) {
 		o.maxRuns = n

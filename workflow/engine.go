@@ -31,8 +31,8 @@ import (
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
 
-// Config configures an Engine. Only Pool is required. Numbers are 1 to 1,000,000, those of a batch 1 to 10,000, durations 1 ms to 8760 h (a
-// year), except where they say otherwise; 0 means the default.
+// Config configures an Engine. Only Pool is required. Numbers are 1 to 1,000,000, those of a batch 1 to 10,000,
+// durations 1 ms to 8760 h (a year), except where they say otherwise; 0 means the default.
 type Config struct {
 	// Pool is the application's; transactional activities and callers' transactions run on it. The engine never closes it,
 	// and makes connections of its own beside it, from its configuration: one for everything that it writes (a second under
@@ -86,13 +86,15 @@ type Config struct {
 	// FallbackInterval is how often this process looks for what a lost notification would have said. Default 30 s. While the
 	// listener is not healthy it looks for ready runs every second.
 	FallbackInterval time.Duration
-	// Retention is how long ended runs are kept, with their history: at least 1 ms. Default 0: permanently. Whoever calls SweepRetention
-	// removes them: riverjobs does, once a minute or so. A run that continued as new is kept, without its history, for as long
-	// as the run that it continued as.
+	// Retention is how long ended runs are kept, with their history: at least 1 ms. Default 0: permanently. Whoever
+	// calls SweepRetention removes them: riverjobs does, once a minute or so. A run that continued as new is kept,
+	// without its history, for as long as the run that it continued as.
 	Retention time.Duration
-	// SendKeyRetention is how long the keys of WithSendKey are kept at least: 1 ms or more. Default 24 h. SweepRetention removes them later.
+	// SendKeyRetention is how long the keys of WithSendKey are kept at least: 1 ms or more. Default 24 h.
+	// SweepRetention removes them later.
 	SendKeyRetention time.Duration
-	// EventRetention is how long an event is kept that names no time of its own: 1 ms or more. Default 24 h. SweepRetention removes it later.
+	// EventRetention is how long an event is kept that names no time of its own: 1 ms or more. Default 24 h.
+	// SweepRetention removes it later.
 	EventRetention time.Duration
 	// HideErrorTexts leaves the texts of errors that activities, compensations and workflows return, and the stacks of their panics, out
 	// of the log and of spans, which then have their types only (see [Error.ErrorType]). History keeps them, up to 16 KiB each. Default

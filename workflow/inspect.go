@@ -210,11 +210,13 @@ type Filter struct {
 	// Statuses and Workflows: any of these.
 	Statuses  []Status
 	Workflows []string
-	// CreatedFrom (inclusive) and CreatedBefore bound when the run was created, by the database's clock. Instants are of the years 1 to 9999.
+	// CreatedFrom (inclusive) and CreatedBefore bound when the run was created, by the database's clock. Instants are
+	// of the years 1 to 9999.
 	CreatedFrom, CreatedBefore time.Time
 	// EndedFrom (inclusive): only runs that have ended, at that time or later.
 	EndedFrom time.Time
-	// InputPath is an SQL/JSON path that must find something in the input, such as `$.customer ? (@ == "c-42")`. Up to 10,000 bytes.
+	// InputPath is an SQL/JSON path that must find something in the input, such as `$.customer ? (@ == "c-42")`. Up to
+	// 10,000 bytes.
 	InputPath string
 	// Limit is how many runs a page holds, at most 1000. Default 100.
 	Limit int

@@ -16,8 +16,8 @@ type RetryPolicy struct {
 	MaxAttempts int
 	// InitialInterval is the wait before the second attempt, at most MaxInterval. Default 100 ms.
 	InitialInterval time.Duration
-	// MaxInterval is the longest wait between two attempts, however long it would be by Multiplier: any positive duration.
-	// Default 1 minute, or InitialInterval if that is longer.
+	// MaxInterval is the longest wait between two attempts, however long it would be by Multiplier: any positive
+	// duration. Default 1 minute, or InitialInterval if that is longer.
 	MaxInterval time.Duration
 	// Multiplier is the factor from one wait to the next, 1 to 1,000,000. Default 2.
 	Multiplier float64

@@ -49,8 +49,8 @@ func WithDelay(d time.Duration) StartOption {
 	}
 }
 
-// WithStartAt has the run begin at t, by the database's clock, see WithDelay. A t in the past is now. One beyond the years 1 to
-// 9999 (9999-12-31T23:59:59Z is the last instant) is a mistake.
+// WithStartAt has the run begin at t, by the database's clock, see WithDelay. A t in the past is now. One beyond the
+// years 1 to 9999 (9999-12-31T23:59:59Z is the last instant) is a mistake.
 func WithStartAt(t time.Time) StartOption {
 	return func(o *startOptions) {
 		o.mistake = errors.Join(o.mistake, bounds.CheckInstant("WithStartAt", t))

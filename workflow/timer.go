@@ -2,8 +2,9 @@ package workflow
 
 import "time"
 
-// Sleep waits for d from the call, durably: the deadline is stored, by the database's clock, and survives the worker. A d of zero or
-// less ends it at once, and still takes its place in history. It returns a *CancelledError if the run is cancelled, and no other error.
+// Sleep waits for d from the call, durably: the deadline is stored, by the database's clock, and survives the worker.
+// A d of zero or less ends it at once, and still takes its place in history. It returns a *CancelledError if the run
+// is cancelled, and no other error.
 func Sleep(ctx *Context, d time.Duration) (err error) {
 	before, err := ctx.current().enter(commandSleep)
 	if err != nil {
@@ -13,8 +14,9 @@ func Sleep(ctx *Context, d time.Duration) (err error) {
 	return ctx.run.sleep("sleep", until{delay: d, relative: true})
 }
 
-// SleepUntil waits until t by the database's clock. A t in the past ends it at once, and still takes its place in history. What lies
-// beyond the years 1 to 9999 counts as their beginning or end, 9999-12-31T23:59:59Z. Its error is that of Sleep.
+// SleepUntil waits until t by the database's clock. A t in the past ends it at once, and still takes its place in
+// history. What lies beyond the years 1 to 9999 counts as their beginning or end, 9999-12-31T23:59:59Z. Its error is
+// that of Sleep.
 func SleepUntil(ctx *Context, t time.Time) (err error) {
 	before, err := ctx.current().enter(commandSleep)
 	if err != nil {

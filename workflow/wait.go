@@ -58,8 +58,8 @@ func (d until) fill(ask *store.Wait) {
 	ask.AtMicros = &micros
 }
 
-// within returns the end of a wait on kind that lasts for timeout at most; nil: it has none. A build before a timeout of zero or less
-// ended a wait at once has recorded what such a wait brought without a deadline before it.
+// within returns the end of a wait on kind that lasts for timeout at most; nil: it has none. A build before a timeout
+// of zero or less ended a wait at once has recorded what such a wait brought without a deadline before it.
 func (r *run) within(timeout *time.Duration, kind journal.Kind) *until {
 	if timeout == nil {
 		return nil

@@ -73,9 +73,9 @@ func WithTraceFromMetadata() HandlerOption {
 	return func(o *handlerOptions) { o.traced = true }
 }
 
-// MessageRunID returns the id of the run of definition that [Engine.StartHandler] starts for msg, unless WithMessageID says otherwise:
-// made from the workflow's name, the topic that the router has taken msg from (none without a router) and its UUID. It is empty if
-// either is nil.
+// MessageRunID returns the id of the run of definition that [Engine.StartHandler] starts for msg, unless WithMessageID
+// says otherwise: made from the workflow's name, the topic that the router has taken msg from (none without a router)
+// and its UUID. It is empty if either is nil.
 func MessageRunID(definition Definition, msg *message.Message) string {
 	if bounds.Nothing(definition) || msg == nil {
 		return ""
