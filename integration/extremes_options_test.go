@@ -1,3 +1,4 @@
+//nolint:forcetypeassert // a panic is a failure of the test
 package integration_test
 
 import (

@@ -132,7 +132,7 @@ func (c RelayConfig) validate() error {
 		bounds.Interval("PollInterval", c.PollInterval),
 		bounds.Interval("FallbackInterval", c.FallbackInterval),
 		bounds.Interval("Lease", c.Lease),
-		bounds.Age("DeadLetterRetention", c.DeadLetterRetention, "to keep dead letters permanently"))
+		bounds.Age("DeadLetterRetention", c.DeadLetterRetention, bounds.Shortest, "to keep dead letters permanently"))
 	if c.Lease < 2*c.PublishTimeout {
 		wrong("Lease is %v: use at least twice PublishTimeout (%v), so that no call outlives it", c.Lease, c.PublishTimeout)
 	}

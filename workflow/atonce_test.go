@@ -192,7 +192,7 @@ func TestAWaitUntilAnyInstantNeitherFailsNorEndsEarly(t *testing.T) {
 	pool := pgtest.Pool(t)
 	passed := make(chan int, len(distantFuture)+len(distantPast)+1)
 	flow := workflow.Define("distant", func(ctx *workflow.Context, which int) (int, error) {
-		instant := time.Time{}
+		var instant time.Time
 		switch {
 		case which < len(distantFuture):
 			instant = distantFuture[which]

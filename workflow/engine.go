@@ -86,14 +86,14 @@ type Config struct {
 	// FallbackInterval is how often this process looks for what a lost notification would have said. Default 30 s. While the
 	// listener is not healthy it looks for ready runs every second.
 	FallbackInterval time.Duration
-	// Retention is how long ended runs are kept, with their history: at least 1 ms. Default 0: permanently. Whoever
+	// Retention is how long ended runs are kept, with their history: at least 1 µs. Default 0: permanently. Whoever
 	// calls SweepRetention removes them: riverjobs does, once a minute or so. A run that continued as new is kept,
 	// without its history, for as long as the run that it continued as.
 	Retention time.Duration
-	// SendKeyRetention is how long the keys of WithSendKey are kept at least: 1 ms or more. Default 24 h.
+	// SendKeyRetention is how long the keys of WithSendKey are kept at least: 1 µs or more. Default 24 h.
 	// SweepRetention removes them later.
 	SendKeyRetention time.Duration
-	// EventRetention is how long an event is kept that names no time of its own: 1 ms or more. Default 24 h.
+	// EventRetention is how long an event is kept that names no time of its own: 1 µs or more. Default 24 h.
 	// SweepRetention removes it later.
 	EventRetention time.Duration
 	// HideErrorTexts leaves the texts of errors that activities, compensations and workflows return, and the stacks of their panics, out
@@ -162,9 +162,9 @@ func (c Config) validate() error {
 		bounds.Batch("workflow.Config.MaxTimersPerBatch", c.MaxTimersPerBatch),
 		bounds.Batch("workflow.Config.MaxMessagesPerBatch", c.MaxMessagesPerBatch),
 		bounds.Interval("workflow.Config.FallbackInterval", c.FallbackInterval),
-		bounds.Age("workflow.Config.EventRetention", c.EventRetention, "for the default"),
-		bounds.Age("workflow.Config.SendKeyRetention", c.SendKeyRetention, "for the default"),
-		bounds.Age("workflow.Config.Retention", c.Retention, "to keep ended runs permanently"))
+		bounds.Age("workflow.Config.EventRetention", c.EventRetention, time.Microsecond, "for the default"),
+		bounds.Age("workflow.Config.SendKeyRetention", c.SendKeyRetention, time.Microsecond, "for the default"),
+		bounds.Age("workflow.Config.Retention", c.Retention, time.Microsecond, "to keep ended runs permanently"))
 	if c.MeterProvider != nil && bounds.Nothing(c.MeterProvider) {
 		errs = append(errs, fmt.Errorf("workflow.Config.MeterProvider is a nil %T: give a meter provider, or leave it out", c.MeterProvider))
 	}

@@ -37,7 +37,7 @@ type OutgoingEvent struct {
 	Attributes map[string]string
 	// Data is encoded as JSON.
 	Data any
-	// Retention is how long it is kept: 1 ms or more. Default Config.EventRetention.
+	// Retention is how long it is kept: 1 µs or more. Default Config.EventRetention.
 	Retention time.Duration
 }
 
@@ -132,7 +132,7 @@ func (e *Engine) newEvent(event OutgoingEvent) (store.SendEvent, error) {
 	if dataErr == nil && !utf8.Valid(data) {
 		dataErr = errors.New("the data is not valid UTF-8: encode it by json.Marshal")
 	}
-	retentionErr := bounds.Age("OutgoingEvent.Retention", event.Retention, "for the default")
+	retentionErr := bounds.Age("OutgoingEvent.Retention", event.Retention, time.Microsecond, "for the default")
 	if event.Retention == 0 {
 		event.Retention = e.config.EventRetention
 	}

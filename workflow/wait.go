@@ -224,9 +224,7 @@ func (r *run) await(ask *store.Wait, channels []listening, landed func() bool) (
 		}
 	}()
 	var next <-chan time.Time // when a run that is not parked looks again
-	// A poll from a mark on may miss what another follows for; there is none if this wait ends at once.
-	full := ask.DelayMicros != nil && *ask.DelayMicros == 0
-	for look := true; ; {
+	for look, full := true, endsAtOnce(ask); ; {
 		r.checkpoint()
 		if outcome := r.decideStay(ask, landed); outcome != "" {
 			return outcome, nil
@@ -262,6 +260,10 @@ func (r *run) await(ask *store.Wait, channels []listening, landed func() bool) (
 		}
 	}
 }
+
+// endsAtOnce reports whether no poll follows the first one of a wait, which so must not begin at a mark that it may miss
+// messages below.
+func endsAtOnce(ask *store.Wait) bool { return ask.DelayMicros != nil && *ask.DelayMicros == 0 }
 
 // decideStay returns the outcome of a wait if it is known, else whether steps keep the run from being parked, in ask.
 func (r *run) decideStay(ask *store.Wait, landed func() bool) (outcome string) {

@@ -56,11 +56,11 @@ func Interval(name string, d time.Duration) error {
 }
 
 // Age reports a duration that cannot say for how long something is kept; zero says something else, which instead tells.
-func Age(name string, d time.Duration, instead string) error {
-	if d >= Shortest || d == 0 {
+func Age(name string, d, least time.Duration, instead string) error {
+	if d >= least || d == 0 {
 		return nil
 	}
-	return fmt.Errorf("%s is %s: use at least %s, or 0 %s", name, d, Shortest, instead)
+	return fmt.Errorf("%s is %s: use at least %s, or 0 %s", name, d, least, instead)
 }
 
 // What an instant can be: PostgreSQL and JSON can express it, and so can 64 bits that count microseconds. A double,
