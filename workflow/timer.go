@@ -1,6 +1,12 @@
 package workflow
 
-import "time"
+import (
+	"time"
+
+	"github.com/romancy-go/romancy/internal/bounds"
+	"github.com/romancy-go/romancy/workflow/internal/journal"
+	"github.com/romancy-go/romancy/workflow/internal/store"
+)
 
 // Sleep waits for d from the call, durably: the deadline is stored, by the database's clock, and survives the worker.
 // A d of zero or less ends it at once, and still takes its place in history. It returns a *CancelledError if the run
@@ -31,6 +37,28 @@ type until struct {
 	relative bool
 	delay    time.Duration
 	at       time.Time
+}
+
+func (d until) fill(ask *store.Wait) {
+	if d.relative {
+		micros := max(d.delay, 0).Microseconds()
+		ask.DelayMicros, ask.Asked = &micros, time.Now()
+		return
+	}
+	micros := bounds.Instant(d.at).UnixMicro()
+	ask.AtMicros = &micros
+}
+
+// within returns the end of a wait on kind that lasts for timeout at most; nil: it has none. A build before a timeout
+// of zero or less ended a wait at once has recorded what such a wait brought without a deadline before it.
+func (r *run) within(timeout *time.Duration, kind journal.Kind) *until {
+	if timeout == nil {
+		return nil
+	}
+	if next, ok := r.journal.Next(); ok && *timeout <= 0 && next.Kind == kind && next.Position == r.journal.Issued()+1 {
+		return nil
+	}
+	return &until{relative: true, delay: *timeout}
 }
 
 // timerRecord is the payload of a timer's row in history.

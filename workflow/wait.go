@@ -48,28 +48,6 @@ func (r *run) cancelWait(recorded bool) error {
 	return r.recordCancelled(r.journal.Issued())
 }
 
-func (d until) fill(ask *store.Wait) {
-	if d.relative {
-		micros := max(d.delay, 0).Microseconds()
-		ask.DelayMicros, ask.Asked = &micros, time.Now()
-		return
-	}
-	micros := bounds.Instant(d.at).UnixMicro()
-	ask.AtMicros = &micros
-}
-
-// within returns the end of a wait on kind that lasts for timeout at most; nil: it has none. A build before a timeout
-// of zero or less ended a wait at once has recorded what such a wait brought without a deadline before it.
-func (r *run) within(timeout *time.Duration, kind journal.Kind) *until {
-	if timeout == nil {
-		return nil
-	}
-	if next, ok := r.journal.Next(); ok && *timeout <= 0 && next.Kind == kind && next.Position == r.journal.Issued()+1 {
-		return nil
-	}
-	return &until{relative: true, delay: *timeout}
-}
-
 func (r *run) firesAt(position int32, record journal.Record) *int64 {
 	var timer timerRecord
 	if err := json.Unmarshal(record.Payload, &timer); err != nil {
