@@ -2,10 +2,12 @@ package romancy
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/romancy-go/romancy/internal/dial"
 	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/internal/rivertables"
 	"github.com/romancy-go/romancy/internal/schema"
@@ -30,7 +32,9 @@ func (m migration) options() schema.Options {
 func newMigration(opts []MigrateOption) migration {
 	m := migration{schema: DefaultSchema, logger: slog.Default()}
 	for _, opt := range opts {
-		opt.applyMigrate(&m)
+		if opt != nil {
+			opt.applyMigrate(&m)
+		}
 	}
 	if m.logger == nil {
 		m.logger = slog.Default()
@@ -56,7 +60,17 @@ func newMigration(opts []MigrateOption) migration {
 //
 // If Migrate fails half-way, run it again: what is done stays done, and Start refuses a half-migrated schema.
 func Migrate(ctx context.Context, pool *pgxpool.Pool, opts ...MigrateOption) error {
+	if err := checkPool("Migrate", pool); err != nil {
+		return err
+	}
 	return refusal.Public(newMigration(opts).run(ctx, pool, true))
+}
+
+func checkPool(function string, pool *pgxpool.Pool) error {
+	if flaw := dial.Unusable(pool); flaw != "" {
+		return fmt.Errorf("romancy: the pool of %s %s: give the application's *pgxpool.Pool", function, flaw)
+	}
+	return nil
 }
 
 func (m migration) run(ctx context.Context, pool *pgxpool.Pool, river bool) error {

@@ -50,6 +50,9 @@ func (p *MigrationPlan) SQL() string {
 // that may only read is enough for it, so it does not ask who owns the schema. It returns an error for one that is not empty before
 // the first migration (see WithNonEmptySchema), and a *SchemaVersionError for a newer schema that this build cannot work with.
 func PlanMigration(ctx context.Context, pool *pgxpool.Pool, opts ...MigrateOption) (*MigrationPlan, error) {
+	if err := checkPool("PlanMigration", pool); err != nil {
+		return nil, err
+	}
 	m := newMigration(opts)
 	version, own, err := schema.Plan(ctx, pool, m.schema, m.options())
 	if err != nil {

@@ -1,8 +1,6 @@
 package romancy
 
 import (
-	"errors"
-	"fmt"
 	"log/slog"
 	"time"
 
@@ -16,13 +14,13 @@ import (
 	"github.com/romancy-go/romancy/bus"
 	"github.com/romancy-go/romancy/internal/schema"
 	"github.com/romancy-go/romancy/internal/secret"
-	"github.com/romancy-go/romancy/internal/sqlfile"
 	"github.com/romancy-go/romancy/workflow"
 )
 
 // Defaults of the options, where zero means the default.
 const (
 	DefaultSchema                 = schema.Default
+	DefaultLease                  = 15 * time.Second
 	DefaultNotifyFallbackInterval = 30 * time.Second
 	DefaultNotifyReconnectDelay   = 60 * time.Second
 	DefaultMaxPerBatch            = 100
@@ -66,6 +64,8 @@ type options struct {
 	sendKeyRetention time.Duration
 	listenURLs       []secret.Text
 	listeners        []*bus.Listener
+
+	workflowsGiven bool // with or without mistakes
 
 	outboxGiven bool
 	publisher   message.Publisher
@@ -132,7 +132,7 @@ func WithClientOnly() Option {
 }
 
 // WithLease sets how long this process owns its runs without a sign of life: after a crash they continue elsewhere when it
-// has run out. Default: 15 s; at least 1 s.
+// has run out. Default: 15 s; 1 s to 24 h.
 func WithLease(lease time.Duration) Option {
 	return optionFunc(func(o *options) { o.lease = lease })
 }
@@ -159,14 +159,15 @@ func WithListenNotify(enabled *bool) Option {
 	return optionFunc(func(o *options) { o.listenNotify = enabled })
 }
 
-// WithNotifyFallbackInterval sets how often sweeps look for lost notifications while none seem to be lost. Default: 30 s.
-// While the listening connection is down they run at the polling intervals (1 s, 5 s for channel timeouts).
+// WithNotifyFallbackInterval sets how often sweeps look for lost notifications while none seem to be lost. Default: 30
+// s. While the listening connection is down they run at the polling intervals (1 s, 5 s for channel timeouts). 1 ms to
+// 8760 h (a year).
 func WithNotifyFallbackInterval(interval time.Duration) Option {
 	return optionFunc(func(o *options) { o.fallbackInterval = interval })
 }
 
 // WithNotifyReconnectDelay sets the longest delay between two attempts to connect again after the listening connection was
-// lost. The first attempt comes at once, the next after about 100 ms, doubling. Default: 60 s.
+// lost. The first attempt comes at once, the next after about 100 ms, doubling. Default: 60 s; 1 ms to 8760 h (a year).
 func WithNotifyReconnectDelay(delay time.Duration) Option {
 	return optionFunc(func(o *options) { o.reconnectDelay = delay })
 }
@@ -184,62 +185,63 @@ func WithListener(listener *bus.Listener) Option {
 	return optionFunc(func(o *options) { o.listeners = append(o.listeners, listener) })
 }
 
-// WithMaxWorkflowsPerBatch bounds the runs that one statement claims. Default: 100.
+// WithMaxWorkflowsPerBatch bounds the runs that one statement claims. Default: 100; at most 10,000.
 func WithMaxWorkflowsPerBatch(n int) Option {
 	return optionFunc(func(o *options) { o.maxWorkflows = n })
 }
 
-// WithMaxTimersPerBatch bounds the due timers that one statement handles. Default: 100.
+// WithMaxTimersPerBatch bounds the due timers that one statement handles. Default: 100; at most 10,000.
 func WithMaxTimersPerBatch(n int) Option {
 	return optionFunc(func(o *options) { o.maxTimers = n })
 }
 
-// WithMaxMessagesPerBatch bounds the waiting messages that one statement looks at. Default: 100.
+// WithMaxMessagesPerBatch bounds the waiting messages that one statement looks at. Default: 100; at most 10,000.
 func WithMaxMessagesPerBatch(n int) Option {
 	return optionFunc(func(o *options) { o.maxMessages = n })
 }
 
-// WithMaxConcurrentRuns bounds the runs that execute in this process at one time, parked ones not counted. Others wait in the
-// database, or parked; the workflows share the room among them. Default: 1000. A workflow can have a limit of its own:
-// workflow.WithMaxConcurrentRuns.
+// WithMaxConcurrentRuns bounds the runs that execute in this process at one time, parked ones not counted. Others wait
+// in the database, or parked; the workflows share the room among them. Default: 1000; at most 1,000,000. A workflow
+// can have a limit of its own: workflow.WithMaxConcurrentRuns.
 func WithMaxConcurrentRuns(n int) Option {
 	return optionFunc(func(o *options) { o.maxRuns = n })
 }
 
 // WithMaxConcurrentActivities bounds the activities that execute in this process at one time; others wait in memory.
-// Default: 1000. A workflow and an activity can have limits of their own: workflow.WithMaxConcurrentActivities and
-// workflow.WithMaxConcurrent.
+// Default: 1000; at most 1,000,000. A workflow and an activity can have limits of their own:
+// workflow.WithMaxConcurrentActivities and workflow.WithMaxConcurrent.
 func WithMaxConcurrentActivities(n int) Option {
 	return optionFunc(func(o *options) { o.maxActivities = n })
 }
 
-// WithMaxDeaths sets how many workers in a row may die with a run, having recorded nothing, before it is stuck. Default: 5.
-// See workflow.Config.MaxDeaths for what counts.
+// WithMaxDeaths sets how many workers in a row may die with a run, having recorded nothing, before it is stuck.
+// Default: 5; at most 1,000,000. See workflow.Config.MaxDeaths for what counts.
 func WithMaxDeaths(n int) Option {
 	return optionFunc(func(o *options) { o.maxDeaths = n })
 }
 
-// WithMaxInterruptions sets how often the database may refuse the transaction of a step, for a reason that is not the step's fault, and
-// have it executed again, before its run is stuck. Default: 20. See workflow.Config.MaxInterruptions for what counts.
+// WithMaxInterruptions sets how often the database may refuse the transaction of a step, for a reason that is not the
+// step's fault, and have it executed again, before its run is stuck. Default: 20; at most 1,000,000. See
+// workflow.Config.MaxInterruptions for what counts.
 func WithMaxInterruptions(n int) Option {
 	return optionFunc(func(o *options) { o.maxInterruptions = n })
 }
 
-// WithRetention sets how long runs that have ended are kept, with their history. Default: 0, for ever. They are removed in
-// small batches by the periodic job romancy_retention. A run that continued as new is kept, without its history, for as long as
-// the run that it continued as.
+// WithRetention sets how long runs that have ended are kept, with their history: 1 ms or more. Default: 0,
+// permanently. They are removed in small batches by the periodic job romancy_retention. A run that continued as new is
+// kept, without its history, for as long as the run that it continued as.
 func WithRetention(age time.Duration) Option {
 	return optionFunc(func(o *options) { o.retention = age })
 }
 
 // WithEventRetention sets how long an event is kept that names no time of its own (workflow.OutgoingEvent.Retention), for runs that
-// have yet to wait for it. Default: 24 h.
+// have yet to wait for it: 1 ms or more. Default: 24 h.
 func WithEventRetention(age time.Duration) Option {
 	return optionFunc(func(o *options) { o.eventRetention = age })
 }
 
 // WithSendKeyRetention sets how long a message that is sent again under its key (workflow.WithSendKey) is known to have been
-// sent. Default: 24 h.
+// sent: 1 ms or more. Default: 24 h.
 func WithSendKeyRetention(age time.Duration) Option {
 	return optionFunc(func(o *options) { o.sendKeyRetention = age })
 }
@@ -289,198 +291,6 @@ func BoolPtr(value bool) *bool {
 }
 
 func (o *options) listens() bool  { return o.listenNotify == nil || *o.listenNotify }
-func (o *options) executes() bool { return len(o.workflows) > 0 && !o.client }
-func (o *options) relays() bool   { return o.publisher != nil }
+func (o *options) executes() bool { return o.workflowsGiven && !o.client }
+func (o *options) relays() bool   { return o.outboxGiven }
 func (o *options) sweeps() bool   { return o.executes() || o.relays() }
-
-// check returns the options with their defaults, and all mistakes. An option with a mistake has its default too, so that
-// the parts can be made from the others and report what only they can find.
-func check(o options) (options, error) {
-	var errs []error
-	mistake := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-
-	errs = append(errs, o.checkDatabase()...)
-	errs = append(errs, o.checkListening()...)
-
-	setDefault(&o.schema, DefaultSchema)
-	if err := sqlfile.CheckSchema(o.schema); err != nil {
-		mistake("WithSchema: %w", err)
-		o.schema = DefaultSchema
-	}
-	names := bus.ChannelsFor(o.schema)
-	setDefault(&o.channels.WorkflowResumable, names.WorkflowResumable)
-	setDefault(&o.channels.TimerExpired, names.TimerExpired)
-	setDefault(&o.channels.ChannelMessage, names.ChannelMessage)
-	setDefault(&o.channels.OutboxPending, names.OutboxPending)
-	if err := o.channels.Validate(); err != nil {
-		mistake("WithChannels: %w", err)
-		o.channels = names
-	}
-
-	var err error
-	if o.workflows, err = distinct(o.workflows); err != nil {
-		errs = append(errs, err)
-	}
-	if o.lease != 0 && o.lease < time.Second {
-		mistake("WithLease(%s) is too short: give at least 1s, or leave it out for 15s", o.lease)
-		o.lease = 0
-	}
-	errs = append(errs, checkDurations(&o)...)
-	for _, size := range []struct {
-		option   string
-		value    *int
-		fallback int
-	}{
-		{"WithMaxWorkflowsPerBatch", &o.maxWorkflows, DefaultMaxPerBatch},
-		{"WithMaxTimersPerBatch", &o.maxTimers, DefaultMaxPerBatch},
-		{"WithMaxMessagesPerBatch", &o.maxMessages, DefaultMaxPerBatch},
-		{"WithMaxConcurrentRuns", &o.maxRuns, DefaultMaxConcurrent},
-		{"WithMaxConcurrentActivities", &o.maxActivities, DefaultMaxConcurrent},
-		{"WithMaxDeaths", &o.maxDeaths, DefaultMaxDeaths},
-		{"WithMaxInterruptions", &o.maxInterruptions, DefaultMaxInterruptions},
-	} {
-		if *size.value < 0 {
-			mistake("%s(%d) is negative: give at least 1, or 0 for %d", size.option, *size.value, size.fallback)
-			*size.value = 0
-		}
-		setDefault(size.value, size.fallback)
-	}
-
-	if o.outboxGiven && o.publisher == nil {
-		mistake("WithOutboxPublisher(nil): give the Watermill publisher to relay to, or leave it out")
-	}
-	if o.loggerGiven && o.logger == nil {
-		mistake("WithLogger(nil): give a logger, or leave it out for slog.Default()")
-	}
-	if o.logger == nil {
-		o.logger = slog.Default()
-	}
-	if o.meterGiven && o.meter == nil {
-		mistake("WithMeterProvider(nil): give a meter provider, or leave it out for otel.GetMeterProvider()")
-	}
-	if o.tracerGiven && o.tracer == nil {
-		mistake("WithTracerProvider(nil): give a tracer provider, or leave it out for otel.GetTracerProvider()")
-	}
-	switch {
-	case !o.riverGiven:
-	case o.river == nil || o.workers == nil:
-		mistake("WithRiver with a nil client or nil workers: give your river.Client and the river.Workers it was made with, or leave it out for a client of the App's own")
-	case !o.sweeps() && len(errs) == 0:
-		mistake("WithRiver without anything to sweep: give WithWorkflows to execute or WithOutboxPublisher as well, or leave it out")
-	}
-	return o, errors.Join(errs...)
-}
-
-func (o *options) checkDatabase() (errs []error) {
-	switch given := len(o.urls) + len(o.pools); {
-	case given == 0:
-		return []error{errors.New("no database: give WithDatabase(url) or WithPool(pool)")}
-	case given > 1:
-		errs = append(errs, fmt.Errorf("%d databases (WithDatabase %d times, WithPool %d times): give exactly one", given, len(o.urls), len(o.pools)))
-	}
-	for _, url := range o.urls {
-		if url.Reveal() == "" {
-			errs = append(errs, errors.New(`WithDatabase(""): give a URL like postgres://user:password@localhost:5432/dbname`))
-		} else if _, err := secret.Parse(url.Reveal()); err != nil {
-			errs = append(errs, fmt.Errorf("WithDatabase: %w: give a URL like postgres://user:password@localhost:5432/dbname", err))
-		}
-	}
-	for _, pool := range o.pools {
-		if pool == nil {
-			errs = append(errs, errors.New("WithPool(nil): give the application's *pgxpool.Pool"))
-		}
-	}
-	return errs
-}
-
-// checkListening drops what has a mistake.
-func (o *options) checkListening() (errs []error) {
-	mistake := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-	for _, url := range o.listenURLs {
-		if url.Reveal() == "" {
-			mistake(`WithListenURL(""): give a URL like postgres://user:password@localhost:5432/dbname, or leave it out to listen to the pool's database`)
-		} else if _, err := secret.Parse(url.Reveal()); err != nil {
-			mistake("WithListenURL: %w: give a URL like postgres://user:password@localhost:5432/dbname", err)
-		}
-	}
-	for _, listener := range o.listeners {
-		if listener == nil {
-			mistake("WithListener(nil): give the application's *bus.Listener, or leave it out for one of the App's own")
-		}
-	}
-	if given := len(o.listenURLs) + len(o.listeners); given > 1 {
-		mistake("%d ways to listen (WithListenURL %d times, WithListener %d times): give at most one", given, len(o.listenURLs), len(o.listeners))
-	} else if given > 0 && !o.listens() {
-		mistake("WithListenNotify(false) together with WithListenURL or WithListener: nothing would be listened to; leave one out")
-	}
-	if len(o.listeners) > 0 && o.reconnectDelay != 0 {
-		mistake("WithNotifyReconnectDelay(%s) has no effect on the listener of WithListener: set ReconnectDelay of its bus.ListenerConfig", o.reconnectDelay)
-	}
-	if len(errs) > 0 {
-		o.listenURLs, o.listeners = nil, nil
-	}
-	return errs
-}
-
-// listenURL returns what WithListenURL says, or "".
-func (o *options) listenURL() string {
-	if len(o.listenURLs) == 0 {
-		return ""
-	}
-	return o.listenURLs[0].Reveal()
-}
-
-// ownsListener reports whether the App makes its listener.
-func (o *options) ownsListener() bool { return len(o.listeners) == 0 }
-
-// distinct returns the definitions that can be told apart, and what is wrong with the others.
-func distinct(definitions []workflow.Definition) ([]workflow.Definition, error) {
-	var errs []error
-	var kept []workflow.Definition
-	names := map[string]bool{}
-	for i, definition := range definitions {
-		switch {
-		case definition == nil:
-			errs = append(errs, fmt.Errorf("WithWorkflows: workflow %d of %d is nil: give what workflow.Define returns", i+1, len(definitions)))
-		case names[definition.Name()]:
-			errs = append(errs, fmt.Errorf("WithWorkflows: two workflows are named %q: rename one, or register it once", definition.Name()))
-		default:
-			names[definition.Name()] = true
-			kept = append(kept, definition)
-		}
-	}
-	return kept, errors.Join(errs...)
-}
-
-func setDefault[T comparable](value *T, fallback T) {
-	var zero T
-	if *value == zero {
-		*value = fallback
-	}
-}
-
-// checkDurations puts defaults in the place of durations that were left out, and of those that cannot be used, which it reports.
-func checkDurations(o *options) (mistakes []error) {
-	if o.retention < 0 {
-		mistakes = append(mistakes, fmt.Errorf("WithRetention(%s) is negative: give how long ended runs are kept, or 0 to keep them for ever", o.retention))
-		o.retention = 0
-	}
-	for _, duration := range []struct {
-		option   string
-		value    *time.Duration
-		fallback time.Duration
-	}{
-		{"WithNotifyFallbackInterval", &o.fallbackInterval, DefaultNotifyFallbackInterval},
-		{"WithNotifyReconnectDelay", &o.reconnectDelay, DefaultNotifyReconnectDelay},
-		{"WithEventRetention", &o.eventRetention, DefaultEventRetention},
-		{"WithSendKeyRetention", &o.sendKeyRetention, DefaultSendKeyRetention},
-	} {
-		// Milliseconds are what the parts count in.
-		if *duration.value < 0 || (*duration.value > 0 && *duration.value < time.Millisecond) {
-			mistakes = append(mistakes, fmt.Errorf("%s(%s) is not a usable duration: give at least 1ms, or 0 for %s", duration.option, *duration.value, duration.fallback))
-			*duration.value = 0
-		}
-		setDefault(duration.value, duration.fallback)
-	}
-	return mistakes
-}

@@ -85,10 +85,11 @@ func NewApp(opts ...Option) *App {
 	return a
 }
 
-// Start checks everything and starts it. Mistakes in the options come all at once, each with the option, its value and a
-// remedy. Then come, one at a time, a database that cannot be reached within ten seconds, privileges that its role lacks
-// (*GrantError, all at once), a schema at another version (*SchemaVersionError), and whatever keeps a part from starting. After an error nothing is left running and Start may be
-// called again. ctx bounds the start only: to end the App, call Shutdown.
+// Start checks everything and starts it. Mistakes in the options come all at once, each with the option, its value and
+// a remedy. Then come, one at a time, a ctx that has ended, a database that cannot be reached within ten seconds,
+// privileges that its role lacks (*GrantError, all at once), a schema at another version (*SchemaVersionError), and
+// whatever keeps a part from starting. After an error nothing is left running and Start may be called again. ctx
+// bounds the start only: to end the App, call Shutdown.
 //
 // It returns ErrAlreadyStarted if the App is running and ErrShutDown after Shutdown.
 func (a *App) Start(ctx context.Context) error {
@@ -107,6 +108,10 @@ func (a *App) Start(ctx context.Context) error {
 	r, err := a.build()
 	if err != nil {
 		return err
+	}
+	if ctx.Err() != nil {
+		a.closeOwn(r.pool)
+		return fmt.Errorf("romancy: start: the context has ended: %w: give one that lasts until the App has started", context.Cause(ctx))
 	}
 	if err := refusal.WithRemedy(refusal.Public(a.startParts(ctx, r))); err != nil {
 		stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), graceTimeout)

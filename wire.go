@@ -48,7 +48,7 @@ func (a *App) build() (*parts, error) {
 	errs = append(errs, err)
 	r.writer, err = outbox.NewWriter(outbox.WriterConfig{Schema: o.schema, Channels: o.channels, Notifier: r.notifier})
 	errs = append(errs, err)
-	if o.relays() {
+	if o.publisher != nil {
 		r.relay, err = outbox.NewRelay(outbox.RelayConfig{
 			Pool: pool, Schema: o.schema, Channels: o.channels, Publisher: o.publisher, Listener: r.listener,
 			FallbackInterval: o.fallbackInterval, Logger: o.logger, HideErrorTexts: o.hideErrors,
@@ -161,11 +161,15 @@ func (a *App) closePool(ctx context.Context, pool *pgxpool.Pool) error {
 }
 
 func reach(ctx context.Context, pool *pgxpool.Pool) error {
+	callers := ctx
 	ctx, cancel := context.WithTimeoutCause(ctx, reachTimeout, fmt.Errorf("no answer within %s", reachTimeout))
 	defer cancel()
 	err := pool.Ping(ctx)
 	if err == nil {
 		return nil
+	}
+	if callers.Err() != nil {
+		return fmt.Errorf("the context of Start has ended before the database has answered: %w: give it more time", context.Cause(callers))
 	}
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
 		err = fmt.Errorf("%w: %w", cause, err)

@@ -118,11 +118,11 @@ func checkChannel(name string) error {
 	case name == "":
 		return errors.New("channel name is empty: name the PostgreSQL channel")
 	case len(name) > MaxChannelName:
-		return fmt.Errorf("channel name %q is %d bytes long: PostgreSQL allows %d", name, len(name), MaxChannelName)
+		return fmt.Errorf("channel name %.40q... is %d bytes long: use at most the %d that PostgreSQL allows", name, len(name), MaxChannelName)
 	case !utf8.ValidString(name):
-		return fmt.Errorf("channel name %q is not valid UTF-8", name)
+		return fmt.Errorf("channel name %q is not valid UTF-8: use text that is", name)
 	case strings.ContainsRune(name, 0):
-		return fmt.Errorf("channel name %q contains a NUL byte, which PostgreSQL cannot store", name)
+		return fmt.Errorf("channel name %q contains a NUL byte, which PostgreSQL cannot store: leave it out", name)
 	}
 	return nil
 }

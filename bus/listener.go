@@ -14,6 +14,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"go.opentelemetry.io/otel/metric"
 
+	"github.com/romancy-go/romancy/internal/bounds"
+	"github.com/romancy-go/romancy/internal/dial"
 	"github.com/romancy-go/romancy/internal/outage"
 	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/internal/secret"
@@ -22,7 +24,10 @@ import (
 // ErrClosed is returned by everything here that was closed.
 var ErrClosed = errors.New("closed")
 
-// ListenerConfig configures a [Listener].
+// errNoListener is what a nil listener answers.
+var errNoListener = errors.New("the listener is nil: make one with NewListener, or start the App that you have it from")
+
+// ListenerConfig configures a [Listener]. Durations are 1 ms to 8760 h (a year).
 type ListenerConfig struct {
 	// Pool gives the configuration of the connection: address, credentials, TLS, BeforeConnect, AfterConnect. None of
 	// the pool's connections listens; one is borrowed for a moment whenever a probe is sent. Required unless ListenURL
@@ -80,8 +85,9 @@ func (c ListenerConfig) withDefaults() ListenerConfig {
 
 func (c ListenerConfig) validate() error {
 	var errs []error
-	if c.Pool == nil && c.ListenURL == "" && c.Connect == nil && !c.Disabled {
-		errs = append(errs, errors.New("bus.ListenerConfig.Pool is nil: give the pgx pool whose settings the LISTEN connection uses, or set ListenURL or Connect"))
+	needed := c.ListenURL == "" && c.Connect == nil && !c.Disabled
+	if flaw := dial.Unusable(c.Pool); flaw != "" && (needed || c.Pool != nil) {
+		errs = append(errs, fmt.Errorf("bus.ListenerConfig.Pool %s: give the pgx pool whose settings the LISTEN connection uses, or set ListenURL or Connect", flaw))
 	}
 	if c.ListenURL != "" && c.Connect != nil {
 		errs = append(errs, errors.New("bus.ListenerConfig.ListenURL and Connect are both set: give one of them"))
@@ -90,10 +96,11 @@ func (c ListenerConfig) validate() error {
 		errs = append(errs, err)
 	}
 	errs = append(errs,
-		checkDuration("bus.ListenerConfig.ReconnectDelay", c.ReconnectDelay),
-		checkDuration("bus.ListenerConfig.ProbeInterval", c.ProbeInterval),
-		checkDuration("bus.ListenerConfig.SilenceLimit", c.SilenceLimit),
-		checkDuration("bus.ListenerConfig.FallbackInterval", c.FallbackInterval))
+		checkProvider("bus.ListenerConfig.MeterProvider", c.MeterProvider),
+		bounds.Interval("bus.ListenerConfig.ReconnectDelay", c.ReconnectDelay),
+		bounds.Interval("bus.ListenerConfig.ProbeInterval", c.ProbeInterval),
+		bounds.Interval("bus.ListenerConfig.SilenceLimit", c.SilenceLimit),
+		bounds.Interval("bus.ListenerConfig.FallbackInterval", c.FallbackInterval))
 	return errors.Join(errs...)
 }
 
@@ -110,10 +117,10 @@ func (c ListenerConfig) listenConfig() (*pgx.ConnConfig, error) {
 	return config.ConnConfig, nil
 }
 
-// checkDuration reports a negative duration; zero has been replaced by the default before.
-func checkDuration(field string, d time.Duration) error {
-	if d < 0 {
-		return fmt.Errorf("%s is %s: use a positive duration, or 0 for the default", field, d)
+// checkProvider reports a provider that is a nil pointer. One that is left out is the default.
+func checkProvider(field string, provider metric.MeterProvider) error {
+	if provider != nil && bounds.Nothing(provider) {
+		return fmt.Errorf("%s is a nil %T: give a meter provider, or leave it out for otel.GetMeterProvider()", field, provider)
 	}
 	return nil
 }
@@ -207,6 +214,9 @@ func NewListener(cfg ListenerConfig) (*Listener, error) {
 // Close ends it; the end of ctx does not. It returns an error if ctx has ended, if it was started before, and
 // [ErrClosed] after Close.
 func (l *Listener) Start(ctx context.Context) error {
+	if l == nil {
+		return fmt.Errorf("start listener: %w", errNoListener)
+	}
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("start listener: %w", err)
 	}
@@ -231,8 +241,11 @@ func (l *Listener) Start(ctx context.Context) error {
 }
 
 // Close ends the listener, whatever it is doing, and all its subscriptions, and waits for its goroutine. It returns an
-// error only if ctx ends before that. It may be called more than once, before Start too.
+// error only if ctx ends before that. It may be called more than once, before Start too, and on a nil listener.
 func (l *Listener) Close(ctx context.Context) error {
+	if l == nil {
+		return nil
+	}
 	l.mu.Lock()
 	first, running := !l.closed, l.stop != nil
 	l.closed = true
@@ -270,15 +283,17 @@ func (l *Listener) Retry() {
 	}
 }
 
-// Subscribe returns a queue for what is notified on channels, any time before Close. It keeps up to buffer notifications,
-// fewer if their payloads have a KiB or more, see [DefaultQueue], which is what 0 means. The channels are listened to as soon as there is a connection, which the subscription's first
-// catch-up tells. It returns an error for no channel, for a name that PostgreSQL would refuse and for a negative buffer,
-// and [ErrClosed] after Close.
+// Subscribe returns a queue for what is notified on channels, any time before Close. It keeps up to buffer
+// notifications, fewer if their payloads have a KiB or more, see [DefaultQueue], which is what 0 means. The channels
+// are listened to as soon as there is a connection, which the subscription's first catch-up tells. It returns an error
+// for no channel, for a name that PostgreSQL would refuse, for a buffer that is negative or above 1,000,000 and on a
+// nil listener, and [ErrClosed] after Close.
 func (l *Listener) Subscribe(buffer int, channels ...string) (*Subscription, error) {
 	var errs []error
-	if buffer < 0 {
-		errs = append(errs, fmt.Errorf("buffer is %d: use a positive number, or 0 for the default", buffer))
+	if l == nil {
+		errs = append(errs, errNoListener)
 	}
+	errs = append(errs, bounds.Number("the buffer", buffer, 0, bounds.Most, ", where 0 is the default"))
 	if len(channels) == 0 {
 		errs = append(errs, errors.New("no channel: name at least one"))
 	}

@@ -46,7 +46,7 @@ func (m Message) refusal() error {
 	case !utf8.ValidString(m.Payload):
 		return fmt.Errorf("payload for channel %q is not valid UTF-8: encode binary data, for instance as base64", m.Channel)
 	case strings.ContainsRune(m.Payload, 0):
-		return fmt.Errorf("payload for channel %q contains a NUL byte, which PostgreSQL cannot store", m.Channel)
+		return fmt.Errorf("payload for channel %q contains a NUL byte, which PostgreSQL cannot store: leave it out", m.Channel)
 	}
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"go.opentelemetry.io/otel/metric"
 
+	"github.com/romancy-go/romancy/internal/bounds"
 	"github.com/romancy-go/romancy/internal/dial"
 	"github.com/romancy-go/romancy/internal/outage"
 	"github.com/romancy-go/romancy/internal/refusal"
@@ -34,14 +35,16 @@ type NotifierConfig struct {
 	// the pool's connections is used, so a pool that is used up delays no notification. Required.
 	Pool *pgxpool.Pool
 
-	// Window is the least time between two statements while there is much to send. The first after a pause leaves at once;
-	// if there is much to send for long, up to five windows pass, so that statements take a tenth of the time.
-	// A server that takes longer than a window for one is left alone for as long again, up to five windows. Default 2 ms.
+	// Window is the least time between two statements while there is much to send. The first after a pause leaves at
+	// once; if there is much to send for long, up to five windows pass, so that statements take a tenth of the time. A
+	// server that takes longer than a window for one is left alone for as long again, up to five windows. Default 2
+	// ms; 1 µs to 8760 h (a year).
 	Window time.Duration
 
-	// MaxPending is how many different payloads wait for each channel, and for each open transaction and channel; all open
-	// transactions together have ten times as many. A payload of a KiB or more counts once more for each KiB. The rest
-	// becomes one empty payload a channel, upon which subscribers catch up. Default 1000, which is a MiB a channel.
+	// MaxPending is how many different payloads wait for each channel, and for each open transaction and channel; all
+	// open transactions together have ten times as many. A payload of a KiB or more counts once more for each KiB. The
+	// rest becomes one empty payload a channel, upon which subscribers catch up. Default 1000, which is a MiB a
+	// channel; at most 1,000,000.
 	MaxPending int
 
 	// Mode says how NotifyTx notifies. Default [ModeAdaptive].
@@ -49,7 +52,7 @@ type NotifierConfig struct {
 
 	// RateThreshold is the number of NotifyTx calls a second by this process above which ModeAdaptive coalesces. Every
 	// notifying commit holds a lock of the whole cluster for as long as its flush takes, say a millisecond. Default 20:
-	// ten such processes then leave that lock free for four fifths of the time.
+	// ten such processes then leave that lock free for four fifths of the time. At most 1,000,000.
 	RateThreshold int
 
 	// QueueLimit is how much of the server's NOTIFY queue may be in use, from 0 to 1, before NotifyTx stops to notify inside
@@ -57,7 +60,8 @@ type NotifierConfig struct {
 	// below again notifications are sent after the commit, or, where that cannot be, left to those who poll. Default 0.1.
 	QueueLimit float64
 
-	// QueueInterval is how often the server is asked for that, with a statement of the notifier's connection. Default 30 s.
+	// QueueInterval is how often the server is asked for that, with a statement of the notifier's connection. Default
+	// 30 s; 1 ms to 8760 h (a year).
 	QueueInterval time.Duration
 
 	// Logger. Default slog.Default().
@@ -85,8 +89,8 @@ func (c NotifierConfig) withDefaults() NotifierConfig {
 
 func (c NotifierConfig) validate() error {
 	var errs []error
-	if c.Pool == nil && !c.Disabled {
-		errs = append(errs, errors.New("bus.NotifierConfig.Pool is nil: give the pgx pool whose settings the NOTIFY connection uses"))
+	if flaw := dial.Unusable(c.Pool); flaw != "" && (!c.Disabled || c.Pool != nil) {
+		errs = append(errs, fmt.Errorf("bus.NotifierConfig.Pool %s: give the pgx pool whose settings the NOTIFY connection uses", flaw))
 	}
 	if c.Mode < ModeAdaptive || c.Mode > ModeCoalesced {
 		errs = append(errs, fmt.Errorf("bus.NotifierConfig.Mode is %s: use ModeAdaptive, ModeInTransaction or ModeCoalesced", c.Mode))
@@ -95,19 +99,12 @@ func (c NotifierConfig) validate() error {
 		errs = append(errs, fmt.Errorf("bus.NotifierConfig.QueueLimit is %v: use a share of the queue up to 1, or 0 for the default", c.QueueLimit))
 	}
 	errs = append(errs,
-		checkDuration("bus.NotifierConfig.QueueInterval", c.QueueInterval),
-		checkDuration("bus.NotifierConfig.Window", c.Window),
-		checkCount("bus.NotifierConfig.MaxPending", c.MaxPending),
-		checkCount("bus.NotifierConfig.RateThreshold", c.RateThreshold))
+		checkProvider("bus.NotifierConfig.MeterProvider", c.MeterProvider),
+		bounds.Interval("bus.NotifierConfig.QueueInterval", c.QueueInterval),
+		bounds.Number("bus.NotifierConfig.Window", c.Window, time.Microsecond, bounds.Longest, ", or 0 for the default"),
+		bounds.Count("bus.NotifierConfig.MaxPending", c.MaxPending),
+		bounds.Count("bus.NotifierConfig.RateThreshold", c.RateThreshold))
 	return errors.Join(errs...)
-}
-
-// checkCount reports a negative number; zero has been replaced by the default before.
-func checkCount(field string, n int) error {
-	if n < 0 {
-		return fmt.Errorf("%s is %d: use a positive number, or 0 for the default", field, n)
-	}
-	return nil
 }
 
 // Notifier sends notifications after the commits that they speak of, for the whole process, over one connection of its

@@ -10,6 +10,8 @@ import (
 
 	watermillsql "github.com/ThreeDotsLabs/watermill-sql/v4/pkg/sql"
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/romancy-go/romancy/internal/bounds"
 )
 
 const (
@@ -48,11 +50,12 @@ func NotifyingSchema(adapter watermillsql.SchemaAdapter) watermillsql.SchemaAdap
 	return NotifyingSchemaOn(adapter, TopicChannel)
 }
 
-// NotifyingSchemaOn is [NotifyingSchema] for channels of your own: channelOf returns the channel of a topic. Subscribers
-// need the same, see [WokenConfig]. A name that PostgreSQL would refuse is an error of Publish, before the transaction is
-// touched. A nil channelOf means [TopicChannel]; a nil adapter is returned as such, for watermill-sql to complain of.
+// NotifyingSchemaOn is [NotifyingSchema] for channels of your own: channelOf returns the channel of a topic.
+// Subscribers need the same, see [WokenConfig]. A name that PostgreSQL would refuse is an error of Publish, before the
+// transaction is touched. A nil channelOf means [TopicChannel]; a nil adapter, a nil pointer included, is returned as
+// nil, for watermill-sql to complain of.
 func NotifyingSchemaOn(adapter watermillsql.SchemaAdapter, channelOf func(topic string) string) watermillsql.SchemaAdapter {
-	if adapter == nil {
+	if bounds.Nothing(adapter) {
 		return nil
 	}
 	if channelOf == nil {
@@ -112,7 +115,7 @@ func quoteLiteral(text string) string {
 // Closing it closes publisher alone.
 func NotifyingPublisher(publisher message.Publisher, notifier *Notifier, channelOf func(topic string) string) (message.Publisher, error) {
 	var errs []error
-	if publisher == nil {
+	if bounds.Nothing(publisher) {
 		errs = append(errs, errors.New("the publisher of bus.NotifyingPublisher is nil: give the watermill-sql publisher whose messages to announce"))
 	}
 	if notifier == nil {

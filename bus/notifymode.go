@@ -2,12 +2,14 @@ package bus
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/romancy-go/romancy/internal/bounds"
 	"github.com/romancy-go/romancy/internal/refusal"
 )
 
@@ -74,6 +76,9 @@ func (t *openTransaction) postpone(now time.Time, window time.Duration) {
 	t.check = now.Add(max(window, min(age/checkShare, ceiling)))
 }
 
+// errNoTx is what is returned for a transaction that is nil.
+var errNoTx = errors.New("the transaction is nil: pass the pgx.Tx that is to notify when it commits")
+
 // NotifyTx notifies channel when tx commits, in the way of [NotifierConfig.Mode]. A message that PostgreSQL would refuse
 // is a [*MessageError] before tx is touched; any other error comes from tx, which is then aborted.
 func (n *Notifier) NotifyTx(ctx context.Context, tx pgx.Tx, channel, payload string) error {
@@ -98,6 +103,9 @@ func (n *Notifier) NotifyTxID(ctx context.Context, tx pgx.Tx, xid string, messag
 func (n *Notifier) notifyTx(ctx context.Context, tx pgx.Tx, messages []Message, id func() (string, error)) error {
 	if n == nil || n.cfg.Disabled || len(messages) == 0 {
 		return nil
+	}
+	if bounds.Nothing(tx) {
+		return fmt.Errorf("notify: %w", errNoTx)
 	}
 	if err := validateMessages(messages); err != nil {
 		return fmt.Errorf("notify: %w", err)

@@ -108,6 +108,10 @@ func Encode[T Payload](payload T) string {
 // Decode reads the payload of a message that came from a [Subscriber]. Keys that it does not know are ignored, so that
 // later versions may add some; a [ChannelMessage] may also be one of Romancy 0.6. It returns a [*PayloadError] if the payload is not JSON of that kind or lacks an id.
 func Decode[T Payload](msg *message.Message) (T, error) {
+	if msg == nil {
+		var zero T
+		return zero, &PayloadError{Err: errors.New("the message is nil: give one that came from a Subscriber")}
+	}
 	return decode[T](msg.Metadata.Get(MetadataChannel), msg.Payload)
 }
 

@@ -12,12 +12,15 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/romancy-go/romancy/internal/bounds"
+	"github.com/romancy-go/romancy/internal/dial"
 	"github.com/romancy-go/romancy/internal/refusal"
 )
 
 // PublisherConfig configures a [Publisher].
 type PublisherConfig struct {
-	// Timeout bounds each Publish, the wait for a connection of the pool included. Default 10 s.
+	// Timeout bounds each Publish, the wait for a connection of the pool included: 1 ms to 8760 h (a year). Default 10
+	// s.
 	Timeout time.Duration
 }
 
@@ -43,10 +46,10 @@ var _ message.Publisher = (*Publisher)(nil)
 func NewPublisher(pool *pgxpool.Pool, cfg PublisherConfig) (*Publisher, error) {
 	cfg.Timeout = cmp.Or(cfg.Timeout, 10*time.Second)
 	var errs []error
-	if pool == nil {
-		errs = append(errs, errors.New("the pool of bus.NewPublisher is nil: give the pgx pool to publish with"))
+	if flaw := dial.Unusable(pool); flaw != "" {
+		errs = append(errs, fmt.Errorf("the pool of bus.NewPublisher %s: give the pgx pool to publish with", flaw))
 	}
-	errs = append(errs, checkDuration("bus.PublisherConfig.Timeout", cfg.Timeout))
+	errs = append(errs, bounds.Interval("bus.PublisherConfig.Timeout", cfg.Timeout))
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
@@ -73,7 +76,7 @@ func (p *Publisher) Publish(topic string, messages ...*message.Message) error {
 	defer cancel()
 	channels, payloads := columns(notifications)
 	if _, err := p.pool.Exec(ctx, queries.Get("Publish"), channels, payloads); err != nil {
-		return fmt.Errorf("publish to %s: %w", topic, refusal.Public(err))
+		return fmt.Errorf("publish to %.40s: %w", topic, refusal.Public(err))
 	}
 	return nil
 }
@@ -99,8 +102,11 @@ func (p txPublisher) Publish(topic string, messages ...*message.Message) error {
 	if err != nil || len(notifications) == 0 {
 		return err
 	}
+	if bounds.Nothing(p.tx) {
+		return fmt.Errorf("publish to %s: %w", topic, errNoTx)
+	}
 	if err := notifyIn(ctx, p.tx, notifications); err != nil {
-		return fmt.Errorf("publish to %s: %w", topic, refusal.Public(err))
+		return fmt.Errorf("publish to %.40s: %w", topic, refusal.Public(err))
 	}
 	return nil
 }
@@ -110,7 +116,10 @@ func (p txPublisher) Close() error { return nil }
 // outgoing checks the messages, and returns the context of the first.
 func outgoing(topic string, messages []*message.Message) ([]Message, context.Context, error) {
 	var notifications []Message
-	for _, msg := range messages {
+	for i, msg := range messages {
+		if msg == nil {
+			return nil, nil, fmt.Errorf("publish: message %d of %d is nil: give one made by message.NewMessage", i+1, len(messages))
+		}
 		notifications = append(notifications, Message{Channel: topic, Payload: string(msg.Payload)})
 	}
 	if err := validateMessages(notifications); err != nil {

@@ -47,8 +47,11 @@ type Status struct {
 	ProbeRoundTrip   time.Duration // of that probe: from the moment another connection sent it
 }
 
-// Status returns a snapshot.
+// Status returns a snapshot, of a nil listener the zero value.
 func (l *Listener) Status() Status {
+	if l == nil {
+		return Status{}
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.status

@@ -14,13 +14,16 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"go.opentelemetry.io/otel/metric"
 
+	"github.com/romancy-go/romancy/internal/bounds"
+	"github.com/romancy-go/romancy/internal/dial"
 	"github.com/romancy-go/romancy/internal/outage"
 	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/internal/schema"
 	"github.com/romancy-go/romancy/internal/sqlfile"
 )
 
-// SubscriberConfig configures a [Subscriber].
+// SubscriberConfig configures a [Subscriber]. Durations are 1 ms to 8760 h (a year), numbers 1 to 1,000,000, BatchSize
+// to 10,000.
 type SubscriberConfig struct {
 	// Listener receives the notifications. It is neither started nor closed here; one that is not connected, or
 	// disabled, makes the subscriber poll. Required.
@@ -89,8 +92,8 @@ func (c SubscriberConfig) validate() error {
 	if c.Listener == nil {
 		errs = append(errs, errors.New("bus.SubscriberConfig.Listener is nil: give the process's listener (a disabled one makes the subscriber poll)"))
 	}
-	if c.Pool == nil {
-		errs = append(errs, errors.New("bus.SubscriberConfig.Pool is nil: give the pgx pool that catch-ups are read with"))
+	if flaw := dial.Unusable(c.Pool); flaw != "" {
+		errs = append(errs, fmt.Errorf("bus.SubscriberConfig.Pool %s: give the pgx pool that catch-ups are read with", flaw))
 	}
 	if err := sqlfile.CheckSchema(c.Schema); err != nil {
 		errs = append(errs, fmt.Errorf("bus.SubscriberConfig.Schema: %w", err))
@@ -98,12 +101,13 @@ func (c SubscriberConfig) validate() error {
 		errs = append(errs, fmt.Errorf("bus.SubscriberConfig.Channels: %w", err))
 	}
 	errs = append(errs,
-		checkDuration("bus.SubscriberConfig.FallbackInterval", c.FallbackInterval),
-		checkDuration("bus.SubscriberConfig.PollInterval", c.PollInterval),
-		checkCount("bus.SubscriberConfig.BatchSize", c.BatchSize),
-		checkCount("bus.SubscriberConfig.MaxInFlight", c.MaxInFlight),
-		checkDuration("bus.SubscriberConfig.NackDelay", c.NackDelay),
-		checkCount("bus.SubscriberConfig.QueueSize", c.QueueSize))
+		checkProvider("bus.SubscriberConfig.MeterProvider", c.MeterProvider),
+		bounds.Interval("bus.SubscriberConfig.FallbackInterval", c.FallbackInterval),
+		bounds.Interval("bus.SubscriberConfig.PollInterval", c.PollInterval),
+		bounds.Batch("bus.SubscriberConfig.BatchSize", c.BatchSize),
+		bounds.Count("bus.SubscriberConfig.MaxInFlight", c.MaxInFlight),
+		bounds.Interval("bus.SubscriberConfig.NackDelay", c.NackDelay),
+		bounds.Count("bus.SubscriberConfig.QueueSize", c.QueueSize))
 	return errors.Join(errs...)
 }
 

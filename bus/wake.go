@@ -13,6 +13,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill"
 	watermillsql "github.com/ThreeDotsLabs/watermill-sql/v4/pkg/sql"
 
+	"github.com/romancy-go/romancy/internal/bounds"
 	"github.com/romancy-go/romancy/internal/refusal"
 )
 
@@ -30,7 +31,7 @@ const (
 	reportEvery = time.Minute
 )
 
-// WakeConfig configures a [Waker].
+// WakeConfig configures a [Waker]. Durations are 1 ms to 8760 h (a year).
 type WakeConfig struct {
 	// PollInterval is how often an idle subscription looks for messages although none was announced, which finds those
 	// of publishers that do not notify, and those that become visible by time alone. Default 30 s.
@@ -52,10 +53,16 @@ func (c WakeConfig) withDefaults() WakeConfig {
 }
 
 func (c WakeConfig) validate() error {
+	given := func(field string, d time.Duration) error {
+		if d == 0 {
+			return nil // the default, which may come from another field
+		}
+		return bounds.Interval(field, d)
+	}
 	return errors.Join(
-		checkDuration("bus.WakeConfig.PollInterval", c.PollInterval),
-		checkDuration("bus.WakeConfig.UnhealthyInterval", c.UnhealthyInterval),
-		checkDuration("bus.WakeConfig.RetryDelay", c.RetryDelay))
+		given("bus.WakeConfig.PollInterval", c.PollInterval),
+		given("bus.WakeConfig.UnhealthyInterval", c.UnhealthyInterval),
+		given("bus.WakeConfig.RetryDelay", c.RetryDelay))
 }
 
 // Waker is a watermill-sql BackoffManager that looks for messages when a notification comes instead of every second. It
@@ -133,6 +140,9 @@ func (w *Waker) Close() {
 // messages is due, and returns for how long watermill-sql is to sleep after that, which is 0 but for errors and after
 // Close.
 func (w *Waker) HandleError(logger watermill.LoggerAdapter, noMsg bool, err error) time.Duration {
+	if logger == nil {
+		logger = watermill.NopLogger{}
+	}
 	switch {
 	case err != nil:
 		return w.failed(logger, err)

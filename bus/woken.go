@@ -13,6 +13,7 @@ import (
 	watermillsql "github.com/ThreeDotsLabs/watermill-sql/v4/pkg/sql"
 	"github.com/ThreeDotsLabs/watermill/message"
 
+	"github.com/romancy-go/romancy/internal/bounds"
 	"github.com/romancy-go/romancy/internal/refusal"
 )
 
@@ -82,11 +83,17 @@ func NewWokenSubscriber(db watermillsql.Beginner, config watermillsql.Subscriber
 	if woken.Listener == nil {
 		errs = append(errs, errors.New("bus.WokenConfig.Listener is nil: give the listener that hears the notifications"))
 	}
+	if bounds.Nothing(db) {
+		errs = append(errs, errors.New("the db of bus.NewWokenSubscriber is nil: give watermill-sql's BeginnerFromPgx of the application's pool"))
+	}
 	if config.BackoffManager != nil {
 		errs = append(errs, errors.New("the BackoffManager of bus.NewWokenSubscriber is set: leave it nil, the subscriber brings its own"))
 	}
 	tables, err := watermillsql.NewSubscriber(db, config, logger)
-	if err = errors.Join(append(errs, err)...); err != nil {
+	if err != nil && !bounds.Nothing(db) { // else it says the same
+		errs = append(errs, err)
+	}
+	if err := errors.Join(errs...); err != nil {
 		return nil, fmt.Errorf("new woken subscriber: %w", err)
 	}
 	return &WokenSubscriber{

@@ -11,12 +11,18 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/romancy-go/romancy/bus"
+	"github.com/romancy-go/romancy/internal/bounds"
+	"github.com/romancy-go/romancy/internal/dial"
 	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/internal/schema"
 	"github.com/romancy-go/romancy/internal/sqlfile"
 )
 
-// RelayConfig configures a Relay. Pool and Publisher are required.
+// maxPublishTimeout is the longest PublishTimeout. Twice as long, and a tenth longer, are durations that work as well.
+const maxPublishTimeout = 24 * time.Hour
+
+// RelayConfig configures a Relay. Pool and Publisher are required. Durations are 1 ms to 8760 h (a year), except where
+// they say otherwise.
 type RelayConfig struct {
 	// Pool lends a connection for each short transaction, never while an event is being published. Beside it, and made from
 	// its configuration, the relay has a connection of its own that renews its leases, and, once the pool had none free for
@@ -43,12 +49,12 @@ type RelayConfig struct {
 	// Consumers is how many batches are in work at the same time, each of another slot. Default 4, at most 64.
 	Consumers int
 
-	// Lanes is how many calls of Publisher may run at the same time, over all consumers. Default 64.
+	// Lanes is how many calls of Publisher may run at the same time, over all consumers. Default 64, at most 1,000,000.
 	Lanes int
 
 	// PublishTimeout is how long a call of Publisher may take. Then its message's context ends. Publishers that know no
 	// context (NATS, Kafka) do not notice: a call that takes a tenth longer counts as failed and occupies its lane until it
-	// returns. Default 10 s.
+	// returns. Default 10 s, at most 24 h.
 	PublishTimeout time.Duration
 
 	// Lease is how long the events in the hands of a relay that died stay with it. It is renewed while a batch is in work.
@@ -57,7 +63,7 @@ type RelayConfig struct {
 
 	// MaxAttempts is after how many attempts an event becomes a dead letter. Together with the backoff it says how long a
 	// broker may be away: the defaults survive about 45 minutes, and Requeue brings back what a longer outage set aside.
-	// Default 20.
+	// Default 20, at most 1,000,000.
 	MaxAttempts int
 
 	// InitialBackoff is about how long an event waits after its first failure; each further one doubles it, up to
@@ -70,7 +76,7 @@ type RelayConfig struct {
 	// FallbackInterval is how often it looks although they do, in case one was lost. Default 30 s.
 	FallbackInterval time.Duration
 
-	// DeadLetterRetention is after how long Retain deletes a dead letter. Default 0: never.
+	// DeadLetterRetention is after how long Retain deletes a dead letter: at least 1 ms. Default 0: never.
 	DeadLetterRetention time.Duration
 
 	// HideErrorTexts leaves the texts of the publisher's errors out of the log, which then has their types only. The first 1000 bytes are
@@ -102,10 +108,10 @@ func (c RelayConfig) withDefaults() RelayConfig {
 func (c RelayConfig) validate() error {
 	var mistakes []error
 	wrong := func(format string, args ...any) { mistakes = append(mistakes, fmt.Errorf(format, args...)) }
-	if c.Pool == nil {
-		wrong("Pool is nil: pass the pool of the database that the outbox is in")
+	if flaw := dial.Unusable(c.Pool); flaw != "" {
+		wrong("Pool %s: pass the pool of the database that the outbox is in", flaw)
 	}
-	if c.Publisher == nil {
+	if bounds.Nothing(c.Publisher) {
 		wrong("Publisher is nil: pass the Watermill publisher that the events go to")
 	}
 	if err := sqlfile.CheckSchema(c.Schema); err != nil {
@@ -113,40 +119,25 @@ func (c RelayConfig) validate() error {
 	} else if err := c.Channels.Validate(); err != nil {
 		mistakes = append(mistakes, err)
 	}
-	if c.BatchSize < 1 || c.BatchSize > 10_000 {
-		wrong("BatchSize is %d: use 1 to 10000", c.BatchSize)
-	}
 	if c.Consumers < 1 || c.Consumers > slots {
 		wrong("Consumers is %d: use 1 to %d, the number of slots", c.Consumers, slots)
 	}
-	if c.Lanes < 1 {
-		wrong("Lanes is %d: use at least 1", c.Lanes)
-	}
-	if c.MaxAttempts < 1 {
-		wrong("MaxAttempts is %d: use at least 1", c.MaxAttempts)
-	}
-	for _, d := range []struct {
-		field string
-		value time.Duration
-	}{
-		{"PublishTimeout", c.PublishTimeout},
-		{"InitialBackoff", c.InitialBackoff},
-		{"PollInterval", c.PollInterval},
-		{"FallbackInterval", c.FallbackInterval},
-	} {
-		// The database counts in milliseconds.
-		if d.value < time.Millisecond {
-			wrong("%s is %v: use at least 1ms", d.field, d.value)
-		}
-	}
+	mistakes = append(mistakes,
+		bounds.Batch("BatchSize", c.BatchSize),
+		bounds.Count("Lanes", c.Lanes),
+		bounds.Count("MaxAttempts", c.MaxAttempts),
+		bounds.Number("PublishTimeout", c.PublishTimeout, bounds.Shortest, maxPublishTimeout, ", or 0 for the default"),
+		bounds.Interval("InitialBackoff", c.InitialBackoff),
+		bounds.Interval("MaxBackoff", c.MaxBackoff),
+		bounds.Interval("PollInterval", c.PollInterval),
+		bounds.Interval("FallbackInterval", c.FallbackInterval),
+		bounds.Interval("Lease", c.Lease),
+		bounds.Age("DeadLetterRetention", c.DeadLetterRetention, bounds.Shortest, "to keep dead letters permanently"))
 	if c.Lease < 2*c.PublishTimeout {
 		wrong("Lease is %v: use at least twice PublishTimeout (%v), so that no call outlives it", c.Lease, c.PublishTimeout)
 	}
 	if c.MaxBackoff < c.InitialBackoff {
-		wrong("MaxBackoff is %v: it cannot be below InitialBackoff (%v)", c.MaxBackoff, c.InitialBackoff)
-	}
-	if c.DeadLetterRetention < 0 {
-		wrong("DeadLetterRetention is %v: use 0 to keep dead letters for ever, or a positive age", c.DeadLetterRetention)
+		wrong("MaxBackoff is %v: use at least InitialBackoff (%v)", c.MaxBackoff, c.InitialBackoff)
 	}
 	return errors.Join(mistakes...)
 }

@@ -3,12 +3,15 @@ package outbox
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/romancy-go/romancy/internal/bounds"
 )
 
 // DeadLetter is an event that was given up.
@@ -24,15 +27,18 @@ type DeadLetter struct {
 	WrittenAt, DiedAt time.Time
 }
 
-// DeadLetters returns the oldest dead letters, at most limit of them. To see the next ones pass the last one seen, else
-// nil.
+// DeadLetters returns the oldest dead letters, at most limit of them (1 to 10,000). To see the next ones pass the last
+// one seen, else nil.
 func (r *Relay) DeadLetters(ctx context.Context, limit int, after *DeadLetter) ([]DeadLetter, error) {
-	if limit < 1 {
-		return nil, fmt.Errorf("list dead letters: limit is %d: use at least 1", limit)
+	if err := bounds.Number("limit", limit, 1, bounds.MostPerBatch, ""); err != nil {
+		return nil, fmt.Errorf("list dead letters: %w", err)
 	}
 	var diedAt time.Time
 	var seq int64
 	if after != nil {
+		if err := bounds.CheckInstant("after.DiedAt", after.DiedAt); err != nil {
+			return nil, fmt.Errorf("list dead letters: %w", err)
+		}
 		diedAt, seq = after.DiedAt, after.Seq
 	}
 	var letters []DeadLetter
@@ -89,6 +95,15 @@ func (r *Relay) DiscardDeadLetters(ctx context.Context, ids ...string) (int, err
 // eachLetter runs a query on all dead letters with the given IDs, a bounded number of them a transaction. An ID may have
 // many.
 func (r *Relay) eachLetter(ctx context.Context, query string, ids []string) (int, error) {
+	var mistakes []error
+	for i, id := range ids {
+		if id != "" && checkName(id) != "" { // it would be an error of the database, or is no ID
+			mistakes = append(mistakes, fmt.Errorf("ID %d of %d (%.40q) %s", i+1, len(ids), id, checkName(id)))
+		}
+	}
+	if err := errors.Join(mistakes...); err != nil {
+		return 0, err
+	}
 	total := 0
 	for chunk := range slices.Chunk(ids, retainBatch) {
 		for {

@@ -54,7 +54,7 @@ type InvalidEventError struct {
 
 // Error implements error.
 func (e *InvalidEventError) Error() string {
-	return fmt.Sprintf("event %d (ID %q): %s %s", e.Index, e.ID, e.Field, e.Problem)
+	return fmt.Sprintf("event %d (ID %.300q): %s %s", e.Index, e.ID, e.Field, e.Problem)
 }
 
 // columns are the events of one call, as the arrays of one statement.
@@ -118,9 +118,9 @@ func (e *Event) check(maxSize int) (headers string, found []problem) {
 		case name == MetadataEventID || name == MetadataKey:
 			found = append(found, problem{headersField, fmt.Sprintf("has the name %s, which the relay sets itself: use the fields ID and Key", name)})
 		case !utf8.ValidString(name) || !utf8.ValidString(value):
-			found = append(found, problem{headersField, fmt.Sprintf("%q is not valid UTF-8: encode binary values, for instance in base64", name)})
+			found = append(found, problem{headersField, fmt.Sprintf("%.40q is not valid UTF-8: encode binary values, for instance in base64", name)})
 		case strings.ContainsRune(name, 0) || strings.ContainsRune(value, 0):
-			found = append(found, problem{headersField, fmt.Sprintf("%q contains a NUL character", name)})
+			found = append(found, problem{headersField, fmt.Sprintf("%.40q contains a NUL character, which PostgreSQL cannot store: leave it out", name)})
 		}
 	}
 	if len(e.Headers) > 0 {
@@ -139,13 +139,13 @@ func (e *Event) check(maxSize int) (headers string, found []problem) {
 func checkName(name string) string {
 	switch {
 	case name == "":
-		return "is empty"
+		return fmt.Sprintf("is empty: use 1 to %d bytes", MaxIDLength)
 	case len(name) > MaxIDLength:
 		return fmt.Sprintf("is %d bytes long: use at most %d", len(name), MaxIDLength)
 	case !utf8.ValidString(name):
-		return "is not valid UTF-8"
+		return "is not valid UTF-8: encode binary values, for instance in base64"
 	case strings.ContainsRune(name, 0):
-		return "contains a NUL character, which PostgreSQL cannot store"
+		return "contains a NUL character, which PostgreSQL cannot store: leave it out"
 	}
 	return ""
 }

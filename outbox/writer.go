@@ -12,10 +12,14 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/romancy-go/romancy/bus"
+	"github.com/romancy-go/romancy/internal/bounds"
 	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/internal/schema"
 	"github.com/romancy-go/romancy/internal/sqlfile"
 )
+
+// maxEventSize is the largest MaxEventSize: PostgreSQL takes a GiB with one statement.
+const maxEventSize = 256 << 20
 
 // WriterConfig configures a Writer. The zero value is ready to use.
 type WriterConfig struct {
@@ -31,7 +35,7 @@ type WriterConfig struct {
 
 	// MaxEventSize is the largest payload and headers together, in bytes. Set it to what the broker takes: a larger event
 	// would be written, refused at every attempt and end as a dead letter. Default 1 MiB, which NATS and Kafka take unless
-	// configured otherwise.
+	// configured otherwise; at most 256 MiB.
 	MaxEventSize int
 }
 
@@ -49,9 +53,7 @@ func (c WriterConfig) validate() error {
 	} else if err := c.Channels.Validate(); err != nil {
 		mistakes = append(mistakes, err)
 	}
-	if c.MaxEventSize < 0 {
-		mistakes = append(mistakes, fmt.Errorf("MaxEventSize is %d: it cannot be negative", c.MaxEventSize))
-	}
+	mistakes = append(mistakes, bounds.Number("MaxEventSize", c.MaxEventSize, 1, maxEventSize, ", or 0 for the default"))
 	return errors.Join(mistakes...)
 }
 
@@ -86,7 +88,7 @@ func (w *Writer) Add(ctx context.Context, tx pgx.Tx, events ...Event) error {
 	if len(events) == 0 {
 		return nil
 	}
-	if tx == nil {
+	if bounds.Nothing(tx) {
 		return errors.New("add to the outbox: tx is nil: pass the transaction that the events belong to")
 	}
 	c, err := encode(events, w.config.MaxEventSize)
@@ -142,6 +144,9 @@ func (p *txPublisher) Publish(topic string, messages ...*message.Message) error 
 	}
 	events := make([]Event, len(messages))
 	for i, msg := range messages {
+		if msg == nil {
+			return fmt.Errorf("add to the outbox: message %d of %d is nil: pass one made by message.NewMessage", i+1, len(messages))
+		}
 		headers := make(map[string]string, len(msg.Metadata))
 		for name, value := range msg.Metadata {
 			if name != MetadataEventID && name != MetadataKey {

@@ -14,6 +14,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/riverqueue/river"
 
+	"github.com/romancy-go/romancy/internal/bounds"
+	"github.com/romancy-go/romancy/internal/dial"
 	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/internal/schema"
 	"github.com/romancy-go/romancy/internal/sqlfile"
@@ -25,7 +27,7 @@ const DefaultFallbackInterval = 30 * time.Second
 // maxWorkers is the number of sweeps one process runs at a time: one of each kind.
 const maxWorkers = 5
 
-// Config says what to sweep, how often, and in which River client.
+// Config says what to sweep, how often, and in which River client. Intervals are at most 8760 h (a year).
 type Config struct {
 	// Pool is the pool an own client works on, and where the database's clock is read if a sweep has a NextDue. Required
 	// for an own client, or if a sweep has a NextDue and Clock is nil. The pool is never closed.
@@ -71,7 +73,7 @@ func (c Config) withDefaults() Config {
 	if c.Healthy == nil {
 		c.Healthy = func() bool { return false }
 	}
-	if c.Clock == nil && c.Pool != nil {
+	if c.Clock == nil && dial.Unusable(c.Pool) == "" {
 		c.Clock = poolClock(c.Pool)
 	}
 	c.Sweeps = slices.Clone(c.Sweeps)
@@ -91,6 +93,11 @@ func (c Config) withDefaults() Config {
 func (c Config) validate() error {
 	var errs []error
 	mistake := func(format string, args ...any) { errs = append(errs, fmt.Errorf("riverjobs: "+format, args...)) }
+	interval := func(field string, d time.Duration) {
+		if err := bounds.Number(field, d, 1, bounds.Longest, ", or 0 for the default"); err != nil {
+			mistake("%w", err)
+		}
+	}
 
 	switch {
 	case c.Client == nil && c.Workers == nil:
@@ -104,19 +111,20 @@ func (c Config) validate() error {
 	case c.Client.Stopped() != nil:
 		mistake("Client is already started: River takes no workers after its start, so come before client.Start")
 	}
+	if flaw := dial.Unusable(c.Pool); c.Pool != nil && flaw != "" {
+		mistake("Pool %s: give the application's *pgxpool.Pool", flaw)
+	}
 	if err := sqlfile.CheckSchema(c.Schema); err != nil {
 		mistake("Schema: %w", err)
 	}
-	if c.FallbackInterval < 0 {
-		mistake("FallbackInterval is %s: give a positive duration, or 0 for %s", c.FallbackInterval, DefaultFallbackInterval)
-	}
+	interval("FallbackInterval", c.FallbackInterval)
 	if len(c.Sweeps) == 0 {
 		mistake("Sweeps is empty: give at least one sweep to run")
 	}
 	seen := map[string]bool{}
 	for i, sweep := range c.Sweeps {
 		if _, ok := kindByName(sweep.Kind); !ok {
-			mistake("Sweeps[%d].Kind is %q: use one of %s", i, sweep.Kind, strings.Join(kindNames(), ", "))
+			mistake("Sweeps[%d].Kind is %.40q: use one of %s", i, sweep.Kind, strings.Join(kindNames(), ", "))
 		} else if seen[sweep.Kind] {
 			mistake("Sweeps[%d].Kind is %q again: give each kind once", i, sweep.Kind)
 		}
@@ -124,8 +132,11 @@ func (c Config) validate() error {
 		if sweep.Run == nil {
 			mistake("Sweeps[%d].Run is nil (%s): give the function that sweeps", i, sweep.Kind)
 		}
-		if sweep.Interval < 0 || (sweep.HealthyInterval < 0 && c.FallbackInterval > 0) {
-			mistake("Sweeps[%d] (%s) has Interval %s and HealthyInterval %s: give positive durations, or 0 for the defaults", i, sweep.Kind, sweep.Interval, sweep.HealthyInterval)
+		if sweep.Interval != 0 { // the default of a kind that there is not
+			interval(fmt.Sprintf("Sweeps[%d].Interval (%s)", i, sweep.Kind), sweep.Interval)
+		}
+		if sweep.HealthyInterval != c.FallbackInterval && sweep.HealthyInterval != sweep.Interval { // else it is the other's mistake
+			interval(fmt.Sprintf("Sweeps[%d].HealthyInterval (%s)", i, sweep.Kind), sweep.HealthyInterval)
 		}
 		if sweep.NextDue != nil && c.Clock == nil && c.Client != nil {
 			mistake("Sweeps[%d] (%s) has a NextDue but there is neither Pool nor Clock: give one, because announced deadlines are on the database's clock", i, sweep.Kind)

@@ -366,7 +366,7 @@ func TestNewReportsAllMistakesAtOnce(t *testing.T) {
 	})
 	for _, want := range []string{
 		"Client is nil", `"Not A Schema"`, "FallbackInterval is -1s", `Sweeps[0].Kind is "resume": use one of romancy_resume`,
-		"Sweeps[1].Run is nil", "Interval -1ns", `Sweeps[2].Kind is "romancy_timers" again`,
+		"Sweeps[1].Run is nil", "Sweeps[1].Interval (romancy_timers) is -1ns", `Sweeps[2].Kind is "romancy_timers" again`,
 	} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("the error does not say %q:\n%v", want, err)

@@ -48,9 +48,9 @@ func WithRetry(policy RetryPolicy) ActivityOption {
 	})
 }
 
-// WithMaxConcurrent bounds the attempts of the activity, and of its compensation, that a worker executes at one time, within
-// Config.MaxConcurrentActivities: what lies behind it may not bear more. Others wait in memory, in the order in which they
-// came, without their timeouts running.
+// WithMaxConcurrent bounds the attempts of the activity, and of its compensation, that a worker executes at one time,
+// within Config.MaxConcurrentActivities: what lies behind it may not bear more. n is 1 to 1,000,000. Others wait in
+// memory, in the order in which they came, without their timeouts running.
 func WithMaxConcurrent(n int) ActivityOption {
 	return activityOption(func(o *activityOptions) {
 		o.limit = &activityLimit{n: n}
@@ -73,7 +73,9 @@ func WithTransaction() ActivityOption {
 func DefineActivity[In, Out any](name string, fn func(ctx context.Context, in In) (Out, error), options ...ActivityOption) *Activity[In, Out] {
 	activity := &Activity[In, Out]{name: name, fn: fn, options: activityOptions{retry: once, undoing: compensationRetry}}
 	for _, option := range options {
-		option.applyActivity(&activity.options)
+		if option != nil {
+			option.applyActivity(&activity.options)
+		}
 	}
 	return activity
 }
@@ -105,7 +107,7 @@ func (a *Activity[In, Out]) Execute(ctx *Context, in In) (out Out, err error) {
 	if err := a.check(); err != nil {
 		return out, err
 	}
-	before, err := ctx.run.enter(commandExecute)
+	before, err := ctx.current().enter(commandExecute)
 	if err != nil {
 		return out, err
 	}

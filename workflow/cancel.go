@@ -73,20 +73,22 @@ const maxReason = 10_000
 //
 // There is no form of Cancel for a caller's transaction: it would lock the run's row, and hold up its worker, until that ends.
 func (e *Engine) Cancel(ctx context.Context, id, reason string, options ...CancelOption) error {
-	if err := e.check(); err != nil {
-		return err
+	if err := e.checkFor(id); err != nil {
+		return fmt.Errorf("cancel run %.255q: %w", id, err)
 	}
 	if len(reason) > maxReason || !utf8.ValidString(reason) {
-		return fmt.Errorf("cancel run %q: the reason must be valid UTF-8 of at most %d bytes, this has %d and is valid: %t", id, maxReason, len(reason), utf8.ValidString(reason))
+		return fmt.Errorf("cancel run %.255q: the reason must be valid UTF-8 of at most %d bytes, this has %d and is valid: %t", id, maxReason, len(reason), utf8.ValidString(reason))
 	}
 	var chosen cancelOptions
 	for _, option := range options {
-		option(&chosen)
+		if option != nil {
+			option(&chosen)
+		}
 	}
 	why := &CancelledError{Reason: reason}
 	living, found, err := e.cancelLine(ctx, id, why, chosen.compensate)
 	if err != nil {
-		return fmt.Errorf("cancel run %q: %w", id, outward(err))
+		return fmt.Errorf("cancel run %.255q: %w", id, outward(err))
 	}
 	if found.Ended || found.Asked {
 		e.tellCancelled(living, why, found)
@@ -96,7 +98,7 @@ func (e *Engine) Cancel(ctx context.Context, id, reason string, options ...Cance
 		if living != id {
 			err = fmt.Errorf("which continued as %q: %w", living, err)
 		}
-		return fmt.Errorf("cancel run %q: %w", id, err)
+		return fmt.Errorf("cancel run %.255q: %w", id, err)
 	}
 	e.hintCancelled(living, found)
 	return nil

@@ -46,20 +46,21 @@ type storedMessage struct {
 type ReceiveOption interface{ applyReceive(o *receiveOptions) }
 
 type receiveOptions struct {
-	timeout time.Duration
+	timeout *time.Duration // nil: none was given
 }
 
 // TimeoutOption bounds a wait, or each attempt of an activity.
 type TimeoutOption struct{ d time.Duration }
 
-// WithTimeout ends a wait after d with ErrTimeout: the deadline is stored, by the database's clock. Without it, or with d
-// zero or less, the wait has no end.
+// WithTimeout ends a wait after d with ErrTimeout: the deadline is stored, by the database's clock. With d zero or
+// less the wait takes what is there already, and else ends at once, which is recorded like any other timeout. Without
+// WithTimeout it has no end.
 //
 // For an activity it bounds each attempt: its context ends after d, which must be positive. Without it an attempt may take any
 // time; it is not taken over while its worker lives.
 func WithTimeout(d time.Duration) TimeoutOption { return TimeoutOption{d: d} }
 
-func (t TimeoutOption) applyReceive(o *receiveOptions) { o.timeout = t.d }
+func (t TimeoutOption) applyReceive(o *receiveOptions) { o.timeout = &t.d }
 
 func (t TimeoutOption) applyActivity(o *activityOptions) {
 	o.timeout = t.d
@@ -71,7 +72,9 @@ func (t TimeoutOption) applyActivity(o *activityOptions) {
 func newReceiveOptions(options []ReceiveOption) receiveOptions {
 	var chosen receiveOptions
 	for _, option := range options {
-		option.applyReceive(&chosen)
+		if option != nil {
+			option.applyReceive(&chosen)
+		}
 	}
 	return chosen
 }
@@ -83,7 +86,7 @@ func Receive[T any](ctx *Context, channel string, options ...ReceiveOption) (Mes
 	if err := checkChannel(channel); err != nil {
 		return Message[T]{}, err
 	}
-	stored, err := carryOut(ctx.run, commandReceive, func() (storedMessage, error) {
+	stored, err := carryOut(ctx.current(), commandReceive, func() (storedMessage, error) {
 		return ctx.run.receive(channel, newReceiveOptions(options).timeout)
 	})
 	if err != nil {
@@ -104,7 +107,7 @@ func ReceiveMany[T any](ctx *Context, channel string, limit int, options ...Rece
 	if limit < 1 || limit > MaxReceived {
 		return nil, fmt.Errorf("receive many: the limit is %d: use 1 to %d", limit, MaxReceived)
 	}
-	stored, err := carryOut(ctx.run, commandReceive, func() ([]storedMessage, error) {
+	stored, err := carryOut(ctx.current(), commandReceive, func() ([]storedMessage, error) {
 		return ctx.run.receiveMany(channel, newReceiveOptions(options).timeout, limit)
 	})
 	if err != nil {
@@ -135,9 +138,9 @@ func Subscribe(ctx *Context, channel string, mode Mode) error {
 		return err
 	}
 	if mode != Broadcast && mode != Competing && mode != Direct {
-		return fmt.Errorf("mode %q: use workflow.Broadcast, workflow.Competing or workflow.Direct", mode)
+		return fmt.Errorf("mode %.40q: use workflow.Broadcast, workflow.Competing or workflow.Direct", mode)
 	}
-	return ctx.run.carryOut(commandSubscribe, func() error { return ctx.run.subscribe(channel, mode) })
+	return ctx.current().carryOut(commandSubscribe, func() error { return ctx.run.subscribe(channel, mode) })
 }
 
 // Unsubscribe ends this run's subscription to channel, if it has one. Messages already delivered to it stay receivable.
@@ -145,7 +148,7 @@ func Unsubscribe(ctx *Context, channel string) error {
 	if err := checkChannel(channel); err != nil {
 		return err
 	}
-	return ctx.run.carryOut(commandUnsubscribe, func() error { return ctx.run.unsubscribe(channel) })
+	return ctx.current().carryOut(commandUnsubscribe, func() error { return ctx.run.unsubscribe(channel) })
 }
 
 // Publish sends value, encoded as JSON, to the subscribers of channel: to each of them if it is in broadcast mode, to one
@@ -155,7 +158,7 @@ func Publish(ctx *Context, channel string, value any, options ...SendOption) err
 	if err != nil {
 		return err
 	}
-	return ctx.run.carryOut(commandPublish, func() error { return ctx.run.deliver(ask) })
+	return ctx.current().carryOut(commandPublish, func() error { return ctx.run.deliver(ask) })
 }
 
 // SendTo sends value, encoded as JSON, to one run. It is kept until that run receives it. It returns ErrUndeliverable if
@@ -168,7 +171,7 @@ func SendTo(ctx *Context, instanceID, channel string, value any, options ...Send
 	if err != nil {
 		return err
 	}
-	return ctx.run.carryOut(commandSendTo, func() error { return ctx.run.deliver(ask) })
+	return ctx.current().carryOut(commandSendTo, func() error { return ctx.run.deliver(ask) })
 }
 
 // SendOption sets how a message is sent.
@@ -201,7 +204,9 @@ func newDelivery(target, channel string, value any, options []SendOption) (store
 	}
 	var chosen sendOptions
 	for _, option := range options {
-		option(&chosen)
+		if option != nil {
+			option(&chosen)
+		}
 	}
 	ask := store.Deliver{Target: target, Channel: channel}
 	if chosen.keyed {

@@ -33,21 +33,21 @@ func (w *Workflow[In, Out]) Run(e *Engine, id string) *Run[Out] {
 // resumed. One that was erased gives ErrErased, unless it has continued as new: it is followed.
 func (r *Run[Out]) Result(ctx context.Context) (Out, error) {
 	var out Out
-	if err := r.engine.check(); err != nil {
-		return out, fmt.Errorf("result of run %q: %w", r.id, err)
+	if err := r.engine.checkFor(r.id); err != nil {
+		return out, fmt.Errorf("result of run %.255q: %w", r.id, err)
 	}
 	ended, err := r.engine.awaitEnd(ctx, r.id)
 	if err != nil {
-		return out, fmt.Errorf("result of run %q: %w", r.id, r.engine.explained(ctx, err))
+		return out, fmt.Errorf("result of run %.255q: %w", r.id, r.engine.explained(ctx, err))
 	}
 	if ended.Erased {
-		return out, fmt.Errorf("result of run %q, which is %s: %w", ended.ID, ended.Status, ErrErased)
+		return out, fmt.Errorf("result of run %.255q, which is %s: %w", ended.ID, ended.Status, ErrErased)
 	}
 	if status := Status(ended.Status); status != StatusCompleted {
 		return out, newRunError(ended)
 	}
 	if err := decodeValue(ended.Output, &out); err != nil {
-		return out, fmt.Errorf("result of run %q: decode the output into %T: %w", r.id, out, err)
+		return out, fmt.Errorf("result of run %.255q: decode the output into %T: %w", r.id, out, err)
 	}
 	return out, nil
 }

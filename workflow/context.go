@@ -2,6 +2,7 @@ package workflow
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 )
 
@@ -12,6 +13,17 @@ type Context struct {
 	context.Context
 
 	run *run
+}
+
+// errNoContext is what a command returns for a context that no workflow was given.
+var errNoContext = errors.New("the workflow's context is nil: pass the one that its function was given")
+
+// current returns the run; nil, of which enter knows, if there is no context.
+func (c *Context) current() *run {
+	if c == nil {
+		return nil
+	}
+	return c.run
 }
 
 // InstanceID returns the id of this run.

@@ -18,6 +18,9 @@ import (
 //
 // An input that cannot be encoded, is larger than [MaxPayload], or is not one of this workflow's, gives another error: returned, it fails the run.
 func ContinueAsNew[In any](ctx *Context, in In) error {
+	if ctx.current() == nil {
+		return fmt.Errorf("continue as new: %w", errNoContext)
+	}
 	input, err := encodeValue("the input of workflow", ctx.WorkflowName(), in)
 	if err == nil {
 		err = ctx.run.definition.checkInput(input)

@@ -33,12 +33,12 @@ import (
 // What was sent to a failed run and not received when it failed is kept for it until Config.Retention ends, and received after
 // Retry. SendTo returns ErrUndeliverable between the two. What was published to its subscriptions and not received is lost.
 func (e *Engine) Retry(ctx context.Context, id string) error {
-	if err := e.check(); err != nil {
-		return err
+	if err := e.checkFor(id); err != nil {
+		return fmt.Errorf("retry run %.255q: %w", id, err)
 	}
 	for {
 		if retried, err := e.retryOnce(ctx, id); err != nil {
-			return fmt.Errorf("retry run %q: %w", id, e.explained(ctx, err))
+			return fmt.Errorf("retry run %.255q: %w", id, e.explained(ctx, err))
 		} else if retried {
 			return nil
 		}

@@ -3,7 +3,10 @@ package workflow
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"unicode/utf8"
+
+	"github.com/romancy-go/romancy/internal/bounds"
 )
 
 // MaxIDLength is the longest instance id, workflow, activity or channel name, in bytes. A notification carries two of them
@@ -36,8 +39,9 @@ type workflowOptions struct {
 // DefineOption sets how the runs of a workflow are executed.
 type DefineOption func(*workflowOptions)
 
-// WithMaxConcurrentRuns bounds the runs of the workflow that execute in a worker at one time, parked ones not counted, within
-// Config.MaxConcurrentRuns. Others wait in the database, or parked, and do not hold up other workflows.
+// WithMaxConcurrentRuns bounds the runs of the workflow that execute in a worker at one time, parked ones not counted,
+// within Config.MaxConcurrentRuns: n is 1 to 1,000,000. Others wait in the database, or parked, and do not hold up
+// other workflows.
 func WithMaxConcurrentRuns(n int) DefineOption {
 	return func(o *workflowOptions) {
 		o.maxRuns = n
@@ -46,7 +50,7 @@ func WithMaxConcurrentRuns(n int) DefineOption {
 }
 
 // WithMaxConcurrentActivities bounds the activities, of whatever kind, that a worker executes for runs of the workflow at
-// one time, within Config.MaxConcurrentActivities.
+// one time, within Config.MaxConcurrentActivities: n is 1 to 1,000,000.
 func WithMaxConcurrentActivities(n int) DefineOption {
 	return func(o *workflowOptions) {
 		o.maxActivities = n
@@ -55,10 +59,7 @@ func WithMaxConcurrentActivities(n int) DefineOption {
 }
 
 func checkLimit(option string, n int) error {
-	if n < 1 {
-		return fmt.Errorf("%s(%d): use at least 1, or leave it out for no limit", option, n)
-	}
-	return nil
+	return bounds.Number(option, n, 1, bounds.Most, ", or leave it out for no limit")
 }
 
 // Define makes a workflow of fn. name is stored with every run and must stay the same across deploys.
@@ -69,7 +70,9 @@ func checkLimit(option string, n int) error {
 func Define[In, Out any](name string, fn func(ctx *Context, in In) (Out, error), options ...DefineOption) *Workflow[In, Out] {
 	workflow := &Workflow[In, Out]{name: name, fn: fn}
 	for _, option := range options {
-		option(&workflow.options)
+		if option != nil {
+			option(&workflow.options)
+		}
 	}
 	return workflow
 }
@@ -78,16 +81,14 @@ func Define[In, Out any](name string, fn func(ctx *Context, in In) (Out, error),
 func (w *Workflow[In, Out]) Name() string { return w.name }
 
 func (w *Workflow[In, Out]) validate() error {
-	if err := checkName("workflow name", w.name); err != nil {
-		return err
-	}
+	errs := []error{checkName("workflow name", w.name)}
 	if w.fn == nil {
-		return fmt.Errorf("workflow %q has no function: pass one to Define", w.name)
+		errs = append(errs, fmt.Errorf("workflow %.40q has no function: pass one to Define", w.name))
 	}
 	if w.options.err != nil {
-		return fmt.Errorf("workflow %q: %w", w.name, w.options.err)
+		errs = append(errs, fmt.Errorf("workflow %.40q: %w", w.name, w.options.err))
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 func (w *Workflow[In, Out]) settings() workflowOptions { return w.options }
@@ -113,20 +114,23 @@ func (w *Workflow[In, Out]) checkInput(input []byte) error {
 	return nil
 }
 
-// checkName reports why value cannot be stored as an id or a name; field says what it is.
-func checkName(field, value string) error {
+// checkText reports why value, which may be empty, cannot be stored; field says what it is.
+func checkText(field, value string, most int) error {
 	switch {
-	case value == "":
-		return fmt.Errorf("%s is empty: give 1 to %d bytes", field, MaxIDLength)
-	case len(value) > MaxIDLength:
-		return fmt.Errorf("%s %.40q... is %d bytes long: use at most %d", field, value, len(value), MaxIDLength)
+	case len(value) > most:
+		return fmt.Errorf("%s %.40q... is %d bytes long: use at most %d", field, value, len(value), most)
 	case !utf8.ValidString(value):
-		return fmt.Errorf("%s %q is not valid UTF-8", field, value)
-	}
-	for i := range len(value) {
-		if value[i] == 0 {
-			return fmt.Errorf("%s %q contains a NUL byte, which PostgreSQL cannot store", field, value)
-		}
+		return fmt.Errorf("%s %.40q is not valid UTF-8: use text that is", field, value)
+	case strings.ContainsRune(value, 0):
+		return fmt.Errorf("%s %.40q contains a NUL byte, which PostgreSQL cannot store: leave it out", field, value)
 	}
 	return nil
+}
+
+// checkName reports why value cannot be stored as an id or a name; field says what it is.
+func checkName(field, value string) error {
+	if value == "" {
+		return fmt.Errorf("%s is empty: give 1 to %d bytes", field, MaxIDLength)
+	}
+	return checkText(field, value, MaxIDLength)
 }

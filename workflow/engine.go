@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,17 +19,20 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/romancy-go/romancy/bus"
+	"github.com/romancy-go/romancy/internal/bounds"
 	"github.com/romancy-go/romancy/internal/dial"
 	"github.com/romancy-go/romancy/internal/outage"
 	"github.com/romancy-go/romancy/internal/pace"
 	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/internal/schema"
+	"github.com/romancy-go/romancy/internal/sqlfile"
 	"github.com/romancy-go/romancy/workflow/internal/commit"
 	"github.com/romancy-go/romancy/workflow/internal/lease"
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
 
-// Config configures an Engine. Only Pool is required.
+// Config configures an Engine. Only Pool is required. Numbers are 1 to 1,000,000, those of a batch 1 to 10,000,
+// durations 1 ms to 8760 h (a year), except where they say otherwise; 0 means the default.
 type Config struct {
 	// Pool is the application's; transactional activities and callers' transactions run on it. The engine never closes it,
 	// and makes connections of its own beside it, from its configuration: one for everything that it writes (a second under
@@ -46,11 +50,11 @@ type Config struct {
 	Notifier *bus.Notifier
 	// Channels are the names of the four channels. Default: made from Schema.
 	Channels bus.Channels
-	// Label is shown in the workers table, for people. Default: host name and process id.
+	// Label is shown in the workers table, for people: up to 255 bytes of UTF-8. Default: host name and process id.
 	Label string
 	// Lease is how long this worker owns its runs without a sign of life: after a crash they continue elsewhere when it
 	// has run out. Renewed three times as often, on a connection that is used for nothing else. A worker that cannot renew it cancels
-	// the contexts of its steps before it runs out, and comes back under another id. Default 15 s, at least 1 s.
+	// the contexts of its steps before it runs out, and comes back under another id. Default 15 s; 1 s to 24 h.
 	Lease time.Duration
 	// MaxConcurrentRuns bounds the runs executing here at one time, parked ones not counted; others wait in the database, or
 	// parked. The workflows share it: who has fewest goes first, and the last slots are kept for workflows that have none.
@@ -82,13 +86,15 @@ type Config struct {
 	// FallbackInterval is how often this process looks for what a lost notification would have said. Default 30 s. While the
 	// listener is not healthy it looks for ready runs every second.
 	FallbackInterval time.Duration
-	// Retention is how long ended runs are kept, with their history. Default 0: for ever. Whoever calls SweepRetention
-	// removes them: riverjobs does, once a minute or so. A run that continued as new is kept, without its history, for as long
-	// as the run that it continued as.
+	// Retention is how long ended runs are kept, with their history: at least 1 µs. Default 0: permanently. Whoever
+	// calls SweepRetention removes them: riverjobs does, once a minute or so. A run that continued as new is kept,
+	// without its history, for as long as the run that it continued as.
 	Retention time.Duration
-	// SendKeyRetention is how long the keys of WithSendKey are kept at least. Default 24 h. SweepRetention removes them later.
+	// SendKeyRetention is how long the keys of WithSendKey are kept at least: 1 µs or more. Default 24 h.
+	// SweepRetention removes them later.
 	SendKeyRetention time.Duration
-	// EventRetention is how long an event is kept that names no time of its own. Default 24 h. SweepRetention removes it later.
+	// EventRetention is how long an event is kept that names no time of its own: 1 µs or more. Default 24 h.
+	// SweepRetention removes it later.
 	EventRetention time.Duration
 	// HideErrorTexts leaves the texts of errors that activities, compensations and workflows return, and the stacks of their panics, out
 	// of the log and of spans, which then have their types only (see [Error.ErrorType]). History keeps them, up to 16 KiB each. Default
@@ -107,7 +113,7 @@ func (c Config) withDefaults() Config {
 	c.Channels = cmp.Or(c.Channels, bus.ChannelsFor(c.Schema))
 	if c.Label == "" {
 		host, _ := os.Hostname() // an empty host name is only a poorer label
-		c.Label = fmt.Sprintf("%s/%d", host, os.Getpid())
+		c.Label = fmt.Sprintf("%s/%d", strings.ToValidUTF8(host, "?"), os.Getpid())
 	}
 	c.Lease = cmp.Or(c.Lease, 15*time.Second)
 	c.MaxConcurrentRuns = cmp.Or(c.MaxConcurrentRuns, 1000)
@@ -131,37 +137,39 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
+// orDefault is the other remedy for a field of which zero means the default.
+const orDefault = ", or 0 for the default"
+
 func (c Config) validate() error {
 	var errs []error
-	if c.Pool == nil {
-		errs = append(errs, errors.New("workflow.Config.Pool is nil: pass the application's *pgxpool.Pool"))
+	if flaw := dial.Unusable(c.Pool); flaw != "" {
+		errs = append(errs, fmt.Errorf("workflow.Config.Pool %s: pass the application's *pgxpool.Pool", flaw))
 	}
-	if err := c.Channels.Validate(); err != nil {
+	if err := sqlfile.CheckSchema(c.Schema); err != nil {
+		errs = append(errs, fmt.Errorf("workflow.Config.Schema: %w", err))
+	} else if err := c.Channels.Validate(); err != nil {
 		errs = append(errs, fmt.Errorf("workflow.Config.Channels: %w", err))
 	}
-	if c.Lease < time.Second {
-		errs = append(errs, fmt.Errorf("workflow.Config.Lease is %s: use at least 1s", c.Lease))
+	errs = append(errs,
+		checkText("workflow.Config.Label", c.Label, MaxIDLength),
+		bounds.Number("workflow.Config.Lease", c.Lease, time.Second, bounds.LongestLease, orDefault),
+		bounds.Count("workflow.Config.MaxConcurrentRuns", c.MaxConcurrentRuns),
+		bounds.Count("workflow.Config.MaxConcurrentActivities", c.MaxConcurrentActivities),
+		bounds.Count("workflow.Config.MaxDeaths", c.MaxDeaths),
+		bounds.Count("workflow.Config.MaxInterruptions", c.MaxInterruptions),
+		bounds.Count("workflow.Config.CacheSize", c.CacheSize),
+		bounds.Batch("workflow.Config.MaxWorkflowsPerBatch", c.MaxWorkflowsPerBatch),
+		bounds.Batch("workflow.Config.MaxTimersPerBatch", c.MaxTimersPerBatch),
+		bounds.Batch("workflow.Config.MaxMessagesPerBatch", c.MaxMessagesPerBatch),
+		bounds.Interval("workflow.Config.FallbackInterval", c.FallbackInterval),
+		bounds.Age("workflow.Config.EventRetention", c.EventRetention, time.Microsecond, "for the default"),
+		bounds.Age("workflow.Config.SendKeyRetention", c.SendKeyRetention, time.Microsecond, "for the default"),
+		bounds.Age("workflow.Config.Retention", c.Retention, time.Microsecond, "to keep ended runs permanently"))
+	if c.MeterProvider != nil && bounds.Nothing(c.MeterProvider) {
+		errs = append(errs, fmt.Errorf("workflow.Config.MeterProvider is a nil %T: give a meter provider, or leave it out", c.MeterProvider))
 	}
-	for field, value := range map[string]int{
-		"MaxConcurrentRuns": c.MaxConcurrentRuns, "CacheSize": c.CacheSize, "MaxWorkflowsPerBatch": c.MaxWorkflowsPerBatch,
-		"MaxTimersPerBatch": c.MaxTimersPerBatch, "MaxMessagesPerBatch": c.MaxMessagesPerBatch,
-		"MaxConcurrentActivities": c.MaxConcurrentActivities, "MaxDeaths": c.MaxDeaths, "MaxInterruptions": c.MaxInterruptions,
-	} {
-		if value < 1 {
-			errs = append(errs, fmt.Errorf("workflow.Config.%s is %d: use at least 1, or 0 for the default", field, value))
-		}
-	}
-	if c.FallbackInterval < 0 {
-		errs = append(errs, fmt.Errorf("workflow.Config.FallbackInterval is %s: use a positive duration, or 0 for the default", c.FallbackInterval))
-	}
-	if c.EventRetention < 0 {
-		errs = append(errs, fmt.Errorf("workflow.Config.EventRetention is %s: use a positive duration, or 0 for the default", c.EventRetention))
-	}
-	if c.SendKeyRetention < 0 {
-		errs = append(errs, fmt.Errorf("workflow.Config.SendKeyRetention is %s: use a positive duration, or 0 for the default", c.SendKeyRetention))
-	}
-	if c.Retention < 0 {
-		errs = append(errs, fmt.Errorf("workflow.Config.Retention is %s: use a positive duration, or 0 to keep ended runs for ever", c.Retention))
+	if bounds.Nothing(c.TracerProvider) {
+		errs = append(errs, fmt.Errorf("workflow.Config.TracerProvider is a nil %T: give a tracer provider, or leave it out", c.TracerProvider))
 	}
 	return errors.Join(append(errs, validateWorkflows(c.Workflows))...)
 }
@@ -170,15 +178,15 @@ func validateWorkflows(definitions []Definition) error {
 	var errs []error
 	names := map[string]bool{}
 	for i, definition := range definitions {
-		if definition == nil {
-			errs = append(errs, fmt.Errorf("workflow.Config.Workflows[%d] is nil", i))
+		if bounds.Nothing(definition) {
+			errs = append(errs, fmt.Errorf("workflow.Config.Workflows[%d] is nil: give what Define returns", i))
 			continue
 		}
 		if err := definition.validate(); err != nil {
 			errs = append(errs, fmt.Errorf("workflow.Config.Workflows[%d]: %w", i, err))
 		}
 		if names[definition.Name()] {
-			errs = append(errs, fmt.Errorf("workflow.Config.Workflows[%d]: two workflows are named %q: rename one", i, definition.Name()))
+			errs = append(errs, fmt.Errorf("workflow.Config.Workflows[%d]: two workflows are named %.40q: rename one", i, definition.Name()))
 		}
 		names[definition.Name()] = true
 	}
@@ -271,9 +279,15 @@ type Engine struct {
 // NewEngine returns an engine that Start sets to work. It returns all mistakes in config at once.
 func NewEngine(config Config) (*Engine, error) {
 	config = config.withDefaults()
-	statements, storeErr := store.New(config.Schema)
-	metrics, metricsErr := newEngineMetrics(config.MeterProvider)
-	if err := errors.Join(config.validate(), storeErr, metricsErr); err != nil {
+	if err := config.validate(); err != nil {
+		return nil, fmt.Errorf("workflow engine: %w", err)
+	}
+	statements, err := store.New(config.Schema)
+	if err != nil {
+		return nil, fmt.Errorf("workflow engine: %w", err)
+	}
+	metrics, err := newEngineMetrics(config.MeterProvider)
+	if err != nil {
 		return nil, fmt.Errorf("workflow engine: %w", err)
 	}
 	e := &Engine{
@@ -340,6 +354,9 @@ func (e *Engine) executes() bool { return len(e.names) > 0 }
 // Start connects and begins to execute runs. It returns an error if the database cannot be reached, if the role lacks privileges that
 // executing runs takes, all of which it names, if the engine was started before, and ErrClosed after Shutdown. Cancelling ctx afterwards stops nothing: call Shutdown.
 func (e *Engine) Start(ctx context.Context) error {
+	if e == nil {
+		return errors.New("the engine is nil: make one with NewEngine, or start the App that you have it from")
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	switch e.state {

@@ -48,12 +48,14 @@ const erasePage = 500
 // messages, five thousand at a time, so it takes time in proportion to those. It returns ErrNotFound if there is no such run,
 // ErrNotEnded if it is in a state that it may leave (a stuck run: end it with [Engine.Cancel]), ErrNotStarted and ErrClosed.
 func (e *Engine) Erase(ctx context.Context, id string, options ...EraseOption) error {
-	if err := e.check(); err != nil {
-		return err
+	if err := e.checkFor(id); err != nil {
+		return fmt.Errorf("erase run %.255q: %w", id, err)
 	}
 	var chosen eraseOptions
 	for _, option := range options {
-		option(&chosen)
+		if option != nil {
+			option(&chosen)
+		}
 	}
 	limit := 1
 	if chosen.formerRuns {
@@ -65,7 +67,7 @@ func (e *Engine) Erase(ctx context.Context, id string, options ...EraseOption) e
 		case errors.Is(err, ErrNotFound) && next != id:
 			return nil // retention has deleted the rest of the line
 		case err != nil:
-			return fmt.Errorf("erase run %q: %w", id, outward(err))
+			return fmt.Errorf("erase run %.255q: %w", id, outward(err))
 		case !chosen.formerRuns:
 			return nil
 		}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/romancy-go/romancy/internal/bounds"
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
 
@@ -36,7 +37,7 @@ type OutgoingEvent struct {
 	Attributes map[string]string
 	// Data is encoded as JSON.
 	Data any
-	// Retention is how long it is kept. Default Config.EventRetention.
+	// Retention is how long it is kept: 1 µs or more. Default Config.EventRetention.
 	Retention time.Duration
 }
 
@@ -49,11 +50,11 @@ const (
 type EventOption interface{ applyEvent(o *eventOptions) }
 
 type eventOptions struct {
-	timeout    time.Duration
+	timeout    *time.Duration // nil: none was given
 	attributes map[string]string
 }
 
-func (t TimeoutOption) applyEvent(o *eventOptions) { o.timeout = t.d }
+func (t TimeoutOption) applyEvent(o *eventOptions) { o.timeout = &t.d }
 
 // AttributesOption is made by WithAttributes.
 type AttributesOption struct{ attributes map[string]string }
@@ -80,13 +81,15 @@ func WaitEvent[T any](ctx *Context, eventType string, options ...EventOption) (E
 	var event Event[T]
 	var chosen eventOptions
 	for _, option := range options {
-		option.applyEvent(&chosen)
+		if option != nil {
+			option.applyEvent(&chosen)
+		}
 	}
 	attributes, err := encodeAttributes(chosen.attributes)
 	if err := errors.Join(checkName("event type", eventType), err); err != nil {
 		return event, fmt.Errorf("wait for an event: %w", err)
 	}
-	stored, err := carryOut(ctx.run, commandWaitEvent, func() (storedEvent, error) {
+	stored, err := carryOut(ctx.current(), commandWaitEvent, func() (storedEvent, error) {
 		return ctx.run.waitEvent(eventType, attributes, chosen.timeout)
 	})
 	if err != nil {
@@ -102,6 +105,9 @@ func WaitEvent[T any](ctx *Context, eventType string, options ...EventOption) (E
 // SendEvent sends an event, which is kept for every run that waits for it or will. It is sent once, however often the run is
 // executed.
 func SendEvent(ctx *Context, event OutgoingEvent) error {
+	if ctx.current() == nil {
+		return fmt.Errorf("send event: %w", errNoContext)
+	}
 	if event.Source == "" {
 		event.Source = ctx.WorkflowName()
 	}
@@ -109,7 +115,7 @@ func SendEvent(ctx *Context, event OutgoingEvent) error {
 	if err != nil {
 		return err
 	}
-	return ctx.run.carryOut(commandSendEvent, func() error { return ctx.run.sendEvent(ask) })
+	return ctx.current().carryOut(commandSendEvent, func() error { return ctx.run.sendEvent(ask) })
 }
 
 // newEvent checks and encodes an event.
@@ -124,12 +130,9 @@ func (e *Engine) newEvent(event OutgoingEvent) (store.SendEvent, error) {
 	attributes, attributesErr := encodeAttributes(event.Attributes)
 	data, dataErr := encodeValue("the data of event", event.Type, event.Data)
 	if dataErr == nil && !utf8.Valid(data) {
-		dataErr = errors.New("the data is not valid UTF-8")
+		dataErr = errors.New("the data is not valid UTF-8: encode it by json.Marshal")
 	}
-	var retentionErr error
-	if event.Retention < 0 {
-		retentionErr = fmt.Errorf("the retention is %s: use a positive duration, or 0 for the default", event.Retention)
-	}
+	retentionErr := bounds.Age("OutgoingEvent.Retention", event.Retention, time.Microsecond, "for the default")
 	if event.Retention == 0 {
 		event.Retention = e.config.EventRetention
 	}
@@ -157,11 +160,11 @@ func encodeAttributes(attributes map[string]string) ([]byte, error) {
 		size += len(name) + len(value)
 		switch {
 		case name == "":
-			return nil, errors.New("an attribute has no name")
+			return nil, errors.New("an attribute has no name: give it one")
 		case !utf8.ValidString(name) || !utf8.ValidString(value):
-			return nil, fmt.Errorf("attribute %.40q is not valid UTF-8", name)
+			return nil, fmt.Errorf("attribute %.40q is not valid UTF-8: use text that is", name)
 		case strings.ContainsRune(name, 0) || strings.ContainsRune(value, 0):
-			return nil, fmt.Errorf("attribute %.40q contains a NUL byte, which PostgreSQL cannot store", name)
+			return nil, fmt.Errorf("attribute %.40q contains a NUL byte, which PostgreSQL cannot store: leave it out", name)
 		}
 	}
 	if size > maxAttributeBytes {
@@ -178,7 +181,7 @@ func eventChannel(eventType string) string { return eventPrefix + eventType }
 // checkChannel reports why channel cannot be a channel for messages.
 func checkChannel(channel string) error {
 	if strings.HasPrefix(channel, eventPrefix) {
-		return fmt.Errorf("channel %.40q: names that begin with %q are those of events", channel, eventPrefix)
+		return fmt.Errorf("channel %.40q: names that begin with %q are those of events: use another", channel, eventPrefix)
 	}
 	return checkName("channel", channel)
 }

@@ -35,15 +35,12 @@ type seenEvent struct {
 // seenMargin is by how much the database's clock may be set back without an event coming to life again for a run that has had it.
 const seenMargin = time.Hour
 
-func (r *run) waitEvent(eventType string, attributes []byte, timeout time.Duration) (storedEvent, error) {
+func (r *run) waitEvent(eventType string, attributes []byte, timeout *time.Duration) (storedEvent, error) {
 	on := listening{channel: eventChannel(eventType), event: &store.EventWait{Type: eventType, Attributes: attributes}}
 	for _, seen := range r.events[eventType] {
 		on.event.Seen = append(on.event.Seen, seen.id)
 	}
-	var end *until
-	if timeout > 0 {
-		end = &until{relative: true, delay: timeout}
-	}
+	end := r.within(timeout, journal.WaitEvent)
 	payload, err := r.choose(journal.WaitEvent, eventType, "wait_event:"+eventType, end, []listening{on}, nil)
 	if err != nil {
 		return storedEvent{}, err

@@ -3,6 +3,8 @@ package workflow
 import (
 	"errors"
 	"fmt"
+
+	"github.com/romancy-go/romancy/internal/bounds"
 )
 
 // Future is an activity that executes beside the workflow, begun by [Activity.Go].
@@ -20,7 +22,7 @@ type Future[Out any] struct {
 // That an activity with a compensation has begun is durable before its first attempt. If the worker leaves while it is under way
 // and the run fails or is cancelled, the next worker executes it again, to its end and with its retry policy, and then undoes it.
 func (a *Activity[In, Out]) Go(ctx *Context, in In) *Future[Out] {
-	r := ctx.run
+	r := ctx.current()
 	future := &Future[Out]{run: r}
 	if future.err = a.check(); future.err != nil {
 		return future
@@ -42,7 +44,10 @@ func (a *Activity[In, Out]) Go(ctx *Context, in In) *Future[Out] {
 // for one that lost a [Select], and a *CancelledError if the run is cancelled. A result
 // that cannot be decoded leaves the run stuck, as by Execute.
 func (f *Future[Out]) Get(ctx *Context) (out Out, err error) {
-	before, err := ctx.run.enter(commandGet)
+	if f == nil {
+		return out, errNoFuture
+	}
+	before, err := ctx.current().enter(commandGet)
 	if err != nil {
 		return out, err
 	}
@@ -62,8 +67,8 @@ func (f *Future[Out]) Get(ctx *Context) (out Out, err error) {
 
 // await waits until the outcome is known.
 func (f *Future[Out]) await(ctx *Context) error {
-	if f.err != nil {
-		return f.err
+	if _, err := f.begun(); err != nil {
+		return err
 	}
 	if f.run != ctx.run {
 		return fmt.Errorf("future of activity %q: it belongs to run %q, not to %q", f.flight.step.name, f.run.id, ctx.run.id)
@@ -75,7 +80,15 @@ func (f *Future[Out]) await(ctx *Context) error {
 	return nil
 }
 
-func (f *Future[Out]) begun() (*flight, error) { return f.flight, f.err }
+// errNoFuture is what a future answers that is nil or a zero value.
+var errNoFuture = errors.New("the future is nil: give what Activity.Go returns")
+
+func (f *Future[Out]) begun() (*flight, error) {
+	if f == nil || f.flight == nil && f.err == nil {
+		return nil, errNoFuture
+	}
+	return f.flight, f.err
+}
 
 // Awaitable is a [Future] of any type.
 type Awaitable interface {
@@ -86,13 +99,17 @@ type Awaitable interface {
 // All waits until all futures have ended, and returns the errors of those that failed, joined in the order given. Each result
 // is then there without waiting, by Get.
 func All(ctx *Context, futures ...Awaitable) (err error) {
-	before, err := ctx.run.enter(commandAll)
+	before, err := ctx.current().enter(commandAll)
 	if err != nil {
 		return err
 	}
 	defer ctx.run.complete(before, &err)
 	errs := make([]error, 0, len(futures))
-	for _, future := range futures {
+	for i, future := range futures {
+		if bounds.Nothing(future) {
+			errs = append(errs, fmt.Errorf("future %d of %d: %w", i+1, len(futures), errNoFuture))
+			continue
+		}
 		err := future.await(ctx)
 		if err == nil {
 			begun, _ := future.begun()
@@ -105,8 +122,15 @@ func All(ctx *Context, futures ...Awaitable) (err error) {
 }
 
 func (a *Activity[In, Out]) check() error {
-	if err := errors.Join(checkName("activity name", a.name), a.options.err); err != nil {
-		return fmt.Errorf("activity %q: %w", a.name, err)
+	if a == nil {
+		return errors.New("the activity is nil: use what DefineActivity returns")
+	}
+	errs := []error{checkName("activity name", a.name), a.options.err}
+	if a.fn == nil {
+		errs = append(errs, errors.New("it has no function: pass one to DefineActivity"))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("activity %.40q: %w", a.name, err)
 	}
 	return nil
 }

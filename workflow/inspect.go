@@ -11,6 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/romancy-go/romancy/internal/bounds"
 	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/workflow/internal/journal"
 	"github.com/romancy-go/romancy/workflow/internal/store"
@@ -22,6 +23,8 @@ const (
 	// defaultListLimit is how many runs a page of List holds.
 	defaultListLimit = 100
 	maxListLimit     = 1000
+	// maxInputPath is the longest Filter.InputPath, in bytes.
+	maxInputPath = 10_000
 	// listDepth is how many runs one statement of a filtered List looks at.
 	listDepth = 5000
 	// listTime is how long that may take, or it looks at fewer, down to leastDepth.
@@ -84,11 +87,11 @@ type FailedAttempt struct {
 // Get returns the run with this id. It returns ErrNotFound if there is none, ErrNotStarted and ErrClosed.
 func (e *Engine) Get(ctx context.Context, id string) (*RunInfo, error) {
 	var found *store.Instance
-	if err := e.read(ctx, func(b *pgx.Batch) { e.store.GetRun(b, id, &found) }); err != nil {
-		return nil, fmt.Errorf("get run %q: %w", id, err)
+	if err := e.readRun(ctx, id, func(b *pgx.Batch) { e.store.GetRun(b, id, &found) }); err != nil {
+		return nil, fmt.Errorf("get run %.255q: %w", id, err)
 	}
 	if found == nil {
-		return nil, fmt.Errorf("get run %q: %w", id, ErrNotFound)
+		return nil, fmt.Errorf("get run %.255q: %w", id, ErrNotFound)
 	}
 	info := newRunInfo(found)
 	_, info.HeldUp = e.admission.heldUp(id)
@@ -100,7 +103,7 @@ func (e *Engine) Get(ctx context.Context, id string) (*RunInfo, error) {
 func (e *Engine) History(ctx context.Context, id string) ([]HistoryEntry, error) {
 	past, err := e.history(ctx, id)
 	if err != nil {
-		return nil, fmt.Errorf("history of run %q: %w", id, err)
+		return nil, fmt.Errorf("history of run %.255q: %w", id, err)
 	}
 	return newHistory(past.entries, past.attempts, past.interruptions), nil
 }
@@ -110,7 +113,7 @@ func (e *Engine) history(ctx context.Context, id string) (past recorded, err err
 	var found *store.Instance
 	records, failed := store.HistoryPage{After: math.MinInt32, More: true}, store.AttemptsPage{After: store.Attempt{Position: -1}, More: true}
 	for records.More || failed.More {
-		if err := e.read(ctx, func(b *pgx.Batch) {
+		if err := e.readRun(ctx, id, func(b *pgx.Batch) {
 			e.store.GetRun(b, id, &found)
 			e.store.GetHistory(b, id, &records)
 			e.store.GetAttempts(b, id, &failed)
@@ -210,11 +213,13 @@ type Filter struct {
 	// Statuses and Workflows: any of these.
 	Statuses  []Status
 	Workflows []string
-	// CreatedFrom (inclusive) and CreatedBefore bound when the run was created, by the database's clock.
+	// CreatedFrom (inclusive) and CreatedBefore bound when the run was created, by the database's clock. Instants are
+	// of the years 1 to 9999.
 	CreatedFrom, CreatedBefore time.Time
 	// EndedFrom (inclusive): only runs that have ended, at that time or later.
 	EndedFrom time.Time
-	// InputPath is an SQL/JSON path that must find something in the input, such as `$.customer ? (@ == "c-42")`.
+	// InputPath is an SQL/JSON path that must find something in the input, such as `$.customer ? (@ == "c-42")`. Up to
+	// 10,000 bytes.
 	InputPath string
 	// Limit is how many runs a page holds, at most 1000. Default 100.
 	Limit int
@@ -320,18 +325,26 @@ func (f Filter) check() (below string, err error) {
 	var errs []error
 	for _, status := range f.Statuses {
 		if !status.known() {
-			errs = append(errs, fmt.Errorf("Filter.Statuses: %q is not a status of a run: use the constants of this package", status))
+			errs = append(errs, fmt.Errorf("Filter.Statuses: %.40q is not a status of a run: use the constants of this package", status))
 		}
 	}
 	if f.Limit < 0 || f.Limit > maxListLimit {
 		errs = append(errs, fmt.Errorf("Filter.Limit is %d: use 1 to %d, or 0 for %d", f.Limit, maxListLimit, defaultListLimit))
 	}
+	for _, name := range f.Workflows {
+		errs = append(errs, checkName("Filter.Workflows:", name))
+	}
+	errs = append(errs,
+		checkText("Filter.InputPath", f.InputPath, maxInputPath),
+		bounds.CheckInstant("Filter.CreatedFrom", f.CreatedFrom),
+		bounds.CheckInstant("Filter.CreatedBefore", f.CreatedBefore),
+		bounds.CheckInstant("Filter.EndedFrom", f.EndedFrom))
 	last, err := base64.RawURLEncoding.DecodeString(f.Cursor)
 	if err == nil && f.Cursor != "" && checkName("its run", string(last)) != nil {
 		err = errors.New("no run can be called what it says")
 	}
 	if err != nil {
-		errs = append(errs, fmt.Errorf("Filter.Cursor, of %d bytes, is not the Next of a page: %w", len(f.Cursor), err))
+		errs = append(errs, fmt.Errorf("Filter.Cursor, of %d bytes, is not the Next of a page, use that: %w", len(f.Cursor), err))
 	}
 	return string(last), errors.Join(errs...)
 }
@@ -362,9 +375,28 @@ func (e *Engine) checkPath(ctx context.Context, path string) error {
 	err := e.read(ctx, func(b *pgx.Batch) { e.store.CheckPath(b, path) })
 	if refusal.Said(err) {
 		// The path may compare with values, and the server quotes a part of it.
-		return fmt.Errorf("Filter.InputPath, of %d bytes, is not an SQL/JSON path: %w", len(path), refusal.Withheld(err))
+		return fmt.Errorf("Filter.InputPath, of %d bytes, is not an SQL/JSON path, use one like $.customer: %w", len(path), refusal.Withheld(err))
 	}
 	return err
+}
+
+// readRun is read about the run with this id.
+func (e *Engine) readRun(ctx context.Context, id string, statements func(*pgx.Batch)) error {
+	if err := e.checkFor(id); err != nil {
+		return err
+	}
+	return e.read(ctx, statements)
+}
+
+// checkFor returns why the engine cannot serve a call about the run with this id now, or nil.
+func (e *Engine) checkFor(id string) error {
+	if err := e.check(); err != nil {
+		return err
+	}
+	if err := checkName("the id", id); err != nil {
+		return fmt.Errorf("%w: no run has such an id: %w", ErrNotFound, err)
+	}
+	return nil
 }
 
 // read carries out statements on the application's pool, which find their rows by key even if nobody has analyzed the tables.

@@ -7,18 +7,19 @@ import (
 	"slices"
 	"time"
 
-	"github.com/romancy-go/romancy/internal/clamp"
+	"github.com/romancy-go/romancy/internal/bounds"
 )
 
 // RetryPolicy says when a failed activity is attempted again. Its state is stored: attempts are counted across crashes.
 type RetryPolicy struct {
-	// MaxAttempts is how often the activity is attempted in all. Default 10.
+	// MaxAttempts is how often the activity is attempted in all, at most 2,147,483,647. Default 10.
 	MaxAttempts int
-	// InitialInterval is the wait before the second attempt. Default 100 ms.
+	// InitialInterval is the wait before the second attempt, at most MaxInterval. Default 100 ms.
 	InitialInterval time.Duration
-	// MaxInterval is the longest wait between two attempts. Default 1 minute.
+	// MaxInterval is the longest wait between two attempts, however long it would be by Multiplier: any positive
+	// duration. Default 1 minute, or InitialInterval if that is longer.
 	MaxInterval time.Duration
-	// Multiplier is the factor from one wait to the next, at least 1. Default 2.
+	// Multiplier is the factor from one wait to the next, 1 to 1,000,000. Default 2.
 	Multiplier float64
 	// Jitter is the share of a wait, 0 to 1, by which it is shortened at random. Default 0.
 	Jitter float64
@@ -53,18 +54,14 @@ func (p RetryPolicy) withDefaults() RetryPolicy {
 
 func (p RetryPolicy) validate() error {
 	var errs []error
-	if p.MaxAttempts < 1 {
-		errs = append(errs, fmt.Errorf("RetryPolicy.MaxAttempts is %d: use at least 1", p.MaxAttempts))
-	}
+	errs = append(errs, bounds.Number("RetryPolicy.MaxAttempts", p.MaxAttempts, 1, bounds.MostAttempts, orDefault))
 	if p.InitialInterval < 0 || p.MaxInterval < p.InitialInterval {
-		errs = append(errs, fmt.Errorf("RetryPolicy: InitialInterval %s must be positive and at most MaxInterval %s", p.InitialInterval, p.MaxInterval))
+		errs = append(errs, fmt.Errorf("RetryPolicy.InitialInterval is %s and RetryPolicy.MaxInterval %s: use positive durations, the second no shorter, "+
+			"or 0 for the defaults", p.InitialInterval, p.MaxInterval))
 	}
-	if !(p.Multiplier >= 1) && p.MaxAttempts > 1 { // NaN included
-		errs = append(errs, fmt.Errorf("RetryPolicy.Multiplier is %g: use at least 1", p.Multiplier))
-	}
-	if !(p.Jitter >= 0 && p.Jitter <= 1) {
-		errs = append(errs, fmt.Errorf("RetryPolicy.Jitter is %g: use 0 to 1", p.Jitter))
-	}
+	errs = append(errs,
+		bounds.Number("RetryPolicy.Multiplier", p.Multiplier, 1, bounds.Most, orDefault),
+		bounds.Number("RetryPolicy.Jitter", p.Jitter, 0, 1, ""))
 	if p.MaxElapsed < 0 {
 		errs = append(errs, fmt.Errorf("RetryPolicy.MaxElapsed is %s: use a positive duration, or 0 for no limit", p.MaxElapsed))
 	}
@@ -83,6 +80,9 @@ func (p RetryPolicy) retries(err error) bool {
 // delay returns the wait after the given number of failed attempts; random is in [0, 1).
 func (p RetryPolicy) delay(failed int, random float64) time.Duration {
 	wait := float64(p.InitialInterval) * math.Pow(p.Multiplier, float64(failed-1))
-	wait = min(wait, float64(p.MaxInterval))
-	return clamp.Nanos(wait * (1 - p.Jitter*random))
+	wait = min(wait, float64(p.MaxInterval)) * (1 - p.Jitter*random)
+	if wait < float64(p.MaxInterval) {
+		return time.Duration(wait)
+	}
+	return p.MaxInterval // the longest there is, rounded to a float, is none
 }

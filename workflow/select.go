@@ -23,11 +23,11 @@ type Case struct {
 
 // OnResult is chosen when the future has ended; then is given what its Get returns.
 func OnResult[Out any](future *Future[Out], then func(out Out, err error) error) Case {
-	if future == nil {
-		return Case{err: errors.New("OnResult: the future is nil")}
-	}
 	begun, err := future.begun()
-	return Case{err: err, flight: begun, chosen: func(ctx *Context, _ storedMessage) error { return then(future.Get(ctx)) }}
+	if err != nil {
+		return Case{err: fmt.Errorf("OnResult: %w", err)}
+	}
+	return Case{flight: begun, chosen: func(ctx *Context, _ storedMessage) error { return then(future.Get(ctx)) }}
 }
 
 // OnMessage is chosen by the next message of channel, as by [Receive].
@@ -41,7 +41,8 @@ func OnMessage[T any](channel string, then func(message Message[T]) error) Case 
 	}}
 }
 
-// OnTimer is chosen when d has passed since Select was called, by the database's clock. It is durable.
+// OnTimer is chosen when d has passed since Select was called, by the database's clock; at once, unless another
+// case can be chosen, if d is zero or less. It is durable.
 func OnTimer(d time.Duration, then func() error) Case {
 	return Case{timer: true, delay: d, chosen: func(*Context, storedMessage) error { return then() }}
 }
@@ -71,7 +72,7 @@ func Select(ctx *Context, cases ...Case) error {
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("select: %w", err)
 	}
-	then, err := ctx.run.choice(cases)
+	then, err := ctx.current().choice(cases)
 	if err != nil {
 		return err
 	}

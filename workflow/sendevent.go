@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/romancy-go/romancy/bus"
+	"github.com/romancy-go/romancy/internal/bounds"
 	"github.com/romancy-go/romancy/workflow/internal/store"
 )
 
@@ -47,7 +48,7 @@ func (e *Engine) SendEventTx(ctx context.Context, tx pgx.Tx, event OutgoingEvent
 	if err := e.check(); err != nil {
 		return err
 	}
-	if tx == nil {
+	if bounds.Nothing(tx) {
 		return errors.New("the transaction is nil: pass the pgx.Tx to send in")
 	}
 	ask, err := e.newEvent(event)

@@ -23,6 +23,9 @@ const (
 // then another worker takes it over, and counts no death. The error says which runs were interrupted, which of them are left like this,
 // and until when. Later calls return nil.
 func (e *Engine) Shutdown(ctx context.Context) error {
+	if e == nil {
+		return nil
+	}
 	e.mu.Lock()
 	if e.state != stateStarted {
 		if e.state == stateNew {

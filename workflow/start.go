@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/romancy-go/romancy/bus"
+	"github.com/romancy-go/romancy/internal/bounds"
 	"github.com/romancy-go/romancy/internal/clamp"
 	"github.com/romancy-go/romancy/workflow/internal/commit"
 	"github.com/romancy-go/romancy/workflow/internal/store"
@@ -39,16 +40,18 @@ func WithID(id string) StartOption {
 func WithDelay(d time.Duration) StartOption {
 	return func(o *startOptions) {
 		if d < 0 {
-			o.mistake = errors.Join(o.mistake, fmt.Errorf("WithDelay(%s): use a positive duration", d))
+			o.mistake = errors.Join(o.mistake, fmt.Errorf("WithDelay(%s): use a positive duration, or 0 for now", d))
 		}
 		o.once("WithDelay")
 		o.delay = d
 	}
 }
 
-// WithStartAt has the run begin at t, by the database's clock, see WithDelay. A t in the past is now.
+// WithStartAt has the run begin at t, by the database's clock, see WithDelay. A t in the past is now. One beyond the
+// years 1 to 9999 (9999-12-31T23:59:59Z is the last instant) is a mistake.
 func WithStartAt(t time.Time) StartOption {
 	return func(o *startOptions) {
+		o.mistake = errors.Join(o.mistake, bounds.CheckInstant("WithStartAt", t))
 		o.once("WithStartAt")
 		o.at = t
 	}
@@ -133,7 +136,9 @@ func (e *Engine) newStart(workflow string, in any, options []StartOption) (newSt
 	}
 	var chosen startOptions
 	for _, option := range options {
-		option(&chosen)
+		if option != nil {
+			option(&chosen)
+		}
 	}
 	if !chosen.given {
 		id, err := uuid.NewV7()
@@ -154,7 +159,7 @@ func (e *Engine) newStart(workflow string, in any, options []StartOption) (newSt
 	ask.given, ask.later = chosen.given, chosen.later
 	switch {
 	case !chosen.at.IsZero():
-		at := clamp.UnixMicro(chosen.at)
+		at := chosen.at.UnixMicro() // in bounds: the option has seen to it
 		ask.AtMicros = &at
 	case chosen.later:
 		delay := chosen.delay.Microseconds()
@@ -329,7 +334,7 @@ func (e *Engine) armBeginning(run store.Start, when store.StartedLater) {
 }
 
 func (e *Engine) startTx(ctx context.Context, tx pgx.Tx, ask newStart) (existing bool, err error) {
-	if tx == nil {
+	if bounds.Nothing(tx) {
 		return false, errors.New("the transaction is nil: pass the pgx.Tx to start in")
 	}
 	span := e.beginStart(ctx, &ask)

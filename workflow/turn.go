@@ -68,6 +68,9 @@ var errDeparted = errors.New("the run is not executed here any more: return")
 
 // enter begins a command, unless another is under way. What it returns belongs into complete.
 func (r *run) enter(next command) (before command, err error) {
+	if r == nil {
+		return noCommand, errNoContext
+	}
 	if r.turn.current.CompareAndSwap(uint32(noCommand), uint32(next)) {
 		return noCommand, nil
 	}

@@ -41,7 +41,7 @@ func makeValue[T any](ctx *Context, name string, harmless bool, fn func() (T, er
 	if err := checkName("side effect name", name); err != nil {
 		return value, err
 	}
-	before, err := ctx.run.enter(commandSideEffect)
+	before, err := ctx.current().enter(commandSideEffect)
 	if err != nil {
 		return value, err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/romancy-go/romancy/internal/bounds"
 	"github.com/romancy-go/romancy/internal/clamp"
 	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/workflow/internal/commit"
@@ -48,22 +49,13 @@ func (r *run) cancelWait(recorded bool) error {
 	return r.recordCancelled(r.journal.Issued())
 }
 
-func (d until) fill(ask *store.Wait) {
-	micros := clamp.UnixMicro(d.at)
-	if d.relative {
-		micros = d.delay.Microseconds()
-		ask.DelayMicros, ask.Asked = &micros, time.Now()
-		return
-	}
-	ask.AtMicros = &micros
-}
-
 func (r *run) firesAt(position int32, record journal.Record) *int64 {
 	var timer timerRecord
 	if err := json.Unmarshal(record.Payload, &timer); err != nil {
 		r.stuck(fmt.Errorf("history is damaged: position %d: %w", position, refusal.Decoding(err)))
 	}
-	return &timer.FiresAtMicros
+	fires := bounds.InstantMicros(timer.FiresAtMicros) // former builds took others, too
+	return &fires
 }
 
 // listening is a channel that a run waits on.
@@ -78,11 +70,8 @@ func (r *run) listenTo(channel string) listening {
 }
 
 // receive waits for a message. A timeout has a row of its own before it: the deadline, stored with the first wait.
-func (r *run) receive(channel string, timeout time.Duration) (storedMessage, error) {
-	var end *until
-	if timeout > 0 {
-		end = &until{relative: true, delay: timeout}
-	}
+func (r *run) receive(channel string, timeout *time.Duration) (storedMessage, error) {
+	end := r.within(timeout, journal.Receive)
 	payload, err := r.choose(journal.Receive, channel, "receive:"+channel, end, []listening{r.listenTo(channel)}, nil)
 	if err != nil {
 		return storedMessage{}, err
@@ -95,7 +84,7 @@ func (r *run) receive(channel string, timeout time.Duration) (storedMessage, err
 }
 
 // receiveMany takes what is there besides the first message in one step of its own.
-func (r *run) receiveMany(channel string, timeout time.Duration, limit int) ([]storedMessage, error) {
+func (r *run) receiveMany(channel string, timeout *time.Duration, limit int) ([]storedMessage, error) {
 	first, err := r.receive(channel, timeout)
 	if err != nil || limit == 1 {
 		return []storedMessage{first}, err
@@ -214,7 +203,7 @@ func (r *run) await(ask *store.Wait, channels []listening, landed func() bool) (
 		}
 	}()
 	var next <-chan time.Time // when a run that is not parked looks again
-	for look, full := true, false; ; {
+	for look, full := true, endsAtOnce(ask); ; {
 		r.checkpoint()
 		if outcome := r.decideStay(ask, landed); outcome != "" {
 			return outcome, nil
@@ -250,6 +239,10 @@ func (r *run) await(ask *store.Wait, channels []listening, landed func() bool) (
 		}
 	}
 }
+
+// endsAtOnce reports whether no poll follows the first one of a wait, which so must not begin at a mark that it may miss
+// messages below.
+func endsAtOnce(ask *store.Wait) bool { return ask.DelayMicros != nil && *ask.DelayMicros == 0 }
 
 // decideStay returns the outcome of a wait if it is known, else whether steps keep the run from being parked, in ask.
 func (r *run) decideStay(ask *store.Wait, landed func() bool) (outcome string) {

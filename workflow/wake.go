@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/romancy-go/romancy/bus"
+	"github.com/romancy-go/romancy/internal/bounds"
 	"github.com/romancy-go/romancy/internal/clamp"
 	"github.com/romancy-go/romancy/internal/planted"
 	"github.com/romancy-go/romancy/workflow/internal/commit"
@@ -406,6 +407,6 @@ func (e *Engine) tellTimer(id string, position int32, firesAtMicros int64) {
 
 func timerAnnouncement(id string, position int32, firesAtMicros int64) string {
 	return bus.Encode(bus.TimerRegistered{
-		InstanceID: id, TimerID: fmt.Sprintf("timer:%d", position), ExpiresAt: time.UnixMicro(firesAtMicros).UTC(),
+		InstanceID: id, TimerID: fmt.Sprintf("timer:%d", position), ExpiresAt: time.UnixMicro(bounds.InstantMicros(firesAtMicros)).UTC(),
 	})
 }

@@ -19,6 +19,7 @@ import (
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/romancy-go/romancy/internal/bounds"
 	"github.com/romancy-go/romancy/internal/refusal"
 )
 
@@ -58,7 +59,12 @@ func WithTarget(target func(msg *message.Message) string) HandlerOption {
 
 // TargetFromMetadata is for [WithTarget]. It lets the producer of a message choose the run that it is for, by the metadata key
 // [MetadataInstanceID].
-func TargetFromMetadata(msg *message.Message) string { return msg.Metadata.Get(MetadataInstanceID) }
+func TargetFromMetadata(msg *message.Message) string {
+	if msg == nil {
+		return ""
+	}
+	return msg.Metadata.Get(MetadataInstanceID)
+}
 
 // WithTraceFromMetadata has runs that are started, and messages that are sent, continue the trace that the metadata of a message
 // names (traceparent and tracestate, as W3C has them). Its producer then chooses the trace, and whether it is sampled. Default: only
@@ -67,9 +73,13 @@ func WithTraceFromMetadata() HandlerOption {
 	return func(o *handlerOptions) { o.traced = true }
 }
 
-// MessageRunID returns the id of the run of definition that [Engine.StartHandler] starts for msg, unless WithMessageID says otherwise:
-// made from the workflow's name, the topic that the router has taken msg from (none without a router) and its UUID.
+// MessageRunID returns the id of the run of definition that [Engine.StartHandler] starts for msg, unless WithMessageID
+// says otherwise: made from the workflow's name, the topic that the router has taken msg from (none without a router)
+// and its UUID. It is empty if either is nil.
 func MessageRunID(definition Definition, msg *message.Message) string {
+	if bounds.Nothing(definition) || msg == nil {
+		return ""
+	}
 	return messageID(definition.Name(), message.SubscribeTopicFromCtx(msg.Context()), msg.UUID)
 }
 
@@ -156,6 +166,11 @@ func (o handlerOptions) metadataOf(msg *message.Message) map[string]string {
 // failure in a row.
 func (e *Engine) StartHandler(definition Definition, options ...HandlerOption) message.NoPublishHandlerFunc {
 	chosen := newHandlerOptions(options)
+	if bounds.Nothing(definition) {
+		return func(*message.Message) error {
+			return errors.New("start a workflow: the definition of StartHandler is nil: give what Define returns") // not the message's mistake
+		}
+	}
 	return func(msg *message.Message) error {
 		failed := func(err error) error { return fmt.Errorf("start workflow %q: %w", definition.Name(), err) }
 		if err := definition.checkInput(msg.Payload); err != nil {
@@ -224,7 +239,9 @@ func newHandlerOptions(options []HandlerOption) handlerOptions {
 		care:   new(care),
 	}
 	for _, option := range options {
-		option(&chosen)
+		if option != nil {
+			option(&chosen)
+		}
 	}
 	return chosen
 }

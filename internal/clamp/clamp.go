@@ -31,26 +31,6 @@ func Nanos(nanos float64) time.Duration {
 	}
 }
 
-// The years that both PostgreSQL's timestamps and microseconds since 1970 in 64 bits hold, and their differences with
-// now.
-const (
-	firstYear = -4000
-	lastYear  = 290_000
-)
-
-// UnixMicro returns an instant in microseconds since 1970, no earlier than the year -4000 and no later than 290,000.
-func UnixMicro(at time.Time) int64 {
-	first, last := time.Date(firstYear, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(lastYear, 1, 1, 0, 0, 0, 0, time.UTC)
-	switch {
-	case at.Before(first):
-		return first.UnixMicro()
-	case at.After(last):
-		return last.UnixMicro()
-	default:
-		return at.UnixMicro()
-	}
-}
-
 // Sum returns a + b, or the largest or least number there is.
 func Sum(a, b int64) int64 {
 	switch sum := a + b; {

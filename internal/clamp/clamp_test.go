@@ -42,25 +42,6 @@ func TestDurationsOfTheDatabaseKeepTheirSign(t *testing.T) {
 	}
 }
 
-func TestInstantsStayInTheYearsOfBoth(t *testing.T) {
-	t.Parallel()
-	for _, test := range []struct {
-		at   time.Time
-		want int // the year
-	}{
-		{time.Time{}, 1},
-		{time.Date(2026, 11, 28, 1, 2, 3, 4000, time.UTC), 2026},
-		{time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC), 9999},
-		{time.Date(289_999, 1, 1, 0, 0, 0, 0, time.UTC), 289_999},
-		{time.Date(1_000_000, 1, 1, 0, 0, 0, 0, time.UTC), 290_000},
-		{time.Date(-1_000_000, 1, 1, 0, 0, 0, 0, time.UTC), -4000},
-	} {
-		if got := time.UnixMicro(clamp.UnixMicro(test.at)).UTC(); got.Year() != test.want {
-			t.Errorf("%s becomes %s", test.at, got)
-		}
-	}
-}
-
 func TestSumsDoNotTurnRound(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct{ a, b, want int64 }{

@@ -29,7 +29,7 @@ const MaxSchemaLength = 63 - len("_workflow_resumable")
 // CheckSchema reports why name cannot be used as the schema of our tables, or nil.
 func CheckSchema(name string) error {
 	if len(name) > MaxSchemaLength {
-		return fmt.Errorf("schema %q is %d bytes long: use at most %d, because channel names are made from it", name, len(name), MaxSchemaLength)
+		return fmt.Errorf("schema %.40q... is %d bytes long: use at most %d, because channel names are made from it", name, len(name), MaxSchemaLength)
 	}
 	if !schemaID.MatchString(name) {
 		return fmt.Errorf("schema %q is not a plain identifier: use lower-case letters, digits and underscores, starting with a letter or underscore", name)
