@@ -294,6 +294,9 @@ func faultsCellOf(t *testing.T, row faultsStatement, column faultsColumn) {
 	t.Helper()
 	w := newFaultsWorld(t)
 	w.complain(w.sufferCell(row, column))
+	for _, first := range w.before { // what it has brought about has been suffered: no shutdown is to meet more of it
+		first.Stop()
+	}
 }
 
 // faultsWakes are statements that wake runs, or find what there is to wake them for. With them no sweep comes to the rescue: a
