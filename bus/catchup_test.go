@@ -338,7 +338,7 @@ func TestCatchUpTellsWhatIsNewUnderAnOldName(t *testing.T) {
 	tells(events, 0)
 	timers := newCatchUp(pool, s.queries, EventTimerExpired, 100)
 	execute(t, pool, `insert into romancy.instances (id, workflow, status, token, ready_at, wake_at, wake_position)
-		values ('sleeper', 'orders', 'waiting', 1, now(), '2030-01-15', 3), ('for good', 'orders', 'waiting', 1, now(), 'infinity', 3)`)
+		values ('sleeper', 'orders', 'waiting', 1, now(), '2030-01-15', 3), ('for good', 'orders', 'waiting', 1, now(), '9999-01-01', 3)`)
 	tells(timers, 2)
 	execute(t, pool, "update romancy.instances set wake_at = '2030-01-16', wake_position = 5 where id = 'sleeper'")
 	tells(timers, 1)

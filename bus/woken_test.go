@@ -424,7 +424,7 @@ func TestNewWokenSubscriberReportsAllMistakes(t *testing.T) {
 	t.Parallel()
 	_, err := NewWokenSubscriber(nil, watermillsql.SubscriberConfig{BackoffManager: watermillsql.NewDefaultBackoffManager(0, 0)},
 		WokenConfig{Wake: WakeConfig{PollInterval: -1}})
-	wantMentioned(t, err, "WakeConfig.PollInterval", "WokenConfig.Listener", "BackoffManager", "db is nil")
+	wantMentioned(t, err, "WakeConfig.PollInterval", "WokenConfig.Listener", "BackoffManager", "the db of bus.NewWokenSubscriber is nil")
 
 	s := newWokenSQL(t)
 	subscriber, err := NewWokenSubscriber(s.db, watermillsql.SubscriberConfig{SchemaAdapter: s.schema, OffsetsAdapter: s.offsets},

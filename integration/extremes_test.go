@@ -305,12 +305,13 @@ func shown(value any) []string {
 
 func shownText(text string) []string {
 	if text == "" {
-		return []string{"empty", `""`}
+		return []string{"empty", `""`, "of 0 bytes"}
 	}
 	if len(text) > 1000 {
 		return []string{"1048", text[:40]} // its size in all, or its beginning
 	}
-	return []string{fmt.Sprintf("%q", text), strings.Trim(fmt.Sprintf("%q", text), `"`), "UTF-8", "NUL"}
+	size := fmt.Sprintf("of %d bytes", len(text)) // of what may hold somebody's data
+	return []string{fmt.Sprintf("%q", text), strings.Trim(fmt.Sprintf("%q", text), `"`), size, "UTF-8", "NUL"}
 }
 
 // tryEach calls do with each of the values.

@@ -124,7 +124,7 @@ func TestAnEventWrittenByHandStopsNoOther(t *testing.T) {
 		"least attempts": "attempts) values ('by hand', 't', 'its key', 7, '', -2147483648)",
 		"due ever since": "next_at) values ('by hand', 't', 'its key', 7, '', '-infinity')",
 		"never due":      "next_at) values ('by hand', 't', 'its key', 7, '', 'infinity')",
-		"oldest":         "created_at) values ('by hand', 't', 'its key', 7, '', '-infinity')",
+		"oldest":         "created_at) values ('by hand', 't', 'its key', 7, '', '0001-01-01')",
 		"taken":          "taken) values ('by hand', 't', 'its key', 7, '', 9223372036854775807)",
 		"no headers":     `headers) values ('by hand', 't', 'its key', 7, '', '[{"a": 1}]')`,
 	} {

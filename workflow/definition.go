@@ -127,6 +127,14 @@ func checkText(field, value string, most int) error {
 	return nil
 }
 
+// checkUnshown is checkText for what may hold somebody's data, which its error does not show.
+func checkUnshown(field, value string, most int) error {
+	if checkText(field, value, most) == nil {
+		return nil
+	}
+	return fmt.Errorf("%s, of %d bytes, must be valid UTF-8 without NUL bytes, and have %d bytes at most", field, len(value), most)
+}
+
 // checkName reports why value cannot be stored as an id or a name; field says what it is.
 func checkName(field, value string) error {
 	if value == "" {

@@ -352,9 +352,9 @@ func TestEventsAreCheckedBeforeTheyAreSent(t *testing.T) {
 		"801 bytes long":                         func(e *workflow.OutgoingEvent) { e.Attributes = map[string]string{"a": strings.Repeat("x", 800)} },
 		"33 attributes":                          func(e *workflow.OutgoingEvent) { e.Attributes = many },
 		"encode the data":                        func(e *workflow.OutgoingEvent) { e.Data = func() {} },
-		"data is not valid UTF-8":                func(e *workflow.OutgoingEvent) { e.Data = json.RawMessage("\"\xff\"") },
+		"its JSON is not valid UTF-8":            func(e *workflow.OutgoingEvent) { e.Data = json.RawMessage("\"\xff\"") },
 		"json.RawMessage is encoded as is no":    func(e *workflow.OutgoingEvent) { e.Data = json.RawMessage("{") },
-		"retention is -1s":                       func(e *workflow.OutgoingEvent) { e.Retention = -time.Second },
+		"OutgoingEvent.Retention is -1s":         func(e *workflow.OutgoingEvent) { e.Retention = -time.Second },
 	} {
 		event := paid("1", "x")
 		change(&event)

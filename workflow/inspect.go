@@ -335,7 +335,7 @@ func (f Filter) check() (below string, err error) {
 		errs = append(errs, checkName("Filter.Workflows:", name))
 	}
 	errs = append(errs,
-		checkText("Filter.InputPath", f.InputPath, maxInputPath),
+		checkUnshown("Filter.InputPath", f.InputPath, maxInputPath),
 		bounds.CheckInstant("Filter.CreatedFrom", f.CreatedFrom),
 		bounds.CheckInstant("Filter.CreatedBefore", f.CreatedBefore),
 		bounds.CheckInstant("Filter.EndedFrom", f.EndedFrom))

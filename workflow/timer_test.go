@@ -210,7 +210,7 @@ func TestSleepUntilTheDistantFutureIsQuiet(t *testing.T) {
 		if _, err := flow.Start(ctx, one.Engine, year); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := flow.Start(ctx, one.Engine, year, workflow.WithStartAt(time.Date(year, 1, 1, 0, 0, 0, 0, time.UTC))); err != nil {
+		if _, err := flow.Start(ctx, one.Engine, year, workflow.WithStartAt(time.Date(min(year, 9999), 1, 1, 0, 0, 0, 0, time.UTC))); err != nil {
 			t.Fatal(err)
 		}
 	}

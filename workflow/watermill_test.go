@@ -158,7 +158,7 @@ func TestSendHandlerSendsEveryMessageOnce(t *testing.T) {
 	}{
 		{"3", `{"Text":`, "", "json.RawMessage is encoded as is no JSON"},
 		{"4", ``, "", "json.RawMessage is encoded as is no JSON"},
-		{"5", "\"\xff\"", "", "character not in repertoire"},
+		{"5", "\"\xff\"", "", "not valid UTF-8"},
 		{"", `{}`, "", "UUID is empty"},
 		{strings.Repeat("x", 256), `{}`, "", "at most 255"},
 		{"6", `{}`, "nobody", "undeliverable"},
