@@ -202,6 +202,36 @@ func TestListPassesOverWhatJsonbRefuses(t *testing.T) {
 	}
 }
 
+// A run that somebody holds for good, by hand, waits, and spoils neither lists nor sweeps.
+func TestAWaitUntilInfinityByHandSpoilsNothing(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	w := startWorker(t, pool, []workflow.Definition{steps})
+	ctx := testContext(t)
+	run, err := steps.Start(ctx, w.Engine, 1, workflow.WithDelay(time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pool.Exec(ctx, "update romancy.instances set wake_at = 'infinity'"); err != nil {
+		t.Fatal(err)
+	}
+	info, err := w.Get(ctx, run.ID())
+	if err != nil || info.Status != workflow.StatusWaiting || !info.WakeAt.IsZero() {
+		t.Errorf("%+v, %v", info, err)
+	}
+	if page, err := w.List(ctx, workflow.Filter{}); err != nil || len(page.Runs) != 1 {
+		t.Errorf("%+v, %v", page, err)
+	}
+	if _, ok, err := w.NextDeadline(ctx); ok || err != nil {
+		t.Errorf("there is a next deadline: %t, %v", ok, err)
+	}
+	for _, sweep := range []func(context.Context) (int, error){w.SweepTimers, w.SweepResume} {
+		if n, err := sweep(ctx); n != 0 || err != nil {
+			t.Errorf("a sweep finds %d, %v", n, err)
+		}
+	}
+}
+
 // A path that takes too long ends with an error that names it, and keeps no connection; on few runs at a time it may get through.
 func TestListGivesUpAPathThatTakesTooLong(t *testing.T) {
 	t.Parallel()

@@ -13,7 +13,6 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/romancy-go/romancy/internal/pgtest"
-	"github.com/romancy-go/romancy/internal/refusal"
 	"github.com/romancy-go/romancy/internal/schema"
 )
 
@@ -292,7 +291,6 @@ func TestMigrationFindsLinesThatAreThere(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Pool(t)
 	exec(t, pool, "drop table romancy.interruptions") // what came after lines
-	exec(t, pool, "alter table romancy.instances drop constraint instances_finite; alter table romancy.outbox drop constraint outbox_finite")
 	exec(t, pool, "drop function romancy.input_matches; alter index romancy.subscriptions_order rename to subscriptions_channel")
 	exec(t, pool, "alter table romancy.instances drop column died_with, drop column drained_at, drop column erased_at")
 	exec(t, pool, "alter table romancy.history drop column worker")
@@ -318,21 +316,4 @@ func TestMigrationFindsLinesThatAreThere(t *testing.T) {
 	if lines != "a1=none a2=a1 a3=a1 b1=none c1=none c2=c1" || heirs != "a1>a3 a2>a3 a3>a3 b1>b1 c1>c2 c2>c2" {
 		t.Errorf("lines %s, heirs %s", lines, heirs)
 	}
-}
-
-// A moment that nobody can wait for is refused, whoever writes it.
-func TestInfiniteMomentsAreRefused(t *testing.T) {
-	t.Parallel()
-	pool := pgtest.Pool(t)
-	exec(t, pool, "insert into romancy.instances (id, workflow, status, token, ready_at, wake_at, ended_at) values ('a', 'w', 'waiting', 1, now(), now() + interval '1 hour', now())")
-	exec(t, pool, "insert into romancy.outbox (event_id, topic, key, slot, payload) values ('a', 't', 'k', 1, '')")
-	for _, moment := range []string{"instances set wake_at", "instances set ready_at", "instances set ended_at", "instances set created_at", "outbox set created_at", "outbox set dead_at"} {
-		for _, infinite := range []string{"infinity", "-infinity"} {
-			_, err := pool.Exec(t.Context(), "update romancy."+moment+" = '"+infinite+"'")
-			if refusal.Code(err) != "23514" {
-				t.Errorf("%s = %s: %v", moment, infinite, err)
-			}
-		}
-	}
-	exec(t, pool, "update romancy.instances set wake_at = null, ended_at = null; update romancy.outbox set next_at = 'infinity'")
 }

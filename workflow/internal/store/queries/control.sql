@@ -1,7 +1,7 @@
 -- name: GetRun
 select i.id, i.workflow, case when i.compensating and i.status in ('ready', 'running', 'waiting') then 'compensating' else i.status end,
        i.worker, w.label, i.input::text, i.output::text, i.error::text,
-       i.continued_from, i.created_at, i.ended_at, i.wake_at, i.wake_channels,
+       i.continued_from, i.created_at, i.ended_at, case when i.wake_at < 'infinity' then i.wake_at end, i.wake_channels,
        i.priority, i.deaths, (select count(*) from romancy.interruptions n where n.instance_id = i.id), i.erased_at
 from romancy.instances i left join romancy.workers w on w.id = i.worker
 where i.id = $1::text;
@@ -42,7 +42,7 @@ order by n.position, n.number;
 -- as a row without a workflow, unless the end was reached.
 with page as materialized (
     select i.id, i.workflow, case when i.compensating and i.status in ('ready', 'running', 'waiting') then 'compensating' else i.status end as status,
-           i.created_at, i.ended_at, i.wake_at, i.continued_from, i.erased_at,
+           i.created_at, i.ended_at, case when i.wake_at < 'infinity' then i.wake_at end as wake_at, i.continued_from, i.erased_at,
            case when $9::text is not null then i.input::text end as input
     from romancy.instances i
     where i.id < coalesce($1::text, (select top.id || '.' from romancy.instances top order by top.id desc limit 1))

@@ -215,7 +215,7 @@ select (select true from romancy.workers w where w.lease_until <= clock_timestam
        (select true from romancy.mailbox m where m.id > 0 limit 1) is true,
        (select true from romancy.event_waits w where w.instance_id > '' limit 1) is true,
        (select (extract(epoch from i.wake_at - clock_timestamp()) * 1000000)::bigint
-        from romancy.instances i where i.status = 'waiting' and i.wake_at >= to_timestamp(0) order by i.wake_at limit 1),
+        from romancy.instances i where i.status = 'waiting' and i.wake_at >= to_timestamp(0) and i.wake_at < 'infinity' order by i.wake_at limit 1),
        (extract(epoch from clock_timestamp()) * 1000000)::bigint;
 
 -- name: NextDeadline
@@ -223,6 +223,7 @@ select (select true from romancy.workers w where w.lease_until <= clock_timestam
 select (extract(epoch from i.wake_at - clock_timestamp()) * 1000000)::bigint
 from romancy.instances i
 where i.status = 'waiting' and i.wake_at is not null and i.wake_at >= to_timestamp(0) + $1::bigint * interval '1 microsecond'
+  and i.wake_at < 'infinity' -- by somebody's hand
 order by i.wake_at
 limit 1;
 
