@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+
 	"github.com/romancy-go/romancy/internal/pgtest"
 	"github.com/romancy-go/romancy/workflow"
 )
@@ -43,6 +45,7 @@ func TestARunOfAWorkerThatWasOnlySlowDoesNotStayStuck(t *testing.T) {
 			}
 			<-begun
 			former := slow.Status().Worker
+			t.Cleanup(func() { tellRows(t, pool) })
 			heir := startWorker(t, pool, []workflow.Definition{flow}, configure)
 			proxy.Stall()
 			eventually(t, "the run is stuck", func() bool {
@@ -67,6 +70,22 @@ func TestARunOfAWorkerThatWasOnlySlowDoesNotStayStuck(t *testing.T) {
 			}
 		})
 	}
+}
+
+// tellRows logs what the database knows of runs and workers if the test has failed.
+func tellRows(t *testing.T, pool *pgxpool.Pool) {
+	t.Helper()
+	if !t.Failed() {
+		return
+	}
+	const asked = `select (select json_agg(i) from romancy.instances i)::text || (select json_agg(w) from romancy.workers w)::text || clock_timestamp()::text
+		|| (select json_agg(json_build_array(a.pid, a.application_name, a.state, a.xact_start, left(a.query, 60))) from pg_stat_activity a where a.datname = current_database())::text`
+	var rows *string
+	if err := pool.QueryRow(context.Background(), asked).Scan(&rows); err != nil || rows == nil {
+		t.Log(err)
+		return
+	}
+	t.Log(*rows)
 }
 
 // However often a worker loses its lease and lives, none of its runs becomes stuck, and each execution again is written down.
