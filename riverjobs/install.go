@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -253,25 +252,13 @@ func (j *Jobs) removePeriodic() {
 
 // LowerDeadline takes note that something falls due at the given instant of the database's clock, for the sweeps that
 // have a NextDue. If nobody has served it when it has passed, the next tick sweeps. It never blocks, and does nothing
-// before Start, after Stop or on nil. An instant centuries away is one of the year 2116, or 1823.
+// before Start, after Stop or on nil. An instant more than 292 years away counts as one that far.
 func (j *Jobs) LowerDeadline(at time.Time) {
 	if j == nil {
 		return
 	}
 	for _, lookout := range j.lookouts {
-		lookout.announce(clampToNanos(at))
-	}
-}
-
-// clampToNanos returns at, or the end of what can be counted in nanoseconds since 1970: no process waits for that long.
-func clampToNanos(at time.Time) time.Time {
-	switch earliest, latest := time.Unix(0, math.MinInt64/2), time.Unix(0, math.MaxInt64/2); {
-	case at.Before(earliest):
-		return earliest
-	case at.After(latest):
-		return latest
-	default:
-		return at
+		lookout.announce(at)
 	}
 }
 

@@ -54,8 +54,9 @@ func (e *Engine) laterLoop(ctx context.Context) {
 	for again.wait(ctx, e.laters, nil) {
 		rounds.begin(time.Now())
 		_, err := e.lookAhead(ctx)
+		noteOutcome(ctx, e.reports.timers, err)
 		if again.after(err != nil); err != nil {
-			e.laters.give() // the look of the next fallback interval says why
+			e.laters.give()
 		}
 		rounds.rest(ctx)
 	}

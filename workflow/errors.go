@@ -43,7 +43,8 @@ var (
 	ErrNotEnded = errors.New("the run has not ended")
 	// ErrErased says that what is asked of a run was erased, see [Engine.Erase].
 	ErrErased = errors.New("the run was erased")
-	// ErrTooLarge says that a value is larger than MaxPayload, or nested too deep to be read back (9,990 levels). An activity whose result is has failed, for good.
+	// ErrTooLarge says that a value is larger than MaxPayload, or nested too deep to be read back (9,990 levels). An activity with such a
+	// result has failed, for good.
 	ErrTooLarge = errors.New("too large to be stored")
 	// ErrDiverged is what a run is stuck with whose recorded history does not fit the code: the workflow issued another command than the one
 	// recorded, or what is recorded does not decode into its types. Deploy code that fits, and Retry the run.
@@ -120,17 +121,18 @@ func (e *ActivityError) trace() string { return e.Stack }
 func (e *ActivityError) Unwrap() error { return recordedError(e.Type, e.Message, e.Details) }
 
 // survivors are the errors that a recorded failure still is, if it was one when it was returned and names no type of its own, with the
-// types that they are recorded with. The first that fits is taken.
+// types that they are recorded with. The first that fits is taken. No application calls a type of its own like those that begin
+// with romancy: an error of its type "timeout" is not ErrTimeout.
 var survivors = []struct {
 	err      error
 	recorded string
 }{
 	{ErrTooLarge, "too_large"},
 	{context.DeadlineExceeded, "deadline_exceeded"}, // such as WithTimeout of an activity sets
-	{ErrTimeout, "timeout"},
-	{ErrUndeliverable, "undeliverable"},
-	{ErrModeConflict, "mode_conflict"},
-	{ErrDiverged, "diverged"},
+	{ErrTimeout, "romancy_timeout"},
+	{ErrUndeliverable, "romancy_undeliverable"},
+	{ErrModeConflict, "romancy_mode_conflict"},
+	{ErrDiverged, "romancy_diverged"},
 }
 
 func recordedError(errorType, message string, details json.RawMessage) error {

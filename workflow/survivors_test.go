@@ -56,3 +56,29 @@ func TestAFailureIsStillTheErrorThatItWas(t *testing.T) {
 		}
 	}
 }
+
+// A type of the application's own makes another error, whatever it is called.
+func TestATypeOfTheApplicationsIsNoErrorOfOurs(t *testing.T) {
+	t.Parallel()
+	ours := []error{workflow.ErrTimeout, workflow.ErrUndeliverable, workflow.ErrModeConflict, workflow.ErrDiverged}
+	flow := workflow.Define("flow", func(_ *workflow.Context, kind string) (string, error) {
+		return "", workflow.NewError(kind, "of the shop")
+	})
+	w := startWorker(t, pgtest.Pool(t), []workflow.Definition{flow})
+	ctx := testContext(t)
+	for _, kind := range []string{"timeout", "undeliverable", "mode_conflict", "diverged"} {
+		run, err := flow.Start(ctx, w.Engine, kind)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = run.Result(ctx)
+		if !errors.Is(err, workflow.NewError(kind, "")) {
+			t.Errorf("%s: %v", kind, err)
+		}
+		for _, one := range ours {
+			if errors.Is(err, one) {
+				t.Errorf("%s is %v", kind, one)
+			}
+		}
+	}
+}

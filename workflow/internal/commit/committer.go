@@ -30,7 +30,7 @@ var (
 	// ErrClosed answers operations that the committer did not carry out because it is closed.
 	ErrClosed = errors.New("committer is closed")
 	// ErrOutcomeUnknown answers operations from outside that were under way when the connection was lost and must not be
-	// repeated.
+	// repeated, and whoever does not wait any more for one that is queued or under way.
 	ErrOutcomeUnknown = errors.New("the database has not answered")
 	// ErrFenced answers operations of a run that this worker does not own any more; nothing was written. It may have lost
 	// its lease.
